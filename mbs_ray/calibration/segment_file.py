@@ -1,0 +1,138 @@
+"""A calibration set on disk: one parquet row per segment, named and described by its fingerprint."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mbs_ray.calibration.language_draw import LanguageSegments
+from mbs_ray.errors import InputError
+
+METADATA_KEY = b"mbs_ray"
+ROW_GROUP_TOKENS = 2**17
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """n segments of L tokens in memory.
+
+    `token_ids` int32 [n, L]; `document_index` int16 [n, L], the entry of the segment's `documents` a token belongs
+    to, -1 for separators and special tokens; `bytes` uint16 [n, L], UTF-8 bytes of text a token stands for;
+    `language` and `documents` have n entries.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    document_index: npt.NDArray[np.int16]
+    bytes: npt.NDArray[np.uint16]
+    language: list[str]
+    documents: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class SegmentSet:
+    """A written calibration or evaluation set. `allocation` counts its segments; `facts` tell how it was drawn."""
+
+    path: Path
+    fingerprint: str
+    sequence_length: int
+    allocation: Mapping[str, int]
+    facts: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def open(cls, path: Path) -> "SegmentSet":
+        """InputError if the file is not one that `write_segments` wrote."""
+        try:
+            metadata = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+            return cls(
+                path,
+                metadata["fingerprint"],
+                metadata["request"]["sequence_length"],
+                metadata["allocation"],
+                metadata["facts"],
+            )
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: not a file of segments, or a damaged one") from None
+
+    def __len__(self) -> int:
+        return sum(self.allocation.values())
+
+    def read(self) -> Segments:
+        """All segments."""
+        return self.rows(0, len(self))
+
+    def rows(self, start: int, stop: int) -> Segments:
+        """Segments start…stop-1; only the row groups that hold them are read."""
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of {len(self)}")
+        group_rows = _group_rows(self.sequence_length)
+        groups = range(start // group_rows, -(-stop // group_rows))
+        with pq.ParquetFile(self.path) as file:
+            table = file.read_row_groups(list(groups))
+        table = table.slice(start - groups[0] * group_rows, stop - start)
+        return Segments(
+            self._matrix(table, "token_ids"),
+            self._matrix(table, "document_index"),
+            self._matrix(table, "bytes"),
+            table["language"].to_pylist(),
+            table["documents"].to_pylist(),
+        )
+
+    def _matrix(self, table: pa.Table, column: str) -> npt.NDArray[Any]:
+        return table[column].combine_chunks().flatten().to_numpy().reshape(-1, self.sequence_length)
+
+
+def write_segments(
+    path: Path, fingerprint: str, request: Mapping[str, Any], drawn: Mapping[str, LanguageSegments]
+) -> SegmentSet:
+    """Writes the segments of all languages, in the order given, and gives them their name only when complete."""
+    length = request["sequence_length"]
+    metadata = {
+        "fingerprint": fingerprint,
+        "request": request,
+        "allocation": {language: len(result.segments) for language, result in drawn.items()},
+        "facts": {language: result.facts for language, result in drawn.items()},
+    }
+    schema = pa.schema(
+        {
+            "language": pa.string(),
+            "token_ids": pa.list_(pa.int32(), length),
+            "document_index": pa.list_(pa.int16(), length),
+            "bytes": pa.list_(pa.uint16(), length),
+            "documents": pa.list_(pa.string()),
+        },
+        metadata={METADATA_KEY: json.dumps(metadata, ensure_ascii=False)},
+    )
+    rows = ((language, segment) for language, result in drawn.items() for segment in result.segments)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pq.ParquetWriter(unfinished, schema) as writer:
+            while group := list(islice(rows, _group_rows(length))):
+                columns: dict[str, Any] = {
+                    "language": [language for language, _ in group],
+                    "documents": [list(segment.documents) for _, segment in group],
+                }
+                for name in ("token_ids", "document_index", "bytes"):
+                    flat = pa.array(np.concatenate([getattr(segment, name) for _, segment in group]))
+                    kind = schema.field(name).type.value_type
+                    columns[name] = pa.FixedSizeListArray.from_arrays(flat.cast(kind), length)
+                writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return SegmentSet.open(path)
+
+
+def _group_rows(sequence_length: int) -> int:
+    return max(1, ROW_GROUP_TOKENS // sequence_length)

@@ -1,0 +1,99 @@
+"""From a document's text to its tokens, each with the bytes of text it stands for."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mbs_ray.calibration.shards import Document
+from mbs_ray.calibration.token_stream import TokenStream
+from mbs_ray.errors import InputError
+
+LARGEST_BYTES = np.iinfo(np.uint16).max
+
+
+class DocumentTokenizer:
+    """A model's fast tokenizer. `name` is a directory or a hub id. InputError if it cannot be loaded."""
+
+    def __init__(self, name: str) -> None:
+        from transformers import AutoTokenizer  # slow to import, and only needed where text is tokenized
+
+        try:
+            # Without a maximum length no warning is given for a document longer than the model's.
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, model_max_length=2**40)
+        except (OSError, ValueError) as error:
+            first_line = str(error).strip().partition("\n")[0]
+            raise InputError(f"tokenizer {name}: cannot be loaded ({first_line})") from None
+        if not self.tokenizer.is_fast:
+            raise InputError(f"tokenizer {name}: has no tokenizer.json, whose offsets are needed to count bytes")
+
+    def digest(self) -> str:
+        """Hex SHA-256 of all that determines the tokens."""
+        definition = self.tokenizer.backend_tokenizer.to_str()
+        return hashlib.sha256(f"{definition}\n{self.tokenizer.eos_token_id}".encode()).hexdigest()
+
+    def tokenize(self, documents: Sequence[Document]) -> list[TokenStream]:
+        """The tokens of each document, with the tokenizer's special tokens and an end-of-text separator.
+
+        The bytes add up exactly to the document's. A document without a token of text gives an empty stream.
+        """
+        if not documents:
+            return []
+        encoded = self.tokenizer(
+            [document.text for document in documents],
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        return [
+            self._stream(document, *columns)
+            for document, *columns in zip(
+                documents,
+                encoded["input_ids"],
+                encoded["offset_mapping"],
+                encoded["special_tokens_mask"],
+                strict=True,
+            )
+        ]
+
+    def _stream(
+        self,
+        document: Document,
+        token_ids: list[int],
+        offsets: list[tuple[int, int]],
+        special: list[int],
+    ) -> TokenStream:
+        of_text = np.asarray(special, dtype=np.int64) == 0
+        if not of_text.any():
+            nothing = np.empty(0, np.int32)
+            return TokenStream(nothing, nothing, nothing, (document.label,))
+        ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[of_text, 1]
+        sizes = token_bytes(document.text, ends)
+        if sizes.max() > LARGEST_BYTES:
+            raise InputError(f"{document.label}: one token stands for {sizes.max()} bytes of text")
+        if self.tokenizer.eos_token_id is not None and token_ids[-1] != self.tokenizer.eos_token_id:
+            token_ids = [*token_ids, self.tokenizer.eos_token_id]
+            of_text = np.append(of_text, False)
+        counted = np.zeros(len(token_ids), np.int32)
+        counted[of_text] = sizes
+        index = np.where(of_text, 0, -1).astype(np.int32)
+        return TokenStream(np.asarray(token_ids, np.int32), index, counted, (document.label,))
+
+
+def token_bytes(text: str, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """UTF-8 bytes each token stands for, from the character offsets of the tokens' ends.
+
+    A token gets the bytes up to the largest end so far that none before it had, the last one the rest as well.
+    They add up to the text's bytes also where several tokens share a character, or none has the spaces.
+    """
+    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (code_points >= 0x80) + (code_points >= 0x800) + (code_points >= 0x10000)
+    bytes_before = np.concatenate([[0], np.cumsum(sizes)])
+    reached = bytes_before[np.maximum.accumulate(ends)]
+    reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0)

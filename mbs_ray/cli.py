@@ -1,0 +1,294 @@
+"""The command line: ``mbs allocate | compress | evaluate | sweep | ui``."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mbs_ray.errors import InputError
+
+app = typer.Typer(
+    name="mbs",
+    help="Multilingual Brain Surgeon on Ray: compress multilingual language models, language by language.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for everything: runs, figures, MLflow database.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster to work on; default: a local Ray, or the job's own."),
+]
+Stages = Annotated[int, typer.Option("--stages", min=1, help="Actors the blocks are sharded over.")]
+Languages = Annotated[str, typer.Option("--languages", help="'paper' (its 20), 'all', or codes: en,sw,ta")]
+Distribution = Annotated[
+    Path | None,
+    typer.Option("--distribution", help="language_distribution.json; default: beside the model, or BLOOM's own."),
+]
+_SAMPLING_HELP = "monolingual[:language=en], equal, proportional, temperature:alpha=0.3, counts:counts={en: 9}"
+_METHOD_HELP = "magnitude, rtn, wanda, sparsegpt, gptq, with fields: sparsegpt:sparsity=0.5 or gptq:bits=3"
+
+
+@app.command(epilog="Example: mbs allocate --model bigscience/bloom-7b1 --sampling proportional --segments 256")
+def allocate(
+    model: Annotated[str, typer.Option("--model", help="Folder of a checkpoint, or a hub id.")],
+    sampling: Annotated[str, typer.Option("--sampling", help=_SAMPLING_HELP)] = "proportional",
+    segments: Annotated[int, typer.Option("--segments", min=1, help="Segments in all.")] = 256,
+    languages: Languages = "paper",
+    distribution: Distribution = None,
+) -> None:
+    """Show how many calibration segments each language gets. Needs no network and no Ray."""
+    from mbs_ray.calibration.sampling import build_sampling
+    from mbs_ray.languages import LANGUAGES, model_distribution, parse_languages
+
+    with _input_errors():
+        known = model_distribution(model, distribution)
+        asked = parse_languages(languages, known)
+        allocation = build_sampling(_named(sampling)).allocate(known, asked, segments)
+        shares = known.shares(asked)
+        table = Table(title=f"{segments} segments, {sampling}, {known.source}")
+        for column in ("language", "name", "share of training", "segments", "share of segments"):
+            table.add_column(column, justify="left" if column in ("language", "name") else "right")
+        for code, count in allocation.items():
+            name = LANGUAGES[code].name if code in LANGUAGES else ""
+            share = f"{100 * shares[code]:.3f} %" if code in shares else ""
+            table.add_row(code, name, share, str(count), f"{100 * count / segments:.3f} %")
+        table.add_row("all", "", "", str(sum(allocation.values())), "")
+        Console().print(table)
+
+
+@app.command(
+    epilog="Example: mbs compress --model ./bloom-560m --corpus ./corpus --evaluate ./validation "
+    "--method sparsegpt:sparsity=0.5 --sampling proportional --out ./results"
+)
+def compress(
+    model: Annotated[str, typer.Option("--model", help="Folder of a checkpoint, or a hub id.")],
+    corpus: Annotated[Path, typer.Option("--corpus", help="Folder of <language>.parquet|.jsonl|.txt")],
+    method: Annotated[str, typer.Option("--method", help=_METHOD_HELP)],
+    out: Out,
+    sampling: Annotated[str, typer.Option("--sampling", help=_SAMPLING_HELP)] = "proportional",
+    evaluate: Annotated[
+        list[Path] | None, typer.Option("--evaluate", help="Folder with text to score; may be repeated.")
+    ] = None,
+    name: Annotated[
+        str, typer.Option("--name", help="Of the folder under --out and the MLflow experiment.")
+    ] = "compress",
+    revision: Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")] = None,
+    languages: Languages = "paper",
+    distribution: Distribution = None,
+    segments: Annotated[int, typer.Option("--segments", min=1, help="Calibration segments in all.")] = 256,
+    sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")] = 2048,
+    evaluation_segments: Annotated[
+        int, typer.Option("--evaluation-segments", min=1, help="At most so many per language.")
+    ] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the drawing of text.")] = 0,
+    allow_repeat: Annotated[
+        bool, typer.Option("--allow-repeat", help="Draw overlapping windows where text is short.")
+    ] = False,
+    compute_dtype: Annotated[
+        str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")
+    ] = "auto",
+    microbatch: Annotated[str, typer.Option("--microbatch", help="Segments in one forward, or auto.")] = "auto",
+    stages: Stages = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of an actor.")] = None,
+    address: Address = None,
+) -> None:
+    """Compress one model with one method and one sampling: a sweep of a single run."""
+    from mbs_ray.specs import SweepSpec, validated
+
+    with _input_errors():
+        run = {
+            "model": _model(model),
+            "revision": revision,
+            "distribution": distribution,
+            "languages": languages,
+            "corpus": str(corpus.resolve()),
+            "method": _named(method),
+            "sampling": _named(sampling),
+            "segments": segments,
+            "sequence_length": sequence_length,
+            "seed": seed,
+            "allow_repeat": allow_repeat,
+            "evaluation": _evaluation(evaluate or [], evaluation_segments),
+            "compute_dtype": compute_dtype,
+            "microbatch": int(microbatch) if microbatch.isdigit() else microbatch,
+        }
+        content = {"name": name, "run": run, "stages": stages, "threads": threads or "auto"}
+        _conduct(validated(SweepSpec, content), out, address)
+
+
+@app.command(epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
+    corpus: Annotated[list[Path], typer.Option("--corpus", help="Folder with text to score; may be repeated.")],
+    out: Out,
+    revision: Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")] = None,
+    languages: Languages = "paper",
+    segments: Annotated[
+        int | None, typer.Option("--segments", min=1, help="At most so many per language; default: all text.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")] = 2048,
+    compute_dtype: Annotated[
+        str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")
+    ] = "auto",
+    stages: Stages = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of an actor.")] = None,
+    address: Address = None,
+) -> None:
+    """Score a checkpoint, dense or compressed: perplexity and bits per byte of every language."""
+    with _input_errors():
+        from mbs_ray.evaluate import evaluate_model
+        from mbs_ray.progress import Progress
+        from mbs_ray.specs import EvaluationSpec, validated
+
+        console = Console()
+        scored = evaluate_model(
+            _model(model),
+            revision=revision,
+            languages=languages,
+            sets={
+                set_name: validated(EvaluationSpec, {**content, "sequence_length": sequence_length})
+                for set_name, content in _evaluation(corpus, segments).items()
+            },
+            compute_dtype=compute_dtype,
+            stages=stages,
+            threads=threads,
+            out=_absolute(out),
+            address=address,
+            progress=Progress(console),
+        )
+        for set_name, (path, scores) in scored.items():
+            table = Table(title=f"{Path(model).name} on {set_name}")
+            for column in ("language", "perplexity", "bits per byte", "tokens", "bytes", "documents"):
+                table.add_column(column, justify="left" if column == "language" else "right")
+            for language, one in scores.items():
+                counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
+                table.add_row(language, f"{one.perplexity:.3f}", f"{one.bits_per_byte:.4f}", *counts)
+            console.print(table)
+            console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: mbs sweep jobs/sweeps/bloom-560m.yaml --out ./results   (again the same command: goes on)"
+)
+def sweep(
+    file: Annotated[Path, typer.Argument(help="Sweep file in YAML; see jobs/sweeps/.")],
+    out: Out,
+    stages: Annotated[int | None, typer.Option("--stages", min=1, help="Actors; default: as the file says.")] = None,
+    address: Address = None,
+) -> None:
+    """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
+    from mbs_ray.specs import load_sweep
+
+    with _input_errors():
+        spec = load_sweep(file)
+        _conduct(spec if stages is None else spec.model_copy(update={"stages": stages}), out, address)
+
+
+@app.command(epilog="Example: mbs ui ./results --port 5000")
+def ui(
+    out: Annotated[Path, typer.Argument(help="The --out folder of earlier commands.")],
+    host: Annotated[str, typer.Option("--host", help="Loopback, unless you know who else can reach it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port")] = 5000,
+) -> None:
+    """Open MLflow on the results of earlier commands."""
+    with _input_errors():
+        from mbs_ray.tracking import default_tracking_uri
+
+        uri = default_tracking_uri(out)
+        if not (out / "mlflow.db").is_file():
+            raise InputError(f"{out}: no mlflow.db; give the --out of an earlier mbs compress or mbs sweep")
+        typer.echo(f"MLflow on http://{host}:{port} (stop with Ctrl-C)")
+        command = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.execv(sys.executable, [sys.executable, *command, "--backend-store-uri", uri])
+
+
+def _conduct(spec: Any, out: Path, address: str | None) -> None:
+    from mbs_ray.progress import Progress, increase_view
+    from mbs_ray.sweep import conduct
+
+    console = Console()
+    result = conduct(spec, _absolute(out), address, Progress(console))
+    for title, table in result.tables.items():
+        rows = [(str(name), [float(value) for value in row]) for name, row in table.iterrows()]
+        console.print(increase_view(f"perplexity increase: {title}", list(table.columns), rows))
+    for path in [*result.figures, *result.files]:
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)
+    for label, reason in result.failed.items():
+        typer.echo(f"failed: {label}: {reason}", err=True)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _named(text: str) -> str | dict[str, Any]:
+    """``name`` or ``name:field=value,field=value`` as a name or a mapping; values are YAML."""
+    name, _, fields = text.partition(":")
+    if not fields:
+        return name
+    mapping: dict[str, Any] = {"name": name}
+    for part in _split_fields(fields):
+        field, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{text}: {part!r} is no field=value")
+        try:
+            mapping[field.strip()] = yaml.safe_load(value) if ":" not in value or "{" in value else value
+        except yaml.YAMLError as error:
+            raise InputError(f"{text}: {part!r} has no readable value") from error
+    return mapping
+
+
+def _split_fields(fields: str) -> Iterator[str]:
+    """Split at commas that are not inside braces."""
+    depth, begin = 0, 0
+    for at, character in enumerate(fields):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            yield fields[begin:at]
+            begin = at + 1
+    yield fields[begin:]
+
+
+def _model(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _evaluation(folders: list[Path], segments: int | None) -> dict[str, dict[str, Any]]:
+    """Evaluation sets named after their folders."""
+    sets: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in sets:
+            raise InputError(f"{folder}: another evaluation folder is named {name} too; rename one")
+        sets[name] = {"corpus": str(folder.resolve()), "segments": segments}
+    return sets
+
+
+def _absolute(out: Path) -> Path:
+    """``--out`` made absolute; inside a Ray job, whose working directory is a passing copy, it must be so."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
+        raise InputError(f"--out {out}: inside a Ray job give an absolute folder; the job's own is thrown away")
+    return out.resolve()
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """Bad input: one line, and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,47 @@
+"""A Ray to work on: a local one by default, or the cluster at an address."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Usage reporting is off unless the user turns it on; Ray reads this when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+
+from mbs_ray.errors import InputError
+
+#: Our own hand-over is bounded to a few microbatches; the rest serves Ray Data while it draws text.
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextmanager
+def connected(address: str | None, cpus: int) -> Iterator[None]:
+    """A Ray connection for the length of a job; a Ray that runs in this process already is used as it is.
+
+    Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started.
+    Raises :class:`InputError` when the address does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        ray.init(
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        try:
+            ray.init(address=address or "auto", logging_level=logging.WARNING, log_to_driver=False)
+        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+            raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

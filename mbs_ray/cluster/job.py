@@ -1,0 +1,80 @@
+"""What the stages are told about a run: plain data, the same for all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+from mbs_ray.calibration.segment_file import SegmentSet
+
+
+@dataclass(frozen=True)
+class SegmentFile:
+    """A file of segments and what of it is asked; ``languages`` names one language per segment."""
+
+    name: str
+    path: Path
+    languages: tuple[str, ...]
+
+
+def segment_file(name: str, segments: SegmentSet) -> SegmentFile:
+    """A written set of segments as the stages are told of it; its rows go by language."""
+    counted = (repeat(language, count) for language, count in segments.allocation.items())
+    return SegmentFile(name, segments.path, tuple(chain.from_iterable(counted)))
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Segments ``start`` to ``stop`` of one segment file; ``index`` counts over all files of the run."""
+
+    index: int
+    file: SegmentFile
+    start: int
+    stop: int
+
+    @property
+    def language(self) -> str:
+        return self.file.languages[self.start]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or the evaluation of the dense model where ``method`` is None.
+
+    ``blocks`` holds the shard of each stage. Evaluation segments follow the calibration segments
+    through every block and never enter its moments.
+    """
+
+    key: str
+    model: Path
+    compute_dtype: str
+    microbatch: int
+    method: dict[str, Any] | None
+    calibration: SegmentFile | None
+    evaluation: tuple[SegmentFile, ...]
+    directory: Path
+    blocks: tuple[range, ...]
+
+    @property
+    def blocks_folder(self) -> Path:
+        return self.directory / "blocks"
+
+    def scores_file(self, name: str) -> Path:
+        return self.directory / "evaluation" / f"{name}.parquet"
+
+    def microbatches(self) -> list[Microbatch]:
+        files = [self.calibration, *self.evaluation] if self.calibration else list(self.evaluation)
+        parts = ((file, start) for file in files for start in range(0, len(file.languages), self.microbatch))
+        return [
+            Microbatch(index, file, start, min(start + self.microbatch, len(file.languages)))
+            for index, (file, start) in enumerate(parts)
+        ]
+
+    def calibrating(self) -> list[Microbatch]:
+        return [one for one in self.microbatches() if one.file is self.calibration]
+
+    def evaluating(self) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+        microbatches = self.microbatches()
+        for file in self.evaluation:
+            yield file, [one for one in microbatches if one.file is file]

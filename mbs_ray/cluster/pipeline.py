@@ -1,0 +1,117 @@
+"""The driver's side of the stages: start them, feed them runs, learn how the runs ended."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from mbs_ray.cluster.activations import RunAbandonedError
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.stage import Stage
+from mbs_ray.cluster.worker import Status
+from mbs_ray.errors import InputError
+
+START_SECONDS = 180.0
+
+
+class StageDiedError(RuntimeError):
+    """A stage's process or node is gone; what was finished lies in the run directories."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: ``error`` is None when all stages took it through."""
+
+    key: str
+    error: Exception | None
+
+
+class Pipeline:
+    """Stages as a context manager; runs are submitted in order and end in about that order.
+
+    All runs may be submitted at once: a stage takes them one after the other, and a sender waits
+    while the next stage holds two runs already, so that memory is bounded whatever the number of runs.
+    """
+
+    def __init__(self, stages: int, threads: int) -> None:
+        self._count, self._threads = stages, threads
+        self._stages: list[Any] = []
+        self._pending: dict[ray.ObjectRef, str] = {}
+        self._open: dict[str, int] = {}
+        self._errors: dict[str, Exception] = {}
+        self.process_ids: list[int] = []
+
+    def __enter__(self) -> "Pipeline":
+        resources = ray.cluster_resources()
+        gpus = 1 if resources.get("GPU", 0) >= self._count else 0
+        wanted = self._count * self._threads
+        if resources.get("CPU", 0) < wanted:
+            raise InputError(
+                f"stages: {self._count} stages of {self._threads} threads want {wanted} CPUs, "
+                f"the cluster has {resources.get('CPU', 0):.0f}; ask for fewer stages or threads"
+            )
+        actor: Any = Stage
+        actor = actor.options(num_cpus=self._threads, num_gpus=gpus)
+        self._stages = [actor.remote(index, self._count, self._threads) for index in range(self._count)]
+        following = [*self._stages[1:], None]
+        ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
+        try:
+            self.process_ids = ray.get(ready, timeout=START_SECONDS)
+        except GetTimeoutError as error:
+            self.__exit__()
+            raise InputError(
+                f"stages: {self._count} actors of {self._threads} CPUs found no place within "
+                f"{START_SECONDS:.0f} s; free the cluster or ask for fewer stages"
+            ) from error
+        except RayActorError as error:
+            self.__exit__()
+            raise StageDiedError(f"a stage did not start: {error}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stage in self._stages:
+            ray.kill(stage)
+        self._stages = []
+
+    def submit(self, job: Job) -> None:
+        self._open[job.key] = len(self._stages)
+        for stage in self._stages:
+            self._pending[stage.process.remote(job)] = job.key
+
+    def outcomes(self, wait_seconds: float) -> Iterator[Outcome]:
+        """Runs that ended within the next ``wait_seconds``. Raises :class:`StageDiedError`."""
+        ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=wait_seconds)
+        for reference in ready:
+            key = self._pending.pop(reference)
+            try:
+                ray.get(reference)
+            except RayActorError as error:
+                raise StageDiedError(f"a stage died during {key}; the same command goes on from here") from error
+            except RayTaskError as error:
+                self._fail(key, error)
+            self._open[key] -= 1
+            if self._open[key] == 0:
+                del self._open[key]
+                yield Outcome(key, self._errors.pop(key, None))
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pending)
+
+    def statuses(self) -> list[Status]:
+        """Where every stage is; empty where the stages do not answer at once."""
+        try:
+            return ray.get([stage.status.remote() for stage in self._stages], timeout=2.0)
+        except (GetTimeoutError, RayActorError):
+            return []
+
+    def _fail(self, key: str, error: RayTaskError) -> None:
+        """The first error of a run counts; the other stages are told to give it up."""
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, RunAbandonedError):
+            return
+        if key not in self._errors:
+            self._errors[key] = cause
+            ray.get([stage.abandon.remote(key) for stage in self._stages])

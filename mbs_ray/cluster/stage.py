@@ -1,0 +1,119 @@
+"""A stage: the Ray actor that owns a contiguous shard of the blocks on one device."""
+
+import os
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.worker import Status, Worker
+
+#: Microbatches a sender may have under way that the receiver has not yet stored.
+CREDITS = 2
+#: Runs whose activations a stage holds: the one it computes and the one it is receiving.
+RUNS_HELD = 2
+# numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
+_CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@ray.remote(concurrency_groups={"receive": CREDITS, "control": 1}, max_restarts=0, max_task_retries=0)
+class Stage:
+    """Runs jobs one after the other: per block collect, solve, write, propagate.
+
+    ``process`` works; meanwhile ``receive`` takes the next stage's input and ``control`` methods
+    answer. Nothing here is retried: a block that is done lies in the run directory.
+    """
+
+    def __init__(self, index: int, stages: int, threads: int) -> None:
+        self._index = index
+        self._worker = Worker(index, stages, threads)
+        self._next: Any = None
+        self._stores: dict[str, ActivationStore] = {}
+        #: Runs that ended here or were given up: what still arrives of them is dropped.
+        self._over: set[str] = set()
+        self._changed = threading.Condition()
+
+    @ray.method(concurrency_group="control")
+    def connect(self, following: Any) -> int:
+        """Learn the next stage; answers with the process id."""
+        self._next = following
+        return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> Status:
+        return self._worker.status
+
+    @ray.method(concurrency_group="control")
+    def abandon(self, key: str) -> None:
+        """Give a run up: whoever waits for its microbatches stops, and later ones are dropped."""
+        with self._changed:
+            self._over.add(key)
+            if key in self._stores:
+                self._stores[key].abandon()
+            self._changed.notify_all()
+
+    @ray.method(concurrency_group="receive")
+    def receive(self, key: str, microbatch: int, block: int, carried: np.ndarray, dtype: torch.dtype) -> None:
+        """Store a microbatch of a run; waits while this stage already holds as many runs as it may."""
+        with self._changed:
+            self._changed.wait_for(lambda: key in self._over or key in self._stores or len(self._stores) < RUNS_HELD)
+            if key in self._over:
+                return
+            store = self._stores.setdefault(key, ActivationStore())
+            self._changed.notify_all()
+        # The array is the object store's and read-only: the store below makes the one copy.
+        with torch.no_grad():
+            store.put(microbatch, block, _unpack(carried, dtype))
+
+    def process(self, job: Job) -> None:
+        """Take a run through this stage's blocks."""
+        with self._changed:
+            if self._index == 0:
+                self._stores[job.key] = ActivationStore()
+            self._changed.wait_for(lambda: job.key in self._stores or job.key in self._over)
+            if job.key in self._over:
+                self._stores.pop(job.key, None)
+                raise RunAbandonedError
+            store = self._stores[job.key]
+        try:
+            sender = None if self._next is None else _Sender(self._next, job.key)
+            self._worker.process(job, store, None if sender is None else sender.send)
+            if sender is not None:
+                sender.drain()
+        finally:
+            with self._changed:
+                # The last stage may end before the last calibration microbatches, which it needs not, arrive.
+                self._over.add(job.key)
+                self._stores.pop(job.key, None)
+                self._changed.notify_all()
+
+
+class _Sender:
+    """Hands microbatches to the next stage, never more than :data:`CREDITS` unacknowledged."""
+
+    def __init__(self, following: Any, key: str) -> None:
+        self._following, self._key = following, key
+        self._unacknowledged: deque[ray.ObjectRef] = deque()
+
+    def send(self, microbatch: int, block: int, hidden: torch.Tensor) -> None:
+        while len(self._unacknowledged) >= CREDITS:
+            ray.get(self._unacknowledged.popleft())
+        receive = self._following.receive.remote
+        self._unacknowledged.append(receive(self._key, microbatch, block, _pack(hidden), hidden.dtype))
+
+    def drain(self) -> None:
+        while self._unacknowledged:
+            ray.get(self._unacknowledged.popleft())
+
+
+def _pack(hidden: torch.Tensor) -> np.ndarray:
+    return hidden.cpu().contiguous().view(_CARRIER[hidden.dtype]).numpy()
+
+
+def _unpack(carried: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(carried).view(dtype)

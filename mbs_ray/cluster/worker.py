@@ -1,0 +1,176 @@
+"""What a stage does with a run: plain computing, no actor; the stage hands in where microbatches go."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
+from mbs_ray.cluster.job import Job, Microbatch
+from mbs_ray.compression import collect, solve
+from mbs_ray.methods import Method, build_method
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.export import read_block, write_block
+from mbs_ray.report import BlockReport, write_report
+from mbs_ray.scoring import score
+from mbs_ray.token_scores import write_token_scores
+
+#: Takes the input of a block: (microbatch index, block, hidden states).
+Send = Callable[[int, int, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a stage is: ``done`` of ``total`` microbatches in ``part`` of a block of a run."""
+
+    run: str = ""
+    block: int = -1
+    part: str = "idle"
+    done: int = 0
+    total: int = 0
+    language: str = ""
+
+
+class Worker:
+    """The blocks of one stage of ``stages``, on the device of this process, with ``threads`` CPU threads."""
+
+    def __init__(self, index: int, stages: int, threads: int) -> None:
+        self._index, self._stages, self._threads = index, stages, threads
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._decoder: tuple[tuple, Decoder] | None = None
+        self.status = Status()
+
+    def process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
+        """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
+        # Per thread, and the concurrency groups of an actor have threads of their own.
+        torch.set_num_threads(self._threads)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            with torch.inference_mode():
+                self._process(job, store, send)
+        finally:
+            self.status = Status()
+
+    def _process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
+        decoder = self._load_decoder(job)
+        method = None if job.method is None else build_method(job.method)
+        blocks = job.blocks[self._index]
+        if self._index == 0:
+            for microbatch in self._follow(job, store, -1, "embed", job.microbatches()):
+                token_ids = _token_ids(microbatch)
+                store.put(microbatch.index, 0, decoder.embed(token_ids))
+        for index in blocks:
+            self._block(job, store, decoder, method, index, send if index == blocks[-1] else None)
+        if self._index == self._stages - 1:
+            self._evaluate(job, store, decoder)
+
+    def _block(
+        self,
+        job: Job,
+        store: ActivationStore,
+        decoder: Decoder,
+        method: Method | None,
+        index: int,
+        send: Send | None,
+    ) -> None:
+        """One block; one that the run directory already holds is only propagated through."""
+        finished = None if method is None else read_block(job.blocks_folder, index)
+        report = BlockReport(index)
+        names = decoder.block_tensors(index)
+        if finished is not None:
+            tensors = {name: finished[stored] for name, stored in names.items()}
+        else:
+            with report.timed("read"):
+                tensors = decoder.read_block(index)
+            if method is not None:
+                self._compress(job, store, decoder, method, report, tensors)
+                with report.timed("write"):
+                    # The report first: where a block file lies, its report lies too.
+                    write_report(job.blocks_folder, report)
+                    write_block(job.blocks_folder, index, {names[name]: tensors[name] for name in names})
+        with report.timed("propagate"):
+            self._propagate(job, store, decoder, index, tensors, send)
+        if method is not None and finished is None:
+            write_report(job.blocks_folder, report)
+
+    def _compress(
+        self,
+        job: Job,
+        store: ActivationStore,
+        decoder: Decoder,
+        method: Method,
+        report: BlockReport,
+        tensors: dict[str, torch.Tensor],
+    ) -> None:
+        """Replace the weights of all linears in ``tensors``; the report learns what they lost."""
+        index = report.block
+        with report.timed("collect"):
+            calibrating = self._follow(job, store, index, "collect", job.calibrating())
+            hidden = (store.get(microbatch.index, index, self._device) for microbatch in calibrating)
+            # A temporary, so that the dense block is gone before the solvers ask for their memory.
+            moments = collect(decoder, decoder.load_block(index, tensors), index, hidden, method.statistic)
+        with report.timed("solve"):
+            self.status = Status(job.key, index, "solve", 0, 1)
+            linears = decoder.linears(index)
+            weights, report.linears = solve(tensors, linears, moments, method, self._device, f"block {index}")
+            tensors.update(weights)
+
+    def _propagate(
+        self,
+        job: Job,
+        store: ActivationStore,
+        decoder: Decoder,
+        index: int,
+        tensors: dict[str, torch.Tensor],
+        send: Send | None,
+    ) -> None:
+        """Input of the next block, kept here or handed to the next stage."""
+        block = decoder.load_block(index, tensors)
+        microbatches = job.microbatches()
+        if index == job.blocks[-1][-1]:
+            # Nothing follows the last block but the head, which calibration segments never see.
+            microbatches = [one for one in microbatches if one.file is not job.calibration]
+        for microbatch in self._follow(job, store, index, "propagate", microbatches):
+            hidden = decoder.run_block(block, index, store.get(microbatch.index, index, self._device))
+            if send is None:
+                store.put(microbatch.index, index + 1, hidden)
+            else:
+                send(microbatch.index, index + 1, hidden)
+                store.pop(microbatch.index)
+
+    def _evaluate(self, job: Job, store: ActivationStore, decoder: Decoder) -> None:
+        end = decoder.blocks
+        for file, microbatches in job.evaluating():
+            for microbatch in self._follow(job, store, end, "evaluate", microbatches):
+                hidden = store.get(microbatch.index, end, self._device)
+                store.put(microbatch.index, end + 1, decoder.finish(hidden))
+            pairs = (
+                (store.get(microbatch.index, end + 1, self._device), _token_ids(microbatch))
+                for microbatch in microbatches
+            )
+            write_token_scores(job.scores_file(file.name), SegmentSet.open(file.path), score(decoder, pairs))
+
+    def _follow(
+        self, job: Job, store: ActivationStore, block: int, part: str, microbatches: list[Microbatch]
+    ) -> Iterator[Microbatch]:
+        """The microbatches one by one, telling whoever asks where this stage is."""
+        for done, microbatch in enumerate(microbatches):
+            if store.abandoned:
+                raise RunAbandonedError
+            self.status = Status(job.key, block, part, done, len(microbatches), microbatch.language)
+            yield microbatch
+
+    def _load_decoder(self, job: Job) -> Decoder:
+        key = (job.model, job.compute_dtype)
+        if self._decoder is None or self._decoder[0] != key:
+            dtype = getattr(torch, job.compute_dtype)
+            self._decoder = (key, Decoder(Checkpoint(job.model), dtype, str(self._device)))
+        return self._decoder[1]
+
+
+def _token_ids(microbatch: Microbatch) -> torch.Tensor:
+    rows = SegmentSet.open(microbatch.file.path).rows(microbatch.start, microbatch.stop)
+    return torch.from_numpy(rows.token_ids.astype(np.int64))

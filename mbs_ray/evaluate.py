@@ -1,0 +1,71 @@
+"""Scores one checkpoint alone, on the stages: ``mbs evaluate``."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from mbs_ray.calibration.segments import draw_segments
+from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.cluster.plan import auto_microbatch, shard_blocks
+from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
+from mbs_ray.languages import parse_languages
+from mbs_ray.numerics import resolve_numerics
+from mbs_ray.prepare import Texts, evaluation_requests, read_through
+from mbs_ray.progress import Progress
+from mbs_ray.specs import EvaluationSpec
+
+POLL_SECONDS = 0.5
+
+
+def evaluate_model(
+    model: str,
+    *,
+    revision: str | None,
+    languages: str,
+    sets: Mapping[str, EvaluationSpec],
+    compute_dtype: str,
+    stages: int,
+    threads: int | None,
+    out: Path,
+    address: str | None,
+    progress: Progress,
+) -> dict[str, tuple[Path, dict[str, LanguageScore]]]:
+    """Score a checkpoint, block by block over all segments: set → (file of token scores, scores).
+
+    Raises :class:`InputError` before any actor starts where the model or a text cannot be used.
+    """
+    asked = parse_languages(languages)
+    opened = read_through(model, revision, out / "cache", progress.work)
+    requests = evaluation_requests(sets, opened, asked, 0)
+    checked = Texts()
+    texts = {name: checked.check(request) for name, request in requests.items()}
+    with connected(address, stages * (threads or 1)):
+        numerics = resolve_numerics(stages, threads)
+        files = []
+        for name, text in texts.items():
+            progress.say(f"drawing evaluation text {name}")
+            drawn = draw_segments(text, out / "segments")
+            files.append(segment_file(name, drawn))
+        identity = "\n".join([opened.fingerprint, *(text.fingerprint for text in texts.values())])
+        job = Job(
+            key=opened.name,
+            model=opened.checkpoint.folder,
+            compute_dtype=numerics.compute_dtype(compute_dtype, opened.decoder.stored_dtype),
+            microbatch=auto_microbatch(max(request.sequence_length for request in requests.values())),
+            method=None,
+            calibration=None,
+            evaluation=tuple(files),
+            directory=out / "evaluated" / hashlib.sha256(identity.encode()).hexdigest()[:16],
+            blocks=tuple(shard_blocks(opened.decoder.blocks, stages)),
+        )
+        with Pipeline(stages, numerics.threads) as pipeline, progress.runs({job.key: job}) as show:
+            pipeline.submit(job)
+            while pipeline.busy:
+                for outcome in pipeline.outcomes(POLL_SECONDS):
+                    show.ended(outcome.key, outcome.error)
+                    if outcome.error is not None:
+                        raise outcome.error
+                show.stages(pipeline.statuses())
+    return {name: (job.scores_file(name), language_scores(job.scores_file(name))) for name in requests}

@@ -1,0 +1,90 @@
+"""The metrics of a run as an append-only file of its run directory: the truth that MLflow is filled from."""
+
+import json
+import math
+import os
+import posixpath
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from mbs_ray.errors import InputError
+
+_NAME = re.compile(r"[/\w.\- :]*")
+_LONGEST_NAME = 250
+
+
+class Entry(NamedTuple):
+    """One value of one metric; `timestamp` in milliseconds since 1970 (UTC)."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+class Journal:
+    """An append-only JSONL file with one line `{key, value, step, timestamp}` per value; NaN is `null`.
+
+    It has one writer, the driver of the run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None) -> None:
+        """Write the values of one step; they are on the disk when this returns.
+
+        `timestamp` in milliseconds since 1970 (UTC), now by default. Raises InputError, and writes nothing,
+        for a name that MLflow would refuse and for an infinite value.
+        """
+        if timestamp is None:
+            timestamp = time.time_ns() // 1_000_000
+        lines = []
+        for key, number in metrics.items():
+            check_name(key)
+            value = float(number)
+            if math.isinf(value):
+                raise InputError(f"{self.path}: metric {key} is infinite; log a finite value or NaN")
+            fields = {"key": key, "value": None if math.isnan(value) else value}
+            lines.append(json.dumps(fields | {"step": int(step), "timestamp": int(timestamp)}) + "\n")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            os.ftruncate(file.fileno(), self._complete_bytes())
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def entries(self) -> list[Entry]:
+        """Everything written so far, in order, without a last line that its killed writer left half-written.
+
+        Raises InputError for a line that no writer of this class can have left behind.
+        """
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+
+    def _parse(self, line: bytes, number: int) -> Entry:
+        try:
+            fields = json.loads(line)
+            value = math.nan if fields["value"] is None else float(fields["value"])
+            return Entry(fields["key"], value, fields["step"], fields["timestamp"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path}: line {number} is damaged ({error}); remove the line") from error
+
+    def _complete_bytes(self) -> int:
+        return self.path.read_bytes().rfind(b"\n") + 1
+
+
+def check_name(key: str) -> None:
+    """Raise InputError unless MLflow takes `key` as the name of a metric or parameter."""
+    if not _NAME.fullmatch(key) or len(key) > _LONGEST_NAME:
+        raise InputError(
+            f"{key!r} is no name for a metric or parameter: use at most {_LONGEST_NAME} letters, digits,"
+            " spaces and any of _ - . : /"
+        )
+    if posixpath.normpath(key) != key or key.startswith(("/", "..")) or key == ".":
+        raise InputError(f"{key!r} is no name for a metric or parameter: it must be a relative, normal path")

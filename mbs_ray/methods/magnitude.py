@@ -1,0 +1,32 @@
+"""Magnitude pruning: the smallest weights of the linear go."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from mbs_ray.methods.inputs import check_tensors
+from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.precision import exact_float32
+from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest_of_all, lowest_of_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(Pruning):
+    """Prune exactly round(sparsity * rows * columns) smallest |w| of the linear, or of every n:m group."""
+
+    name: ClassVar[str] = "magnitude"
+    statistic: ClassVar[Statistic] = Statistic.NONE
+
+    @exact_float32()
+    def compress(self, weight: Tensor, moment: Moment | None, name: str = "linear") -> Compressed:
+        """Prune [rows, columns]; a moment, if given, only measures the loss."""
+        rows, columns = check_tensors(weight, moment, name)
+        self.check(rows, columns, name)
+        kept = self.kept_of_group
+        if kept is None:
+            pruned = lowest_of_all(weight.abs(), count_zeros(self.sparsity, rows * columns))
+        else:
+            pruned = lowest_of_groups(weight.abs(), *kept)
+        return measured(weight, weight.masked_fill(pruned, 0), moment, name)

@@ -1,0 +1,88 @@
+"""Second moments of the activations that enter a linear."""
+
+import enum
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbs_ray.methods.precision import exact_float32
+
+
+class Statistic(enum.Enum):
+    """What a method must know about the inputs of a linear."""
+
+    NONE = "none"
+    DIAGONAL = "diagonal"
+    FULL = "full"
+
+
+@dataclass(eq=False)
+class Moment:
+    """Raw sums over calibration tokens at a linear's input, never averages, so that parts add up.
+
+    `sum` is float32: sum of x xᵀ, [columns, columns], for FULL; sum of x², [columns], for DIAGONAL.
+    """
+
+    statistic: Statistic
+    columns: int
+    tokens: int
+    sum: Tensor
+
+    def __post_init__(self) -> None:
+        if self.statistic is Statistic.NONE:
+            raise ValueError("a moment is diagonal or full; a method that needs no statistic takes None")
+        shape = (self.columns,) * (2 if self.statistic is Statistic.FULL else 1)
+        if tuple(self.sum.shape) != shape or self.sum.dtype != torch.float32:
+            raise ValueError(
+                f"the sum of a {self.statistic.value} moment of {self.columns} columns is float32 of shape "
+                f"{shape}, got {self.sum.dtype} of shape {tuple(self.sum.shape)}"
+            )
+
+    @classmethod
+    def zeros(cls, columns: int, statistic: Statistic, device: torch.device | str = "cpu") -> "Moment":
+        shape = (columns, columns) if statistic is Statistic.FULL else (columns,)
+        return cls(statistic, columns, 0, torch.zeros(shape, dtype=torch.float32, device=device))
+
+    @exact_float32()
+    def add(self, inputs: Tensor) -> None:
+        """Add tokens, [..., columns], of any float dtype; products and sums are float32, in place."""
+        if inputs.shape[-1] != self.columns:
+            raise ValueError(f"inputs have {inputs.shape[-1]} columns, the moment has {self.columns}")
+        tokens = inputs.reshape(-1, self.columns).to(torch.float32)
+        if self.statistic is Statistic.FULL:
+            self.sum.addmm_(tokens.t(), tokens)
+        else:
+            self.sum += tokens.square().sum(0)
+        self.tokens += tokens.shape[0]
+
+    def merge(self, other: "Moment") -> None:
+        """Add the tokens of another moment of the same linear, in place."""
+        if (self.statistic, self.columns) != (other.statistic, other.columns):
+            raise ValueError(
+                f"cannot merge a {other.statistic.value} moment of {other.columns} columns "
+                f"into a {self.statistic.value} moment of {self.columns}"
+            )
+        self.sum += other.sum.to(self.sum.device)
+        self.tokens += other.tokens
+
+    def diagonal(self) -> Tensor:
+        """Sum of x² per column, [columns] float32, for either statistic."""
+        return self.sum.diagonal() if self.statistic is Statistic.FULL else self.sum
+
+    def dead(self) -> Tensor:
+        """Which columns no token ever activated, [columns] bool."""
+        return self.diagonal() == 0
+
+    def live_mean(self) -> Tensor:
+        """Mean of the diagonal over the columns that are not dead, a scalar; 1 if all are."""
+        mean = self.diagonal().sum() / (~self.dead()).sum().clamp(min=1)
+        return torch.where(mean > 0, mean, 1)
+
+    def hessian(self) -> Tensor:
+        """2/tokens of the sum: the Hessian of the mean squared output error, [columns, columns]."""
+        if self.statistic is not Statistic.FULL:
+            raise ValueError("a Hessian needs the full moment, not its diagonal")
+        if self.tokens == 0:
+            raise ValueError("a Hessian needs at least one token")
+        return self.sum * (2 / self.tokens)

@@ -1,0 +1,102 @@
+"""How many weights are set to zero, and the masks that choose exactly so many."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods.fields import require_fraction
+
+UNSTRUCTURED = "unstructured"
+
+
+def parse_pattern(method: str, pattern: object) -> tuple[int, int] | None:
+    """(n, m) of "n:m", where n of every m consecutive weights of a row are kept; None if unstructured."""
+    if pattern == UNSTRUCTURED:
+        return None
+    match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern) if isinstance(pattern, str) else None
+    if match and int(match[1]) < int(match[2]):
+        return int(match[1]), int(match[2])
+    raise InputError(
+        f'{method}: pattern must be "{UNSTRUCTURED}" or "n:m" with n below m (n of every m weights are kept; '
+        f"in YAML, write it in quotes), got {pattern!r}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Fields shared by the methods that prune.
+
+    sparsity: share of the weights set to zero, in [0, 1); left out: 0.5, or what the pattern gives.
+    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row ("2:4" halves them).
+    """
+
+    name: ClassVar[str]
+
+    sparsity: float = None  # type: ignore[assignment]  # a float once __post_init__ is done
+    pattern: str = UNSTRUCTURED
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            require_fraction(self.name, "sparsity", self.sparsity, one=False)
+        kept = self.kept_of_group
+        if kept is None:
+            share = 0.5 if self.sparsity is None else float(self.sparsity)
+        else:
+            share = 1 - kept[0] / kept[1]
+            if self.sparsity is not None and not math.isclose(self.sparsity, share, abs_tol=1e-6):
+                raise InputError(
+                    f"{self.name}: sparsity {self.sparsity} contradicts pattern {self.pattern!r}, "
+                    f"which gives {share:g}; leave sparsity out"
+                )
+        object.__setattr__(self, "sparsity", share)
+
+    @property
+    def kept_of_group(self) -> tuple[int, int] | None:
+        """(n, m) of the pattern; None if unstructured."""
+        return parse_pattern(self.name, self.pattern)
+
+    @property
+    def label(self) -> str:
+        amount = f"{100 * self.sparsity:g}" if self.kept_of_group is None else self.pattern
+        return f"{self.name}-{amount}"
+
+    def check(self, rows: int, columns: int, name: str) -> None:
+        """Raise InputError if a linear of this shape, called `name`, cannot take the pattern."""
+        kept = self.kept_of_group
+        if kept is not None and columns % kept[1]:
+            raise InputError(
+                f"{name}: pattern {self.pattern} needs columns in multiples of {kept[1]}, this linear has {columns}"
+            )
+
+
+def count_zeros(sparsity: float, weights: int) -> int:
+    """How many of so many weights are pruned: the nearest integer (a half goes to the even one)."""
+    return round(sparsity * weights)
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` lowest scores along the last dimension; of equal scores the first go first.
+
+    scores: [..., n] without NaN, 0 <= count <= n. The result is the same on every device.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(count, dim=-1, keepdim=True).values
+    below, equal = scores < threshold, scores == threshold
+    missing = count - below.sum(-1, keepdim=True)
+    return below | (equal & (equal.cumsum(-1) <= missing))
+
+
+def lowest_of_all(scores: Tensor, count: int) -> Tensor:
+    """Mask of exactly `count` lowest scores of a whole [rows, columns] matrix, ties row by row."""
+    return lowest(scores.reshape(-1), count).view(scores.shape)
+
+
+def lowest_of_groups(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Mask of the group - keep lowest scores in every `group` consecutive columns of [rows, columns]."""
+    return lowest(scores.reshape(scores.shape[0], -1, group), group - keep).view(scores.shape)

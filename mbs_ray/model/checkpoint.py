@@ -1,0 +1,189 @@
+"""A Hugging Face checkpoint in safetensors, read tensor by tensor and never whole."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PretrainedConfig
+
+from mbs_ray.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is, without reading it."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of a model folder by name: one ``model.safetensors`` or shards with an index.
+
+    Every shard's header is read at construction, so that a missing, truncated or foreign file is
+    found before any work starts. Raises :class:`InputError` naming the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in self.files:
+            self.tensors.update(_header(file))
+        self._check_index()
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        try:
+            return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        except (ValueError, OSError, KeyError) as error:
+            raise InputError(f"{self.folder / 'config.json'}: {_first_line(error)}") from error
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """All shards, in the order of their names."""
+        if self._weight_map is None:
+            return [self.folder / SINGLE]
+        names = sorted(set(self._weight_map.values()))
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(f"{self.folder / INDEX}: {name!r} is no safetensors file of this folder")
+            if not (self.folder / name).is_file():
+                raise InputError(f"{self.folder / name}: named in {INDEX}, but missing; fetch this shard again")
+        return [self.folder / name for name in names]
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str] | None:
+        index = self.folder / INDEX
+        if index.is_file():
+            try:
+                return dict(json.loads(index.read_text())["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{index}: no readable weight_map; fetch the file again") from error
+        if (self.folder / SINGLE).is_file():
+            return None
+        raise InputError(
+            f"{self.folder}: neither {SINGLE} nor {INDEX}; only safetensors are read, "
+            "so convert other weights (model.save_pretrained) first"
+        )
+
+    def _check_index(self) -> None:
+        for name, file in (self._weight_map or {}).items():
+            info = self.tensors.get(name)
+            if info is None or info.file.name != file:
+                raise InputError(f"{self.folder / file}: lacks {name}, which {INDEX} says it holds")
+
+    def stored_name(self, name: str) -> str | None:
+        """The name under which the model's parameter ``name`` is stored, or None.
+
+        Hub BLOOM shards hold bare names (``h.0.…``), a saved ``BloomForCausalLM`` holds
+        ``transformer.h.0.…``: both are tried.
+        """
+        prefix = self._prefix + "."
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in self.tensors:
+                return candidate
+        return None
+
+    @cached_property
+    def _prefix(self) -> str:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        try:
+            model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
+        except KeyError as error:
+            raise InputError(
+                f"{self.folder}: model_type {self.config.model_type!r} has no causal language model"
+            ) from error
+        return str(model_class.base_model_prefix)
+
+    def read(self, name: str) -> torch.Tensor:
+        """A copy of a stored tensor in fresh memory (mapped files are not aligned for exact maths)."""
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            return file.get_tensor(name).clone()
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start`` to ``stop`` of a stored tensor, in fresh memory."""
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            return file.get_slice(name)[start:stop].clone()
+
+    def gather_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """The given rows (int64, ascending, distinct) of a stored matrix; only they are read."""
+        info = self.tensors[name]
+        gathered = torch.empty((len(rows), *info.shape[1:]), dtype=info.dtype)
+        with safe_open(info.file, framework="pt") as file:
+            stored = file.get_slice(name)
+            for at, first, last in _consecutive(rows.tolist()):
+                gathered[at : at + last - first + 1] = stored[first : last + 1]
+        return gathered
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Open a local folder, or fetch a hub repository (safetensors and JSON only) and open that."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"revision: {model} is a local folder, which has no revisions")
+        return Checkpoint(folder.resolve())
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise InputError(f"{model}: no such folder")
+    return Checkpoint(fetch(model, revision, _HUB_PATTERNS))
+
+
+def fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
+    """Fetch files of a hub repository that match the patterns; the folder they lie in."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f"{model}: no such folder, and the hub gave none: {_first_line(error)}") from error
+
+
+def _header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - no mapping, only this method
+                part = stored.get_slice(name)
+                yield name, TensorInfo(file, _DTYPES[part.get_dtype()], tuple(part.get_shape()))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: no whole safetensors file ({_first_line(error)}); fetch it again") from error
+    except KeyError as error:
+        raise InputError(f"{file}: holds tensors of type {error}, which are not supported") from error
+
+
+def _consecutive(rows: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of consecutive numbers as (position of the first, first, last)."""
+    begin = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1:
+            yield begin, rows[begin], rows[at - 1]
+            begin = at
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

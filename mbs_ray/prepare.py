@@ -1,0 +1,195 @@
+"""All that can be checked and resolved of a sweep before any actor starts."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from mbs_ray.calibration.segments import SegmentRequest, check_request
+from mbs_ray.cluster.plan import auto_microbatch
+from mbs_ray.errors import InputError
+from mbs_ray.languages import Distribution, model_distribution, parse_languages
+from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.scan import fingerprint
+from mbs_ray.specs import EvaluationSpec, RunSpec
+
+#: Evaluation text is drawn with this seed in every run, so that all runs are scored on the same tokens.
+EVALUATION_SEED = 0
+_LIMITS = ("max_position_embeddings", "n_positions", "seq_length")
+
+Notify = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that was read through once: its weights are finite and its fingerprint is known."""
+
+    name: str
+    checkpoint: Checkpoint
+    fingerprint: str
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """For names, shapes and the untouched tensors; the stages have decoders of their own."""
+        return Decoder(self.checkpoint, torch.float32)
+
+    def check_length(self, field: str, length: int) -> None:
+        """Raise :class:`InputError` naming the field if the model takes no segments of this length."""
+        limits = [getattr(self.checkpoint.config, name, None) for name in _LIMITS]
+        longest = min((limit for limit in limits if isinstance(limit, int)), default=None)
+        if longest is not None and length > longest:
+            raise InputError(f"{field}: {length} tokens are more than the {longest} that {self.name} takes")
+
+
+class Texts:
+    """Checks every distinct request once, however many runs ask for it."""
+
+    def __init__(self) -> None:
+        self._checked: dict[str, SegmentRequest] = {}
+
+    def check(self, request: SegmentRequest) -> SegmentRequest:
+        """The request, or an equal one that was checked before, whose corpus is open already.
+
+        Raises :class:`InputError` where the corpus lacks, or cannot give, what is asked for.
+        """
+        identity = json.dumps(asdict(request), sort_keys=True, default=str)
+        if identity not in self._checked:
+            check_request(request)
+            self._checked[identity] = request
+        return self._checked[identity]
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose model, languages, allocation and texts are settled."""
+
+    label: str
+    group: str
+    spec: RunSpec
+    model: Model
+    languages: tuple[str, ...]
+    allocation: dict[str, int]
+    calibration: SegmentRequest
+    evaluation: dict[str, SegmentRequest]
+    microbatch: int
+
+
+def prepare_runs(
+    specs: Sequence[RunSpec], labels: Sequence[str], groups: Sequence[str], cache: Path, notify: Notify
+) -> list[PreparedRun]:
+    """Check everything a sweep needs. Raises :class:`InputError` naming the file, field or language.
+
+    ``notify(what, done, total)`` is told of long work: each checkpoint is read through once and the
+    answer kept under ``cache``.
+    """
+    models: dict[tuple[str, str | None], Model] = {}
+    texts = Texts()
+    prepared = []
+    # What is cheap is checked for all runs before the first checkpoint is read through.
+    settled = [_settle(spec) for spec in specs]
+    for spec, label, group, (languages, allocation) in zip(specs, labels, groups, settled, strict=True):
+        key = (spec.model, spec.revision)
+        if key not in models:
+            models[key] = read_through(spec.model, spec.revision, cache, notify)
+        run = _with_texts(spec, label, group, models[key], languages, allocation, texts)
+        _check_method(run)
+        prepared.append(run)
+    return prepared
+
+
+def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int]]:
+    distribution = _distribution(spec)
+    languages = parse_languages(spec.languages, distribution)
+    return languages, spec.sampling.allocate(distribution, languages, spec.segments)
+
+
+def _distribution(spec: RunSpec) -> Distribution | None:
+    """The model's distribution; None where it has none and the sampling asks for none."""
+    try:
+        return model_distribution(spec.model, spec.distribution)
+    except InputError:
+        if spec.distribution is not None or spec.sampling.name in ("proportional", "temperature"):
+            raise
+        return None
+
+
+def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:
+    """Open a checkpoint and read it through once, for NaN and for its fingerprint."""
+    checkpoint = open_checkpoint(model, revision)
+    name = Path(model).name
+    return Model(
+        name,
+        checkpoint,
+        fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total)),
+    )
+
+
+def _with_texts(
+    spec: RunSpec,
+    label: str,
+    group: str,
+    model: Model,
+    languages: tuple[str, ...],
+    allocation: dict[str, int],
+    texts: Texts,
+) -> PreparedRun:
+    model.check_length("sequence_length", spec.sequence_length)
+    requests = evaluation_requests(spec.evaluation, model, languages, spec.sequence_length)
+    evaluation = {name: texts.check(request) for name, request in requests.items()}
+    calibration = SegmentRequest(
+        corpus=spec.corpus,
+        tokenizer=str(model.checkpoint.folder),
+        languages=tuple(allocation),
+        allocation=allocation,
+        sequence_length=spec.sequence_length,
+        seed=spec.seed,
+        allow_repeat=spec.allow_repeat,
+    )
+    microbatch = spec.microbatch if spec.microbatch != "auto" else auto_microbatch(spec.sequence_length)
+    return PreparedRun(
+        label, group, spec, model, languages, allocation, texts.check(calibration), evaluation, microbatch
+    )
+
+
+def evaluation_requests(
+    sets: Mapping[str, EvaluationSpec], model: Model, languages: tuple[str, ...], sequence_length: int
+) -> dict[str, SegmentRequest]:
+    """What is to be drawn for each evaluation set; the same for every run of a model."""
+    requests = {}
+    for name, one in sets.items():
+        length = one.sequence_length or sequence_length
+        model.check_length(f"evaluation.{name}.sequence_length", length)
+        requests[name] = SegmentRequest(
+            corpus=one.corpus,
+            tokenizer=str(model.checkpoint.folder),
+            languages=languages,
+            allocation=None,
+            at_most=one.segments,
+            sequence_length=length,
+            seed=EVALUATION_SEED,
+        )
+    return requests
+
+
+def _check_method(run: PreparedRun) -> None:
+    decoder = run.model.decoder
+    for index in range(decoder.blocks):
+        linears = decoder.linears(index)
+        if not linears:
+            raise InputError(
+                f"{run.model.checkpoint.folder}: block {index} of {run.model.checkpoint.config.model_type} "
+                "has no nn.Linear, so there is nothing to compress"
+            )
+        stored = decoder.block_tensors(index)
+        for name, (rows, columns) in linears.items():
+            run.spec.method.check(rows, columns, f"block {index} {name}")
+            shape = run.model.checkpoint.tensors[stored[f"{name}.weight"]].shape
+            if shape != (rows, columns):
+                raise InputError(
+                    f"{run.model.checkpoint.folder}: {stored[f'{name}.weight']} is {list(shape)}, "
+                    f"the configuration says {[rows, columns]}"
+                )

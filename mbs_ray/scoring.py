@@ -1,0 +1,53 @@
+"""Negative log-likelihood of the tokens of a microbatch, chunked over tokens and vocabulary."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from mbs_ray.model.decoder import Decoder
+
+_VOCABULARY_CHUNK = 32_768
+_LOGIT_BYTES = 256 * 2**20
+
+
+def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """nll in nats [microbatch, length - 1] float32 of tokens 2…n, for each of the microbatches.
+
+    A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length, hidden_size],
+    int64 token ids [microbatch, length]). The vocabulary is the outer loop, so that each row of the head
+    is read once; a running log-sum-exp is kept per token. At most 256 MiB of float32 logits live at once.
+    """
+    pairs = list(microbatches)
+    running = [_start(token_ids) for _, token_ids in pairs]
+    for start in range(0, decoder.vocabulary, _VOCABULARY_CHUNK):
+        stop = min(start + _VOCABULARY_CHUNK, decoder.vocabulary)
+        weight, bias = decoder.head_rows(start, stop)
+        for (hidden, token_ids), (peak, total, target) in zip(pairs, running, strict=True):
+            tokens = token_ids[:, 1:].reshape(-1).to(hidden.device)
+            states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+            for part in _parts(len(tokens), stop - start):
+                logits = decoder.logits(states[part][None], weight, bias)[0].float()
+                highest = torch.maximum(peak[part], logits.amax(dim=1).cpu())
+                shifted = (logits - highest.to(logits.device)[:, None]).exp_().sum(dim=1).cpu()
+                total[part] = total[part] * (peak[part] - highest).exp() + shifted
+                peak[part] = highest
+                inside = (tokens[part] >= start) & (tokens[part] < stop)
+                column = (tokens[part] - start).clamp(0, stop - start - 1)
+                own = logits.gather(1, column[:, None])[:, 0]
+                target[part] = torch.where(inside.cpu(), own.cpu(), target[part])
+    return [
+        (peak + total.log() - target).view(len(token_ids), -1)
+        for (_, token_ids), (peak, total, target) in zip(pairs, running, strict=True)
+    ]
+
+
+def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Running maximum, sum of exponentials relative to it, and logit of the token itself."""
+    count = token_ids[:, 1:].numel()
+    return torch.full((count,), -torch.inf), torch.zeros(count), torch.zeros(count)
+
+
+def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:
+    step = max(1, _LOGIT_BYTES // (4 * vocabulary))
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))

@@ -1,0 +1,206 @@
+"""RunSpec and SweepSpec: what a job is told, validated before anything starts."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    SkipValidation,
+    ValidationError,
+    field_validator,
+)
+
+from mbs_ray.calibration.sampling import Sampling, build_sampling, sampling_spec
+from mbs_ray.errors import InputError
+from mbs_ray.methods import Method, build_method, method_spec
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _method(value: Any) -> Any:
+    return build_method(value) if isinstance(value, str | Mapping) else value
+
+
+def _sampling(value: Any) -> Any:
+    return build_sampling(value) if isinstance(value, str | Mapping) else value
+
+
+MethodField = Annotated[
+    SkipValidation[Method], BeforeValidator(_method), PlainSerializer(method_spec, return_type=dict)
+]
+SamplingField = Annotated[
+    SkipValidation[Sampling], BeforeValidator(_sampling), PlainSerializer(sampling_spec, return_type=dict)
+]
+CorpusField = str | dict[str, Any]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class EvaluationSpec(_Spec):
+    """One evaluation set: text of the run's languages, scored token by token."""
+
+    corpus: CorpusField = Field(description="folder or data set, as for calibration")
+    segments: PositiveInt | None = Field(
+        64,
+        description="at most so many full segments per language, drawn over the whole text; null: all text",
+    )
+    sequence_length: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="tokens in a segment; null: as in calibration"
+    )
+
+
+class RunSpec(_Spec):
+    """One (model, method, sampling, …); all that can change its numbers."""
+
+    model: str = Field(description="folder of a checkpoint in safetensors, or a hub id")
+    revision: str | None = Field(None, description="revision of the hub repository")
+    distribution: Path | None = Field(
+        None, description="language_distribution.json of the model; null: beside the checkpoint, or built in"
+    )
+    languages: str | list[str] = Field("paper", description="'paper', 'all', or codes")
+    corpus: CorpusField = Field(description="where the calibration text is read from")
+    method: MethodField
+    sampling: SamplingField
+    segments: PositiveInt = Field(256, description="segments of calibration in all")
+    sequence_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens in a segment")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the drawing of text")
+    allow_repeat: bool = Field(False, description="draw overlapping windows where text is short")
+    evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict, description="sets by name")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
+    )
+    microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward")
+
+    @field_validator("evaluation")
+    @classmethod
+    def _named(cls, sets: dict[str, EvaluationSpec]) -> dict[str, EvaluationSpec]:
+        for name in sets:
+            _check_name("evaluation set", name)
+        return sets
+
+
+class SweepSpec(_Spec):
+    """A grid of runs. Every other field of a run stands at the top level and holds for all of them."""
+
+    name: str = Field(description="of the sweep: its folder under --out, its MLflow experiment")
+    run: dict[str, Any] = Field(description="fields of RunSpec that hold for all runs")
+    grid: dict[str, list[Any]] = Field(default_factory=dict, description="fields of RunSpec with several values")
+    stages: PositiveInt = Field(1, description="actors the blocks are sharded over")
+    threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads of an actor")
+
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, name: str) -> str:
+        _check_name("sweep", name)
+        return name
+
+    def runs(self) -> list[RunSpec]:
+        """The runs of the grid, the last field of the grid varying fastest."""
+        fields = list(self.grid)
+        for field in fields:
+            if field not in RunSpec.model_fields:
+                raise InputError(f"grid.{field}: no field of a run; there are {', '.join(RunSpec.model_fields)}")
+            if not self.grid[field]:
+                raise InputError(f"grid.{field}: no values; give at least one")
+        runs = []
+        for values in itertools.product(*self.grid.values()):
+            runs.append(validated(RunSpec, {**self.run, **dict(zip(fields, values, strict=True))}))
+        labels = self.labels(runs)
+        for label in labels:
+            if labels.count(label) > 1:
+                raise InputError(f"grid: two runs would both be named {label}; a value stands there twice")
+        return runs
+
+    def labels(self, runs: list[RunSpec]) -> list[str]:
+        """A name for each run, of what tells it apart: ``sparsegpt-50-proportional-seed1``."""
+        return [self._label(run, set(self.grid)) for run in runs]
+
+    def groups(self, runs: list[RunSpec]) -> list[str]:
+        """The label of each run without its seed: what is averaged in a table."""
+        return [self._label(run, set(self.grid) - {"seed"}) for run in runs]
+
+    def _label(self, run: RunSpec, telling: set[str]) -> str:
+        parts = [run.method.label, run.sampling.label]
+        if len(self.grid.get("model", [])) > 1:
+            parts.insert(0, Path(run.model).name)
+        for field in self.grid:
+            named = field in ("method", "sampling", "model") or field not in telling
+            if not named and len(self.grid[field]) > 1:
+                parts.append(f"{field.replace('_', '-')}{getattr(run, field)}")
+        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts))
+
+
+def load_sweep(path: Path) -> SweepSpec:
+    """Read a sweep file. Relative folders in it are relative to the file.
+
+    Raises :class:`InputError` naming the file and the field.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping with name, grid and the fields of a run")
+    own = {key: content.pop(key) for key in list(content) if key in SweepSpec.model_fields and key != "run"}
+    try:
+        sweep = validated(SweepSpec, {**own, "run": _relative_to(path.parent, content)})
+        grid = {
+            field: [_relative_to(path.parent, {field: value})[field] for value in values]
+            for field, values in sweep.grid.items()
+        }
+        sweep = sweep.model_copy(update={"grid": grid})
+        sweep.runs()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return sweep
+
+
+def _relative_to(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a run with relative paths resolved; a model that is no folder there stays a hub id."""
+    resolved = dict(fields)
+    if isinstance(resolved.get("model"), str) and (folder / resolved["model"]).is_dir():
+        resolved["model"] = str((folder / resolved["model"]).resolve())
+    if isinstance(resolved.get("corpus"), str):
+        resolved["corpus"] = str((folder / resolved["corpus"]).resolve())
+    if isinstance(resolved.get("distribution"), str):
+        resolved["distribution"] = str((folder / resolved["distribution"]).resolve())
+    if isinstance(resolved.get("evaluation"), dict):
+        resolved["evaluation"] = {
+            name: _relative_to(folder, one) if isinstance(one, dict) else one
+            for name, one in resolved["evaluation"].items()
+        }
+    return resolved
+
+
+def _check_name(what: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} {name!r}: a name has letters, digits, '.', '_' and '-', and begins with none of these"
+        )
+
+
+def validated(model: type[Any], content: Mapping[str, Any]) -> Any:
+    """A spec from plain values. Raises :class:`InputError` naming the field."""
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = sorted({*model.model_fields, *SweepSpec.model_fields} - {"run"})
+            raise InputError(f"{where}: no such field; there are {', '.join(known)}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {message}") from error

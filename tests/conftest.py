@@ -1,0 +1,59 @@
+"""One real Ray cluster of three nodes for the whole session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.models import to_hub_layout, write_bloom, write_corpus, write_llama
+
+OBJECT_STORE_BYTES = 150 * 2**20
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        },
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES)
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BLOOM of four blocks as `save_pretrained` leaves it."""
+    return write_bloom(tmp_path_factory.mktemp("bloom") / "tiny-bloom")
+
+
+@pytest.fixture(scope="session")
+def hub_bloom(bloom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in the hub's layout."""
+    return to_hub_layout(bloom, tmp_path_factory.mktemp("hub") / "hub-bloom")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("llama") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four languages, 60 documents each."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
