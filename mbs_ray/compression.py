@@ -92,6 +92,6 @@ def solve(
                 seconds=time.monotonic() - begun,
             )
         )
-        if moment is not None and all(moments[later] is not moment for later in names[position + 1 :]):
+        if moment is not None and all(moments.get(later) is not moment for later in names[position + 1 :]):
             del moments[name]
     return weights, reports

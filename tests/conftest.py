@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from tests.models import to_hub_layout, write_bloom, write_corpus, write_llama
 
-OBJECT_STORE_BYTES = 150 * 2**20
+OBJECT_STORE_BYTES = 80 * 2**20
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,16 @@ def parse_location(location: Location) -> FolderCorpus | HubCorpus:
 def open_corpus(location: Location, languages: Iterable[str]) -> Corpus:
     """Opens the shards of these languages, in this process. InputError for what is missing or broken."""
     source = parse_location(location)
-    return Corpus({language: source.shards(language) for language in table_order(languages)})
+    corpus = Corpus({language: source.shards(language) for language in table_order(languages)})
+    first_with: dict[object, str] = {}
+    for language, identity in corpus.identity.items():
+        other = first_with.setdefault(tuple(identity), language)
+        if other != language:
+            raise InputError(
+                f"languages {other!r} and {language!r} read the same text: "
+                "give the data set's 'config' or 'data_files' for each language"
+            )
+    return corpus
 
 
 def _languages_in(folder: Path) -> str:

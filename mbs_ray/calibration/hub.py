@@ -14,6 +14,8 @@ import datasets
 from mbs_ray.calibration.shards import Document, file_digest
 from mbs_ray.errors import InputError
 
+PLACE = "{language}"
+
 
 @dataclass(frozen=True)
 class HubCorpus:
@@ -32,7 +34,7 @@ class HubCorpus:
 
     def shards(self, language: str) -> tuple["StreamShard", ...]:
         """The stream of one language, in one shard. InputError names language and dataset."""
-        data_files = self.data_files.format(language=language) if self.data_files else None
+        data_files = self.data_files.replace(PLACE, language) if self.data_files else None
         config = self._config(language)
         where = f"language {language!r}: dataset {self.dataset}" + (f"/{config}" if config else "")
         try:
@@ -47,8 +49,12 @@ class HubCorpus:
             raise InputError(f"{where}: split {self.split!r} is empty")
         if self.text_column not in first:
             raise InputError(f"{where}: no column {self.text_column!r}; its columns: {', '.join(first)}")
-        files = (builder.config.data_files or {}).get(self.split, [])
-        identity = (self.dataset, str(config), self.split, *map(_file_identity, files), *_origin(files))
+        files = [
+            identity
+            for split, listed in sorted((builder.config.data_files or {}).items(), key=lambda item: str(item[0]))
+            for identity in (str(split), *map(_file_identity, listed), *_origin(listed))
+        ]
+        identity = (self.dataset, str(self.revision), str(config), self.split, *files)
         name = f"{config or Path(data_files or self.dataset).name}:{self.split}"
         return (StreamShard(name, self.text_column, stream.num_shards, identity, stream),)
 
@@ -56,7 +62,7 @@ class HubCorpus:
         if self.config is None:
             return None
         if isinstance(self.config, str):
-            return self.config.format(language=language)
+            return self.config.replace(PLACE, language)
         if language not in self.config:
             raise InputError(
                 f"language {language!r}: no config of dataset {self.dataset} is given for it, "
@@ -89,7 +95,9 @@ class StreamShard:
                 if not isinstance(text, str):
                     raise InputError(f"{where}: row {row} has no text in column {self.text_column!r}")
                 yield Document(f"{where}#{row}", text, len(text.encode()))
-        except (OSError, RuntimeError, UnicodeError, datasets.exceptions.DatasetsError) as error:
+        except InputError:
+            raise
+        except (OSError, LookupError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"{where}: cannot be read ({_first_line(error)})") from None
 
 

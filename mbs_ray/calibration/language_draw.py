@@ -147,7 +147,10 @@ class RandomDraw:
         missing = self._segments - given
         log.warning(
             "language %s: the corpus gives %d of %d segments, %d overlapping windows repeat its text",
-            *(self.language, given, self._segments, missing),
+            self.language,
+            given,
+            self._segments,
+            missing,
         )
         text = joined([self._results[unit].stream for unit in sorted(self._results)])
         random = generator(self._seed, self.language, "repeats")

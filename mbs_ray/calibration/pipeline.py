@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from mbs_ray.calibration.draw import (
     Ask,
@@ -27,6 +27,8 @@ from mbs_ray.errors import InputError
 
 # Together one CPU, so that neither waits for ever for the other; unequal, else Ray Data fuses readers into the actors.
 READER_CPUS, TOKENIZER_CPUS = 0.4, 0.6
+# Reading is far faster than tokenizing; many small tasks on few workers, since each new worker takes seconds to start.
+TASKS_PER_TOKENIZER, READERS_PER_TOKENIZER = 8, 2
 TEXT = pa.schema(
     {
         "language": pa.string(),
@@ -74,24 +76,26 @@ class Located:
 def gather(
     shards: Mapping[str, tuple[Shard, ...]],
     recipe: Recipe,
-    blocks: int,
     tokenizers: int,
     wanted: Sequence[Located],
 ) -> Iterator[tuple[Ask, UnitTokens]]:
     """The tokens of every unit asked for, in whatever order they arrive. InputError as the reader raised it.
 
-    `blocks` reading tasks share the units, `tokenizers` actors the tokenizing; neither changes a token.
+    `tokenizers` actors share the tokenizing, and in proportion tasks the reading; that changes no token.
     """
     items = unit_items(wanted)
+    tokenizers = min(tokenizers, len(items))
+    tasks = min(TASKS_PER_TOKENIZER * tokenizers, len(items))
     asks = {(located.ask.language, located.ask.unit): located.ask for located in wanted}
     with DataContext.current(_quiet_context()):
         rows = (
-            ray.data.from_items(items, override_num_blocks=min(blocks, len(items)))
+            ray.data.from_items(items, override_num_blocks=tasks)
             .map_batches(
                 read_units,
                 fn_kwargs={"shards": shards, "seed": recipe.seed},
                 batch_format="pyarrow",
                 batch_size=None,
+                compute=TaskPoolStrategy(size=min(READERS_PER_TOKENIZER * tokenizers, tasks)),
                 num_cpus=READER_CPUS,
             )
             .map_batches(

@@ -75,9 +75,9 @@ class SegmentSet:
         """Segments start…stop-1; only the row groups that hold them are read."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"rows {start} to {stop} of {len(self)}")
-        group_rows = _group_rows(self.sequence_length)
-        groups = range(start // group_rows, -(-stop // group_rows))
         with pq.ParquetFile(self.path) as file:
+            group_rows = file.metadata.row_group(0).num_rows
+            groups = range(start // group_rows, -(-stop // group_rows))
             table = file.read_row_groups(list(groups))
         table = table.slice(start - groups[0] * group_rows, stop - start)
         return Segments(
@@ -118,7 +118,7 @@ def write_segments(
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with pq.ParquetWriter(unfinished, schema) as writer:
-            while group := list(islice(rows, _group_rows(length))):
+            while group := list(islice(rows, max(1, ROW_GROUP_TOKENS // length))):
                 columns: dict[str, Any] = {
                     "language": [language for language, _ in group],
                     "documents": [list(segment.documents) for _, segment in group],
@@ -132,7 +132,3 @@ def write_segments(
     finally:
         unfinished.unlink(missing_ok=True)
     return SegmentSet.open(path)
-
-
-def _group_rows(sequence_length: int) -> int:
-    return max(1, ROW_GROUP_TOKENS // sequence_length)

@@ -111,7 +111,7 @@ def draw_segments(request: SegmentRequest, directory: Path, progress: Progress |
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
     recipe = Recipe(request.tokenizer, request.sequence_length, request.seed)
-    fill(request, draws, partial(gather, request.opened.shards, recipe, *_parallelism()), progress)
+    fill(request, draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
     drawn = {language: draw.finish() for language, draw in draws.items()}
     return write_segments(path, request.fingerprint, _plain(request), drawn)
 
@@ -155,10 +155,9 @@ def fill(request: SegmentRequest, draws: Mapping[str, LanguageDraw], read: Reade
                 progress(done, asked)
 
 
-def _parallelism() -> tuple[int, int]:
-    """Reading tasks and tokenizing actors for the cluster's CPUs; they change the time, not the result."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    return 4 * max(1, cpus), 1 if cpus < 4 else 2
+def _tokenizers() -> int:
+    """Tokenizing actors for the cluster's CPUs; they change the time, not the result."""
+    return 1 if ray.cluster_resources().get("CPU", 1) < 8 else 2
 
 
 def _plain(request: SegmentRequest) -> dict[str, Any]:

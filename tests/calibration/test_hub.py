@@ -66,18 +66,28 @@ def test_configurations_are_named_per_language_or_by_a_pattern(folder: Path, tmp
     (shard,) = open_corpus(mapped, ["sw"]).shards["sw"]
     (documents, *_) = (list(documents) for documents in shard.read([0]))
     assert [document.text for document in documents] == some_texts("sw", 40)[:5]
-    with pytest.raises(InputError, match="'yo': no config of dataset .* only for en, sw"):
+    with pytest.raises(InputError, match=r"'yo': no config of dataset .* only for en, sw"):
         open_corpus(mapped, ["yo"])
-    with pytest.raises(InputError, match="'en': dataset .*named/en: "):
+    with pytest.raises(InputError, match=r"'en': dataset .*named/en: "):
         open_corpus({"dataset": str(folder / "named"), "config": "{language}"}, ["en"])
 
 
+def test_one_text_is_not_taken_for_two_languages(folder: Path) -> None:
+    location = {"dataset": "parquet", "data_files": str(folder / "en.parquet")}
+    assert open_corpus(location, ["en"]).unit_count("en") == 8
+    with pytest.raises(InputError, match="'en' and 'sw' read the same text"):
+        open_corpus(location, ["en", "sw"])
+
+
 def test_the_identity_of_local_files_is_their_content(folder: Path, tmp_path: Path) -> None:
-    for language in ("en", "sw"):
-        write_parquet(tmp_path / f"{language}.parquet", some_texts(language, 40), 5)
+    write_parquet(tmp_path / "en.parquet", some_texts("en", 40), 5)
     assert open_corpus(parquet(tmp_path), ["en"]).identity == open_corpus(parquet(folder), ["en"]).identity
     write_parquet(tmp_path / "en.parquet", some_texts("en", 40)[::-1], 5)
     assert open_corpus(parquet(tmp_path), ["en"]).identity != open_corpus(parquet(folder), ["en"]).identity
+    named = {"dataset": str(folder / "named"), "config": {"en": "english"}}
+    before = open_corpus(named, ["en"]).identity
+    write_parquet(folder / "named" / "english" / "train.parquet", some_texts("en", 41), 5)
+    assert open_corpus(named, ["en"]).identity != before
 
 
 @pytest.mark.parametrize(
@@ -95,9 +105,9 @@ def test_what_a_stream_lacks_is_one_line(folder: Path, options: dict[str, str], 
 
 
 def test_an_empty_stream_is_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "en.parquet", [], 5)
-    with pytest.raises(InputError, match="'en': dataset parquet: split 'train' is empty"):
-        open_corpus(parquet(tmp_path), ["en"])
+    (tmp_path / "en.txt").touch()
+    with pytest.raises(InputError, match="'en': dataset text: split 'train' is empty"):
+        open_corpus({"dataset": "text", "data_files": str(tmp_path / "{language}.txt")}, ["en"])
 
 
 def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Jobs for engine tests, and what their results are compared with."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForCausalLM
+
+from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.calibration.segments import SegmentRequest, draw_segments
+from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.pipeline import Outcome, Pipeline
+from mbs_ray.cluster.plan import shard_blocks
+from mbs_ray.methods import Moment, build_method
+
+LENGTH = 32
+LANGUAGES = ("en", "fr", "sw", "hi")
+
+
+def draw(corpus: Path, model: Path, folder: Path, count: int, seed: int = 0, length: int = LENGTH) -> SegmentSet:
+    request = SegmentRequest(
+        corpus=str(corpus),
+        tokenizer=str(model),
+        languages=LANGUAGES,
+        allocation=dict.fromkeys(LANGUAGES, count),
+        sequence_length=length,
+        seed=seed,
+    )
+    return draw_segments(request, folder)
+
+
+def make_job(
+    key: str,
+    model: Path,
+    directory: Path,
+    stages: int,
+    calibration: SegmentSet | None,
+    evaluation: SegmentSet,
+    method: dict[str, Any] | None,
+    blocks: int = 4,
+    microbatch: int = 3,
+) -> Job:
+    (directory / "blocks").mkdir(parents=True, exist_ok=True)
+    return Job(
+        key=key,
+        model=model,
+        compute_dtype="float32",
+        microbatch=microbatch,
+        method=method,
+        calibration=None if calibration is None else segment_file("calibration", calibration),
+        evaluation=(segment_file("held-out", evaluation),),
+        directory=directory,
+        blocks=tuple(shard_blocks(blocks, stages)),
+    )
+
+
+def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome]:
+    outcomes = {}
+    with Pipeline(stages, threads) as pipeline:
+        for job in jobs:
+            pipeline.submit(job)
+        while pipeline.busy:
+            outcomes |= {outcome.key: outcome for outcome in pipeline.outcomes(1.0)}
+    return outcomes
+
+
+def digest(directory: Path) -> dict[str, str]:
+    """sha256 of every block file, and of the nll of every token."""
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((directory / "blocks").glob("*.safetensors"))
+    }
+    scores = pq.read_table(directory / "evaluation" / "held-out.parquet").column("nll")
+    digests["nll"] = hashlib.sha256(scores.to_numpy().tobytes()).hexdigest()
+    return digests
+
+
+def compress_plainly(
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int
+) -> dict[str, torch.Tensor]:
+    """The obvious way: the whole model in memory, block after block, hooks on its linears."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(model_folder)
+    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
+    solver = build_method(method)
+    result = {}
+    for index, block in enumerate(model.transformer.h):
+        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
+        moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs, own=moments[name]: own.add(inputs[0]))
+            for name, module in linears.items()
+        ]
+        with torch.no_grad():
+            for rows in token_ids.split(microbatch):
+                model(rows)
+        for hook in hooks:
+            hook.remove()
+        for name, module in linears.items():
+            weight = stored.transformer.h[index].get_submodule(name).weight.detach()
+            compressed = solver.compress(weight, moments[name]).weight
+            module.weight.data = compressed.float()
+            result[f"transformer.h.{index}.{name}.weight"] = compressed
+    return result

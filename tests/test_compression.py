@@ -1,0 +1,107 @@
+"""One block against the plain model: moments at every linear's input, solved weights, reports."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mbs_ray.compression import collect, solve
+from mbs_ray.errors import InputError
+from mbs_ray.methods import Magnitude, SparseGPT, Statistic, Wanda
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+
+CPU = torch.device("cpu")
+
+
+def token_ids(rows: int, length: int = 16) -> torch.Tensor:
+    return torch.randint(0, 400, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+def inputs_in_the_plain_model(folder: Path, ids: torch.Tensor, prefix: str) -> dict[str, torch.Tensor]:
+    """Inputs of all linears below ``prefix``, by hooks on the whole model, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda _, inputs, key=name.removeprefix(prefix): seen.update({key: inputs[0].double().flatten(0, -2)})
+            )
+    with torch.no_grad():
+        model(ids)
+    return seen
+
+
+def collected(folder: Path, index: int, ids: torch.Tensor, statistic: Statistic, rows: int) -> dict:
+    decoder = Decoder(Checkpoint(folder), torch.float32)
+    with torch.inference_mode():
+        hidden = decoder.embed(ids)
+        for before in range(index):
+            hidden = decoder.run_block(decoder.load_block(before, decoder.read_block(before)), before, hidden)
+        block = decoder.load_block(index, decoder.read_block(index))
+        return collect(decoder, block, index, hidden.split(rows), statistic)
+
+
+@pytest.mark.parametrize(("layout", "prefix"), [("bloom", "transformer.h.2."), ("llama", "model.layers.2.")])
+def test_moments_are_the_sums_of_outer_products_of_every_linears_inputs(
+    layout: str, prefix: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(layout)
+    ids = token_ids(5)
+    reference = inputs_in_the_plain_model(folder, ids, prefix)
+    full = collected(folder, 2, ids, Statistic.FULL, rows=2)
+    diagonal = collected(folder, 2, ids, Statistic.DIAGONAL, rows=5)
+    assert full.keys() == diagonal.keys() == reference.keys()
+    for name, inputs in reference.items():
+        expected = inputs.T @ inputs
+        scale = float(expected.abs().max())
+        assert full[name].tokens == diagonal[name].tokens == 5 * 16
+        torch.testing.assert_close(full[name].sum.double() / scale, expected / scale, atol=1e-5, rtol=0)
+        torch.testing.assert_close(diagonal[name].sum.double() / scale, expected.diagonal() / scale, atol=1e-5, rtol=0)
+
+
+def test_linears_with_the_same_input_share_one_moment(llama: Path) -> None:
+    moments = collected(llama, 0, token_ids(3), Statistic.FULL, rows=1)
+    assert moments["self_attn.q_proj"] is moments["self_attn.k_proj"] is moments["self_attn.v_proj"]
+    assert moments["mlp.gate_proj"] is moments["mlp.up_proj"]
+    assert len({id(moment) for moment in moments.values()}) == 4
+    assert moments["self_attn.q_proj"].tokens == 3 * 16
+
+
+def test_a_method_without_statistic_runs_no_forward(bloom: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+
+    def never() -> object:
+        raise AssertionError("a microbatch was asked for")
+        yield
+
+    assert collect(decoder, torch.nn.Identity(), 0, never(), Statistic.NONE) == {}
+
+
+def test_solving_replaces_the_linears_alone_and_reports_each(bloom: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    tensors = decoder.read_block(1)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    moments = collected(bloom, 1, token_ids(6), Statistic.FULL, rows=3)
+    kept = dict(moments)
+    weights, reports = solve(tensors, decoder.linears(1), moments, SparseGPT(sparsity=0.5), CPU, "block 1")
+    assert moments == {}
+    assert [report.name for report in reports] == list(decoder.linears(1))
+    for report in reports:
+        weight = weights[f"{report.name}.weight"]
+        expected = SparseGPT(sparsity=0.5).compress(before[f"{report.name}.weight"], kept[report.name])
+        assert torch.equal(weight, expected.weight)
+        assert weight.dtype == torch.bfloat16
+        assert int((weight == 0).sum()) == weight.numel() // 2
+        assert report.loss == expected.loss and report.tokens == 6 * 16
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_a_linear_that_was_never_called_is_named(bloom: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    moments = collected(bloom, 0, token_ids(2), Statistic.DIAGONAL, rows=2)
+    del moments["mlp.dense_4h_to_h"]
+    with pytest.raises(InputError, match=r"block 0 mlp\.dense_4h_to_h: .*never called"):
+        solve(decoder.read_block(0), decoder.linears(0), moments, Wanda(sparsity=0.5), CPU, "block 0")
+    solve(decoder.read_block(0), decoder.linears(0), {}, Magnitude(sparsity=0.5), CPU, "block 0")

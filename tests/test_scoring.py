@@ -1,0 +1,85 @@
+"""nll per token equals the plain model's cross-entropy, whatever the chunks."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mbs_ray import scoring
+from mbs_ray.evaluation.perplexity import (
+    LanguageScore,
+    evaluation_metrics,
+    geometric_mean,
+    language_scores,
+    perplexity_increases,
+)
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.scoring import score
+
+
+def finished(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    hidden = decoder.embed(ids)
+    for index in range(decoder.blocks):
+        hidden = decoder.run_block(decoder.load_block(index, decoder.read_block(index)), index, hidden)
+    return decoder.finish(hidden)
+
+
+@pytest.mark.parametrize("layout", ["bloom", "llama"])
+@pytest.mark.parametrize(("vocabulary", "logit_bytes"), [(32768, 2**28), (37, 2**28), (64, 4 * 64 * 3)])
+def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
+    layout: str, vocabulary: int, logit_bytes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_VOCABULARY_CHUNK", vocabulary)
+    monkeypatch.setattr(scoring, "_LOGIT_BYTES", logit_bytes)
+    folder = request.getfixturevalue(layout)
+    ids = torch.randint(0, 400, (5, 12), generator=torch.Generator().manual_seed(3))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    decoder = Decoder(Checkpoint(folder), torch.float32)
+    with torch.inference_mode():
+        logits = plain(ids).logits.double()
+        parts = score(decoder, [(finished(decoder, ids[rows]), ids[rows]) for rows in (slice(0, 3), slice(3, 5))])
+    expected = torch.logsumexp(logits[:, :-1], -1) - logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    assert [tuple(part.shape) for part in parts] == [(3, 11), (2, 11)]
+    torch.testing.assert_close(torch.cat(parts).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_aggregates_follow_from_the_rows_of_tokens(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from mbs_ray.token_scores import SCHEMA
+
+    generator = np.random.default_rng(0)
+    nll = generator.gamma(2.0, 1.5, 1000).astype(np.float32)
+    language = np.array(["sw", "en"])[generator.integers(0, 2, 1000)]
+    size = generator.integers(0, 6, 1000).astype(np.uint16)
+    columns = {"nll": nll, "language": language, "document": language, "bytes": size, "segment": np.arange(1000)}
+    table = pa.table({name: pa.array(column) for name, column in columns.items()}).cast(SCHEMA)
+    pq.write_table(table, tmp_path / "scores.parquet")
+    scores = language_scores(tmp_path / "scores.parquet")
+    assert list(scores) == ["en", "sw"]
+    for code, one in scores.items():
+        own = language == code
+        total = nll[own].astype(np.float64).sum()
+        assert one.tokens == own.sum() and one.bytes == size[own].sum() and one.documents == 1
+        assert math.isclose(one.perplexity, math.exp(total / own.sum()), rel_tol=1e-12)
+        assert math.isclose(one.bits_per_byte, total / math.log(2) / size[own].sum(), rel_tol=1e-12)
+
+
+def test_increases_are_ratios_on_the_same_tokens_and_refuse_others() -> None:
+    dense = {"en": LanguageScore(10, 30, 1, 20.0), "sw": LanguageScore(5, 10, 1, 15.0)}
+    compressed = {"en": LanguageScore(10, 30, 1, 30.0), "sw": LanguageScore(5, 10, 1, 25.0)}
+    increases = perplexity_increases(compressed, dense)
+    assert increases == {"en": pytest.approx(math.e), "sw": pytest.approx(math.e**2)}
+    assert geometric_mean(increases) == pytest.approx(math.e**1.5)
+    metrics = evaluation_metrics(None, compressed, dense)
+    assert metrics["ppl_increase/worst"] == pytest.approx(math.e**2)
+    assert metrics["ppl_increase/geomean"] == pytest.approx(math.e**1.5)
+    assert metrics["ppl/en"] == pytest.approx(math.exp(3))
+    assert evaluation_metrics("udhr", compressed, dense)["ppl_increase_udhr/sw"] == pytest.approx(math.e**2)
+    with pytest.raises(ValueError, match="sw: .* same tokens"):
+        perplexity_increases({"en": compressed["en"], "sw": LanguageScore(6, 10, 1, 25.0)}, dense)

@@ -1,0 +1,192 @@
+"""A whole sweep on a real cluster: corpus to checkpoints, figures and MLflow; again, it computes nothing."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from mbs_ray.errors import InputError
+from mbs_ray.evaluate import evaluate_model
+from mbs_ray.evaluation.perplexity import geometric_mean
+from mbs_ray.progress import Progress
+from mbs_ray.specs import EvaluationSpec, SweepSpec, validated
+from mbs_ray.sweep import SweepResult, conduct
+from tests.models import write_corpus
+
+LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
+
+
+def spec(bloom: Path, corpus: Path, held_out: Path, stages: int = 2, **changes: object) -> SweepSpec:
+    run = {
+        "model": str(bloom),
+        "corpus": str(corpus),
+        "languages": ["en", "fr", "sw", "hi"],
+        "segments": 12,
+        "sequence_length": 32,
+        "evaluation": {
+            "held-out": {"corpus": str(held_out), "segments": 5},
+            "all": {"corpus": str(held_out), "segments": None},
+        },
+    }
+    grid = {
+        "method": [{"name": "magnitude", "sparsity": 0.5}, {"name": "sparsegpt", "sparsity": 0.5}],
+        "sampling": ["equal", "proportional"],
+    }
+    return validated(
+        SweepSpec, {"name": "tiny", "run": {**run, **changes}, "grid": grid, "stages": stages, "threads": 1}
+    )
+
+
+def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
+    text = io.StringIO()
+    return conduct(sweep, out, None, Progress(Console(file=text, width=200))), text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("held-out"), 25)
+
+
+@pytest.fixture(scope="module")
+def swept(
+    ray_cluster: Cluster, bloom: Path, corpus: Path, held_out: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, SweepResult, str]:
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    out = tmp_path_factory.mktemp("out")
+    return out, *run_sweep(spec(bloom, corpus, held_out), out)
+
+
+def test_every_run_leaves_a_checkpoint_that_transformers_loads(swept: tuple[Path, SweepResult, str]) -> None:
+    out, result, _ = swept
+    assert result.failed == {}
+    for label in LABELS:
+        model = AutoModelForCausalLM.from_pretrained(out / "tiny" / "runs" / label / "checkpoint")
+        weight = model.transformer.h[3].mlp.dense_h_to_4h.weight
+        assert int((weight == 0).sum()) == weight.numel() // 2
+        assert model.dtype == torch.bfloat16
+
+
+def test_the_allocation_is_printed_before_anything_runs(swept: tuple[Path, SweepResult, str]) -> None:
+    _, _, printed = swept
+    lines = printed.splitlines()
+    first = lines.index("allocation equal (12 segments): en 3  fr 3  hi 3  sw 3")
+    assert first < min(number for number, line in enumerate(lines) if line.startswith("drawing"))
+    assert "magnitude-50-equal: done" in printed
+
+
+def test_the_tables_hold_what_the_scores_say(swept: tuple[Path, SweepResult, str]) -> None:
+    out, result, _ = swept
+    table = result.tables["tiny-bloom-held-out"]
+    assert list(table.columns) == LABELS
+    assert list(table.index) == ["en", "fr", "hi", "sw", "geomean", "worst"]
+    for label in LABELS:
+        scores = pq.read_table(out / "tiny" / "runs" / label / "evaluation" / "held-out.parquet").to_pandas()
+        (dense_path,) = out.glob("dense/*/evaluation/held-out.parquet")
+        dense = pq.read_table(dense_path).to_pandas()
+        assert (scores["document"].astype(str) == dense["document"].astype(str)).all()
+        difference = (scores["nll"].astype(float) - dense["nll"].astype(float)).groupby(scores["language"].astype(str))
+        expected = difference.mean().map(lambda value: float(torch.tensor(value, dtype=torch.float64).exp()))
+        for language in ("en", "fr", "sw", "hi"):
+            assert table.loc[language, label] == pytest.approx(expected[language], rel=1e-9)
+        assert table.loc["worst", label] == pytest.approx(expected.max(), rel=1e-9)
+        assert table.loc["geomean", label] == pytest.approx(geometric_mean(expected.to_dict()), rel=1e-9)
+    written = pd.read_csv(out / "tiny" / "increase-tiny-bloom-held-out.csv", index_col="language")
+    assert list(written.columns) == LABELS
+
+
+def test_mlflow_holds_parent_and_runs_with_metrics_params_and_artefacts(swept: tuple[Path, SweepResult, str]) -> None:
+    out, result, _ = swept
+    assert result.tracking_uri == f"sqlite:///{out}/mlflow.db"
+    client = MlflowClient(result.tracking_uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"tiny", *LABELS}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    for label in LABELS:
+        run = runs[label]
+        assert run.data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
+        for metric in ("ppl/sw", "bpb/hi", "ppl_increase/en", "ppl_increase/geomean", "ppl_increase_all/worst"):
+            assert metric in run.data.metrics
+        steps = client.get_metric_history(run.info.run_id, "block/sparsity")
+        assert [metric.step for metric in steps] == [0, 1, 2, 3]
+        assert run.data.params["sampling.name"] in ("equal", "proportional")
+        assert len(run.data.params["fingerprint.model"]) == 64
+        names = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert {"allocation.json", "spec.json", "reports"} <= names
+    figures = {file.path for file in client.list_artifacts(runs["tiny"].info.run_id, "figures")}
+    assert "figures/increase-tiny-bloom-held-out.png" in figures
+
+
+def test_the_same_command_again_computes_nothing_and_doubles_nothing(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path
+) -> None:
+    out, result, _ = swept
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    again, printed = run_sweep(spec(bloom, corpus, held_out, stages=1), out)
+    assert "all runs are finished" in printed
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    for title, table in result.tables.items():
+        pd.testing.assert_frame_equal(table, again.tables[title])
+    client = MlflowClient(result.tracking_uri)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 1 + len(LABELS)
+    child = next(run for run in runs if run.info.run_name == LABELS[0])
+    assert len(client.get_metric_history(child.info.run_id, "ppl/sw")) == 1
+    assert len(client.get_metric_history(child.info.run_id, "block/seconds")) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"seed": 5}, "calibration"), ({"microbatch": 7}, "microbatch"), ({"segments": 16}, "calibration")],
+)
+def test_a_changed_field_is_refused_by_name(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, changes: dict, field: str
+) -> None:
+    out, _, _ = swept
+    with pytest.raises(InputError, match=f"was begun with {field}"):
+        run_sweep(spec(bloom, corpus, held_out, **changes), out)
+
+
+def test_a_changed_method_under_the_same_label_is_refused_by_name(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path
+) -> None:
+    out, _, _ = swept
+    sweep = spec(bloom, corpus, held_out)
+    damped = {"method": [{"name": "sparsegpt", "sparsity": 0.5, "damping": 0.1}], "sampling": ["equal"]}
+    with pytest.raises(InputError, match=r"was begun with method\.damping 0\.01, now it is 0\.1"):
+        run_sweep(sweep.model_copy(update={"grid": damped}), out)
+
+
+def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
+    swept: tuple[Path, SweepResult, str], held_out: Path
+) -> None:
+    out, _, _ = swept
+    label = "sparsegpt-50-proportional"
+    result = json.loads((out / "tiny" / "runs" / label / "result.json").read_text())
+    alone = evaluate_model(
+        str(out / "tiny" / "runs" / label / "checkpoint"),
+        revision=None,
+        languages="en,fr,sw,hi",
+        sets={"held-out": validated(EvaluationSpec, {"corpus": str(held_out), "segments": 5, "sequence_length": 32})},
+        compute_dtype="auto",
+        stages=1,
+        threads=1,
+        out=out,
+        address=None,
+        progress=Progress(Console(file=io.StringIO())),
+    )
+    _, scores = alone["held-out"]
+    for language, score in scores.items():
+        assert score.perplexity == pytest.approx(result["metrics"][f"ppl/{language}"], rel=1e-6)
