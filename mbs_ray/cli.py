@@ -201,15 +201,17 @@ def ui(
 ) -> None:
     """Open MLflow on the results of earlier commands."""
     with _input_errors():
-        from mbs_ray.tracking import default_tracking_uri
+        from mbs_ray.tracking import database_uri
 
-        uri = default_tracking_uri(out)
+        uri = database_uri(out)
         if not (out / "mlflow.db").is_file():
             raise InputError(f"{out}: no mlflow.db; give the --out of an earlier mbs compress or mbs sweep")
         typer.echo(f"MLflow on http://{host}:{port} (stop with Ctrl-C)")
-        command = ["-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.execv(sys.executable, [sys.executable, *command, "--backend-store-uri", uri])
+        # Looking at results needs none of MLflow's background workers.
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+        server = ["mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+        os.execv(sys.executable, [sys.executable, "-m", *server, "--backend-store-uri", uri])
 
 
 def _conduct(spec: Any, out: Path, address: str | None) -> None:

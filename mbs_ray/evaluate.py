@@ -1,6 +1,5 @@
 """Scores one checkpoint alone, on the stages: ``mbs evaluate``."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mbs_ray.languages import parse_languages
 from mbs_ray.numerics import resolve_numerics
 from mbs_ray.prepare import Texts, evaluation_requests, read_through
 from mbs_ray.progress import Progress
+from mbs_ray.run_directory import digest
 from mbs_ray.specs import EvaluationSpec
 
 POLL_SECONDS = 0.5
@@ -48,7 +48,6 @@ def evaluate_model(
             progress.say(f"drawing evaluation text {name}")
             drawn = draw_segments(text, out / "segments")
             files.append(segment_file(name, drawn))
-        identity = "\n".join([opened.fingerprint, *(text.fingerprint for text in texts.values())])
         job = Job(
             key=opened.name,
             model=opened.checkpoint.folder,
@@ -57,7 +56,7 @@ def evaluate_model(
             method=None,
             calibration=None,
             evaluation=tuple(files),
-            directory=out / "evaluated" / hashlib.sha256(identity.encode()).hexdigest()[:16],
+            directory=out / "evaluated" / digest(opened.fingerprint, *(text.fingerprint for text in texts.values())),
             blocks=tuple(shard_blocks(opened.decoder.blocks, stages)),
         )
         with Pipeline(stages, numerics.threads) as pipeline, progress.runs({job.key: job}) as show:

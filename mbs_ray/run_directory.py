@@ -1,5 +1,6 @@
 """The run directory: the truth about a run, and the signature that guards it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,18 +25,27 @@ class RunDirectory:
         path = self.path / SIGNATURE
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def claim(self, signature: Mapping[str, Any]) -> None:
-        """Make the directory that of a run with this signature, or go on with it.
+    def refuse_changed(self, signature: Mapping[str, Any]) -> None:
+        """Raise :class:`InputError` naming a field in which the run that was begun here differs.
 
-        The signature covers all that can change bits. Raises :class:`InputError` naming the field
-        by which an existing one differs.
+        The signature covers all that can change bits of the run's weights.
         """
         stored = self.stored_signature()
-        if stored is not None:
-            _refuse_changed(self.path, stored, json.loads(json.dumps(signature)))
+        if stored is None:
             return
+        before, now = _flat(stored), _flat(json.loads(json.dumps(signature)))
+        for field in sorted(before.keys() | now.keys()):
+            if before.get(field) != now.get(field):
+                raise InputError(
+                    f"{self.path}: was begun with {field} {before.get(field)!r}, now it is {now.get(field)!r}; "
+                    "give the sweep another name, or remove this folder"
+                )
+
+    def claim(self, signature: Mapping[str, Any]) -> None:
+        """Make the directory that of a run with this signature, if it is new."""
         self.blocks.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / SIGNATURE, signature)
+        if self.stored_signature() is None:
+            write_json(self.path / SIGNATURE, signature)
 
     def result(self) -> dict[str, Any] | None:
         """What a finished run left; None while it is not finished."""
@@ -55,21 +65,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def digest(*parts: str) -> str:
+    """16 hex digits that stand for these texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _refuse_changed(path: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    before, now = flatten(stored), flatten(asked)
-    for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field):
-            raise InputError(
-                f"{path}: was begun with {field} {before.get(field)!r}, now it is {now.get(field)!r}; "
-                "give the sweep another name, or remove this folder"
-            )

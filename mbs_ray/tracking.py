@@ -18,7 +18,7 @@ from mbs_ray.tracked_run import TrackedRun
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Journal", "TrackedRun", "Tracking", "default_tracking_uri"]
+__all__ = ["Journal", "TrackedRun", "Tracking", "database_uri", "default_tracking_uri"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,9 +38,12 @@ _ENVIRONMENT = {
 
 
 def default_tracking_uri(out: Path) -> str:
-    """`MLFLOW_TRACKING_URI` where it is set, else a sqlite database under the absolute `out`."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
+    """`MLFLOW_TRACKING_URI` where it is set, else the sqlite database under the absolute `out`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(out)
+
+
+def database_uri(out: Path) -> str:
+    """The uri of `mlflow.db` in a folder. InputError for a path that no such uri can hold."""
     database = str(out.resolve() / "mlflow.db")
     if set(database) & set("%?#"):
         raise InputError(f"{database}: a database uri cannot hold % ? #; choose another --out")

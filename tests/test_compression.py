@@ -23,11 +23,14 @@ def inputs_in_the_plain_model(folder: Path, ids: torch.Tensor, prefix: str) -> d
     """Inputs of all linears below ``prefix``, by hooks on the whole model, in float64."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     seen: dict[str, torch.Tensor] = {}
-    for name, module in model.named_modules():
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[names[module].removeprefix(prefix)] = inputs[0].double().flatten(0, -2)
+
+    for module, name in names.items():
         if name.startswith(prefix) and isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(
-                lambda _, inputs, key=name.removeprefix(prefix): seen.update({key: inputs[0].double().flatten(0, -2)})
-            )
+            module.register_forward_pre_hook(record)
     with torch.no_grad():
         model(ids)
     return seen

@@ -122,5 +122,5 @@ def test_an_unquoted_pattern_that_yaml_takes_for_a_number_is_explained(tmp_path:
 
 
 def test_stages_and_threads_are_no_fields_of_a_run() -> None:
-    with pytest.raises(InputError, match="grid.stages: no field of a run"):
+    with pytest.raises(InputError, match=r"grid\.stages: no field of a run"):
         validated(SweepSpec, {"name": "x", "run": {}, "grid": {"stages": [1, 2]}}).runs()

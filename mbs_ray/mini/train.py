@@ -13,44 +13,20 @@ The learning rate is constant after a warm-up and falls linearly to zero over th
 import argparse
 import json
 import os
-import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
-#: ROOTS bytes of the paper's 20 languages (BLOOM, arXiv 2211.05100, table 1).
-ROOTS_BYTES = {
-    "en": 484953009124,
-    "zh-Hans": 261019433892,
-    "fr": 208242620434,
-    "es": 175098365045,
-    "pt": 79277543375,
-    "ar": 74854900600,
-    "vi": 43709279959,
-    "hi": 24622119985,
-    "id": 19972325222,
-    "bn": 18606823104,
-    "ta": 7989206220,
-    "te": 2993407159,
-    "ur": 2781329959,
-    "ne": 2551307393,
-    "mr": 1775483122,
-    "gu": 1199986460,
-    "zh-Hant": 762489150,
-    "sw": 236482543,
-    "yo": 89695835,
-    "ig": 14078521,
-}
-SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>"]
-BLOOM_SPLIT = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+from mbs_ray.errors import InputError
+from mbs_ray.languages import DISTRIBUTION_FILE
+from mbs_ray.mini.checkpoint import Progress, restore, store
+from mbs_ray.mini.training_text import SegmentDraw, make_tokenizer, shares, token_stream
 
 
 @dataclass(frozen=True)
@@ -63,32 +39,19 @@ class Shape:
 
 
 SHAPES = {"2m": Shape(128, 6, 4), "5m": Shape(192, 8, 8)}
-
-
-@dataclass
-class Progress:
-    """Counters of a training: ``drawn`` is the number of segments taken of each language."""
-
-    step: int
-    drawn: dict[str, int]
-    seconds: float
+LARGEST_VOCABULARY = 2**16  # token ids are kept as uint16
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = _parse(argv)
-    work = arguments.out / "training"
-    work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    shares = _shares(arguments.exponent)
-    tokenizer = _tokenizer(arguments, shares, work)
-    streams = {
-        language: _tokens(arguments.corpus / f"{language}.parquet", tokenizer, work / "tokens") for language in shares
-    }
-    _train(arguments, shares, tokenizer, streams, work)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        _run(arguments)
+    except InputError as error:
+        parser.error(str(error))
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mbs_ray.mini.train",
         description="Train a small multilingual BLOOM on a folder of <language>.parquet files.",
@@ -108,98 +71,51 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    for language in ROOTS_BYTES:
-        if not (arguments.corpus / f"{language}.parquet").is_file():
-            parser.error(f"{arguments.corpus}: no text of {language}: {language}.parquet is missing")
-    return arguments
-
-
-def _shares(exponent: float) -> dict[str, float]:
-    tempered = {language: float(size) ** exponent for language, size in ROOTS_BYTES.items()}
-    total = sum(tempered.values())
-    return {language: value / total for language, value in tempered.items()}
-
-
-def _texts(path: Path) -> list[str]:
-    return pq.read_table(path, columns=["text"]).column("text").to_pylist()
-
-
-def _tokenizer(arguments: argparse.Namespace, shares: dict[str, float], work: Path) -> Tokenizer:
-    path = arguments.tokenizer or work / "tokenizer.json"
-    if path.is_file():
-        return Tokenizer.from_file(str(path))
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(BLOOM_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="torch.compile: a minute at the start, faster steps; it changes the last bits",
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=arguments.vocabulary,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.vocabulary > LARGEST_VOCABULARY:
+        raise InputError(f"--vocabulary {arguments.vocabulary}: at most {LARGEST_VOCABULARY}")
+    if arguments.tokenizer is not None and not arguments.tokenizer.is_file():
+        raise InputError(f"--tokenizer {arguments.tokenizer}: no such file")
+    work = arguments.out / "training"
+    work.mkdir(parents=True, exist_ok=True)
+    by_language = shares(arguments.exponent)
+    tokenizer = make_tokenizer(
+        arguments.corpus, by_language, arguments.vocabulary, arguments.tokenizer or work / "tokenizer.json"
     )
-    sample: list[str] = []
-    for language, share in shares.items():
-        budget = int(8e6 * share)
-        for text in _texts(arguments.corpus / f"{language}.parquet"):
-            if budget <= 0:
-                break
-            sample.append(text)
-            budget -= len(text.encode())
-    tokenizer.train_from_iterator(sample, trainer)
-    tokenizer.save(str(path))
-    return tokenizer
+    streams = {
+        language: token_stream(arguments.corpus, language, tokenizer, work / "tokens") for language in by_language
+    }
+    segments = SegmentDraw(streams, by_language, arguments.batch, arguments.sequence_length, arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    model = _build(arguments, tokenizer.get_vocab_size())
+    progress = _train(arguments, model, segments, list(by_language), work / "checkpoint")
+    _publish(arguments, model, tokenizer, progress)
 
 
-def _tokens(path: Path, tokenizer: Tokenizer, cache: Path) -> np.ndarray:
-    """Token ids of all documents of a file, each followed by ``</s>``, as one uint16 array."""
-    cache.mkdir(exist_ok=True)
-    stored = cache / f"{path.stem}.npy"
-    if not stored.is_file():
-        end = tokenizer.token_to_id("</s>") or 0
-        texts = _texts(path)
-        ids: list[int] = []
-        for start in range(0, len(texts), 256):
-            for encoded in tokenizer.encode_batch(texts[start : start + 256]):
-                ids += encoded.ids
-                ids.append(end)
-        partial = stored.with_suffix(".tmp.npy")
-        np.save(partial, np.array(ids, dtype=np.uint16))
-        partial.rename(stored)
-    return np.load(stored)
-
-
-def _segment(stream: np.ndarray, drawn: int, length: int, seed: list[int]) -> np.ndarray:
-    """The ``drawn``-th segment of a language: a new random order and offset in every epoch."""
-    count = len(stream) // length - 1
-    epoch, position = divmod(drawn, count)
-    generator = np.random.default_rng([*seed, epoch])
-    offset = int(generator.integers(length))
-    start = int(generator.permutation(count)[position]) * length + offset
-    return stream[start : start + length]
-
-
-def _batch(
-    streams: dict[str, np.ndarray],
-    shares: dict[str, float],
-    drawn: dict[str, int],
-    arguments: argparse.Namespace,
-    step: int,
-) -> torch.Tensor:
-    languages = list(shares)
-    generator = np.random.default_rng([arguments.seed, step])
-    rows = []
-    for index in generator.choice(len(languages), arguments.batch, p=list(shares.values())):
-        language = languages[index]
-        seed = [arguments.seed, 1, int(index)]
-        rows.append(_segment(streams[language], drawn[language], arguments.sequence_length, seed))
-        drawn[language] += 1
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+def _build(arguments: argparse.Namespace, vocabulary: int) -> BloomForCausalLM:
+    shape = SHAPES[arguments.shape]
+    config = BloomConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden_size,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    # ALiBi has no limit of its own, but the model has seen no longer segments.
+    config.seq_length = arguments.sequence_length
+    return BloomForCausalLM(config).to(arguments.device).train()
 
 
 def _rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -208,35 +124,30 @@ def _rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
 
 def _train(
     arguments: argparse.Namespace,
-    shares: dict[str, float],
-    tokenizer: Tokenizer,
-    streams: dict[str, np.ndarray],
-    work: Path,
-) -> None:
-    shape = SHAPES[arguments.shape]
-    config = BloomConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=shape.hidden_size,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
-    model = BloomForCausalLM(config).to(arguments.device).train()
+    model: BloomForCausalLM,
+    segments: SegmentDraw,
+    languages: Sequence[str],
+    checkpoint: Path,
+) -> Progress:
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = int(arguments.tokens // (arguments.batch * arguments.sequence_length))
-    progress = Progress(0, dict.fromkeys(shares, 0), 0.0)
-    if (work / "checkpoint").is_dir():
-        progress = _restore(work / "checkpoint", parameters, optimizer)
+    progress = restore(checkpoint, parameters, optimizer)
+    if progress is None:
+        progress = Progress(0, dict.fromkeys(languages, 0), 0.0)
+    else:
         print(f"goes on from step {progress.step}", flush=True)
-    step_loss = torch.compile(lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+    def step_loss(ids: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    if arguments.compile:
+        step_loss = torch.compile(step_loss)
     begun, first = time.monotonic(), progress.step
     spent = progress.seconds
     recent: list[float] = []
     while progress.step < steps:
-        ids = _batch(streams, shares, progress.drawn, arguments, progress.step).to(arguments.device)
+        ids = segments.batch(progress.step, progress.drawn).to(arguments.device)
         for group in optimizer.param_groups:
             group["lr"] = _rate(progress.step, steps, arguments.learning_rate)
         with torch.autocast(arguments.device, dtype=torch.bfloat16):
@@ -256,44 +167,7 @@ def _train(
                 flush=True,
             )
             recent.clear()
-            _store(work / "checkpoint", parameters, optimizer, progress)
-    _publish(arguments, model, tokenizer, progress)
-
-
-def _store(
-    folder: Path,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-) -> None:
-    partial = folder.with_name("checkpoint.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
-        tensors[name] = parameter.detach().cpu()
-        tensors[f"{name}/exp_avg"] = state["exp_avg"].cpu()
-        tensors[f"{name}/exp_avg_sq"] = state["exp_avg_sq"].cpu()
-    save_file(tensors, partial / "state.safetensors")
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-    previous = folder.with_name("checkpoint.old")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.rename(previous)
-    partial.rename(folder)
-
-
-def _restore(folder: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
-    progress = Progress(**json.loads((folder / "progress.json").read_text()))
-    with safe_open(folder / "state.safetensors", framework="pt") as stored, torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored.get_tensor(name))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(progress.step), device=parameter.device),
-                "exp_avg": stored.get_tensor(f"{name}/exp_avg").to(parameter.device).clone(),
-                "exp_avg_sq": stored.get_tensor(f"{name}/exp_avg_sq").to(parameter.device).clone(),
-            }
+            store(checkpoint, parameters, optimizer, progress)
     return progress
 
 
@@ -306,9 +180,9 @@ def _publish(arguments: argparse.Namespace, model: BloomForCausalLM, tokenizer: 
         eos_token="</s>",
         pad_token="<pad>",
     ).save_pretrained(arguments.out)
-    tokens = {language: count * arguments.sequence_length for language, count in progress.drawn.items()}
+    tokens = {language: count * arguments.sequence_length for language, count in progress.drawn.items() if count}
     facts = {"source": "tokens drawn in training", "unit": "tokens", "languages": tokens}
-    (arguments.out / "language_distribution.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (arguments.out / DISTRIBUTION_FILE).write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{arguments.out}: trained on {sum(tokens.values()):,} tokens", flush=True)
 
 

@@ -1,6 +1,5 @@
 """Block files become a checkpoint that transformers loads, bit for bit."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -57,8 +56,8 @@ def test_shards_are_links_to_the_block_files_and_not_copies(bloom: Path, tmp_pat
     write_all(decoder, tmp_path / "blocks", 0.0)
     outside = write_outside(source, decoder, tmp_path / "outside.safetensors")
     target = assemble(source, tmp_path / "blocks", outside, tmp_path / "checkpoint")
-    inodes = {os.stat(path).st_ino for path in target.glob("*.safetensors")}
-    expected = {os.stat(path).st_ino for path in [outside, *(tmp_path / "blocks").glob("*.safetensors")]}
+    inodes = {path.stat().st_ino for path in target.glob("*.safetensors")}
+    expected = {path.stat().st_ino for path in [outside, *(tmp_path / "blocks").glob("*.safetensors")]}
     assert inodes == expected
 
 

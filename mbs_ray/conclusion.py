@@ -1,0 +1,92 @@
+"""What a sweep leaves for people: tables, figures, and a note on the parent run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
+from mbs_ray.evaluation.report import increase_table, mean_over, to_markdown
+from mbs_ray.plots import allocation_bars, increase_heatmap, save_figure
+from mbs_ray.prepare import PreparedRun
+from mbs_ray.sweep_jobs import SweepJobs
+from mbs_ray.tracking import TrackedRun
+
+
+@dataclass
+class SweepResult:
+    """What a finished sweep left.
+
+    ``tables`` hold the perplexity increase, languages × runs averaged over seeds, by
+    ``<model>-<evaluation set>``; ``dense`` the scores of the dense models by the same name;
+    ``failed`` the reasons of runs that failed.
+    """
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    dense: dict[str, dict[str, LanguageScore]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    figures: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    tracking_uri: str = ""
+
+
+def conclude(
+    runs: Sequence[PreparedRun],
+    metrics: Mapping[str, Mapping[str, float]],
+    jobs: SweepJobs,
+    parent: TrackedRun,
+    result: SweepResult,
+) -> None:
+    """Add tables and figures of the finished ``runs`` to the result, and give them to the parent run."""
+    notes = []
+    for model in dict.fromkeys(run.model.name for run in runs):
+        own = [run for run in runs if run.model.name == model]
+        for position, name in enumerate(own[0].evaluation):
+            title = f"{model}-{name}"
+            prefix = "ppl_increase/" if position == 0 else f"ppl_increase_{name}/"
+            by_run = increase_table({run.label: _under(prefix, metrics[run.label]) for run in own})
+            table = mean_over(by_run, {run.label: run.group for run in own})
+            result.tables[title] = table
+            result.dense[title] = language_scores(jobs.dense_scores(own[0], name))
+            path = jobs.places.sweep / f"increase-{title}.csv"
+            by_run.to_csv(path, index_label="language")
+            result.files.append(path)
+            parent.artifact(path)
+            shown = table.set_axis(_grouped(own, table), axis=1)
+            figure = increase_heatmap(shown, f"Perplexity increase over the dense model: {model}, {name}")
+            _keep(figure, f"increase-{title}", jobs, parent, result)
+            notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{to_markdown(table)}")
+    allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(runs)}
+    if allocations:
+        _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
+    if notes:
+        parent.note("\n".join(notes))
+
+
+def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
+    """The first run of each allocation."""
+    first: dict[str, PreparedRun] = {}
+    for run in runs:
+        first.setdefault(json.dumps(run.allocation), run)
+    return list(first.values())
+
+
+def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+
+def _grouped(runs: Sequence[PreparedRun], table: pd.DataFrame) -> pd.Index:
+    """Columns as (method, sampling) where that tells all of them apart, as they are otherwise."""
+    pairs = {run.group: (run.spec.method.label, run.spec.sampling.label) for run in runs}
+    if len(set(pairs.values())) < len(table.columns):
+        return table.columns
+    return pd.MultiIndex.from_tuples([pairs[column] for column in table.columns])
+
+
+def _keep(figure: Figure, name: str, jobs: SweepJobs, parent: TrackedRun, result: SweepResult) -> None:
+    path = save_figure(figure, jobs.places.sweep / "figures" / f"{name}.png")
+    parent.artifact(path, "figures")
+    result.figures.append(path)

@@ -1,0 +1,116 @@
+"""From prepared runs to jobs for the stages: signatures, dense baselines, what is finished already."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.calibration.segments import SegmentRequest
+from mbs_ray.cluster.job import Job, SegmentFile, segment_file
+from mbs_ray.cluster.plan import shard_blocks
+from mbs_ray.methods import method_spec
+from mbs_ray.numerics import Numerics
+from mbs_ray.places import Places
+from mbs_ray.prepare import PreparedRun
+from mbs_ray.run_directory import digest
+
+
+@dataclass(frozen=True)
+class SweepJobs:
+    """Jobs of a sweep on a known cluster; ``segments`` holds what was drawn, by fingerprint."""
+
+    places: Places
+    numerics: Numerics
+    stages: int
+    segments: Mapping[str, SegmentSet]
+
+    def signature(self, run: PreparedRun) -> dict[str, Any]:
+        """All that can change a bit of the run's weights."""
+        return {
+            "model": run.model.fingerprint,
+            "calibration": run.calibration.fingerprint,
+            "method": method_spec(run.spec.method),
+            "statistics": "propagated",
+            **self.bits(run),
+        }
+
+    def bits(self, run: PreparedRun) -> dict[str, Any]:
+        """What of the machine and the arithmetic can change a bit of any forward."""
+        return {
+            "compute_dtype": self._compute_dtype(run),
+            "microbatch": run.microbatch,
+            "replicas": 1,
+            "device": self.numerics.device,
+            "threads": self.numerics.threads,
+            "torch": torch.__version__,
+        }
+
+    def finished_result(self, run: PreparedRun) -> dict[str, Any] | None:
+        """What an earlier command left of the run; None where the run, or one of its evaluations, is not done."""
+        result = self.places.run(run.label).result()
+        wanted = {name: text.fingerprint for name, text in run.evaluation.items()}
+        return result if result is not None and result["evaluation"] == wanted else None
+
+    def run_job(self, run: PreparedRun) -> Job:
+        evaluation = tuple(self._file(name, text) for name, text in run.evaluation.items())
+        calibration = self._file("calibration", run.calibration)
+        directory = self.places.run(run.label).path
+        return self._job(run, run.label, method_spec(run.spec.method), calibration, evaluation, directory)
+
+    def dense_jobs(self, run: PreparedRun) -> list[Job]:
+        """Evaluations of the run's dense model that no earlier run or sweep has made."""
+        return [
+            self._job(
+                run,
+                f"dense-{run.model.name}-{name}",
+                None,
+                None,
+                (self._file(name, text),),
+                self._dense_directory(run, name),
+            )
+            for name, text in run.evaluation.items()
+            if not self.dense_scores(run, name).is_file()
+        ]
+
+    def scores(self, run: PreparedRun, name: str) -> Path:
+        """File of the run's token scores on one evaluation set."""
+        return self.run_job(run).scores_file(name)
+
+    def dense_scores(self, run: PreparedRun, name: str) -> Path:
+        """File of the dense model's token scores on the same set."""
+        return self._dense_directory(run, name) / "evaluation" / f"{name}.parquet"
+
+    def _dense_directory(self, run: PreparedRun, name: str) -> Path:
+        bits = json.dumps(self.bits(run), sort_keys=True)
+        return self.places.dense(digest(run.model.fingerprint, run.evaluation[name].fingerprint, bits))
+
+    def _job(
+        self,
+        run: PreparedRun,
+        key: str,
+        method: dict[str, Any] | None,
+        calibration: SegmentFile | None,
+        evaluation: tuple[SegmentFile, ...],
+        directory: Path,
+    ) -> Job:
+        return Job(
+            key=key,
+            model=run.model.checkpoint.folder,
+            compute_dtype=self._compute_dtype(run),
+            microbatch=run.microbatch,
+            method=method,
+            calibration=calibration,
+            evaluation=evaluation,
+            directory=directory,
+            blocks=tuple(shard_blocks(run.model.decoder.blocks, self.stages)),
+        )
+
+    def _file(self, name: str, text: SegmentRequest) -> SegmentFile:
+        return segment_file(name, self.segments[text.fingerprint])
+
+    def _compute_dtype(self, run: PreparedRun) -> str:
+        return self.numerics.compute_dtype(run.spec.compute_dtype, run.model.decoder.stored_dtype)

@@ -1,0 +1,119 @@
+"""What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import ray
+
+from mbs_ray import __version__
+from mbs_ray.journal import Journal
+from mbs_ray.places import Places
+from mbs_ray.prepare import PreparedRun
+from mbs_ray.report import read_reports
+from mbs_ray.run_directory import RunDirectory, digest, write_json
+from mbs_ray.tracking import TrackedRun, Tracking
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class SweepTracking:
+    """The parent run of a sweep and its open children, by label."""
+
+    def __init__(self, tracking: Tracking, places: Places, params: Mapping[str, Any]) -> None:
+        self._tracking, self._places = tracking, places
+        self.parent = tracking.sweep(
+            key=digest(str(places.sweep)),
+            name=places.name,
+            params={**params, "mbs_ray": __version__},
+            tags={"mbs.folder": str(places.sweep)},
+        )
+        self._open: dict[str, TrackedRun] = {}
+
+    def begin(self, run: PreparedRun, signature: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+        """Open, or find again, the MLflow run of a run that is about to be worked on."""
+        directory = self._places.run(run.label)
+        spec = run.spec.model_dump(mode="json")
+        self._open[run.label] = tracked = self._tracking.run(
+            self.parent,
+            key=digest(str(directory.path), str(sorted(signature.items()))),
+            name=run.label,
+            params={
+                **{field: value for field, value in spec.items() if field not in ("languages", "evaluation")},
+                "languages": ",".join(run.languages),
+                "evaluation": ",".join(run.evaluation),
+                "fingerprint": {"model": run.model.fingerprint, "calibration": run.calibration.fingerprint},
+                "resolved": resolved,
+                "version": {"mbs_ray": __version__, "ray": ray.__version__},
+            },
+            tags={
+                "model": run.model.name,
+                "method": run.spec.method.label,
+                "sampling": run.spec.sampling.label,
+                "seed": str(run.spec.seed),
+                "mbs.folder": str(directory.path),
+            },
+            journal=Journal(directory.journal),
+        )
+        for name, content in (("allocation.json", run.allocation), ("spec.json", spec)):
+            write_json(directory.path / name, content)
+            tracked.artifact(directory.path / name)
+
+    def sync(self) -> None:
+        """Journal the blocks that were finished since, and bring MLflow up to date."""
+        for label, tracked in self._open.items():
+            _journal_blocks(self._places.run(label))
+            tracked.sync()
+
+    def finish(self, label: str, metrics: Mapping[str, float]) -> bool:
+        """Deliver a finished run; False when MLflow has not taken all of it yet."""
+        directory = self._places.run(label)
+        _journal_blocks(directory)
+        _append_missing(Journal(directory.journal), metrics, step=0)
+        tracked = self._open.pop(label)
+        tracked.artifact(_linears_table(directory), "reports")
+        tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
+        tracked.finish("FINISHED")
+        return tracked.sync()
+
+    def fail(self, label: str, reason: str) -> None:
+        tracked = self._open.pop(label)
+        tracked.note(f"failed: {reason}")
+        tracked.finish("FAILED")
+
+    def close(self, status: Status) -> bool:
+        """End what is still open; False when MLflow has not taken everything yet."""
+        for tracked in self._open.values():
+            tracked.finish(status)
+        self.parent.finish(status)
+        return self.parent.sync()
+
+
+def _journal_blocks(directory: RunDirectory) -> None:
+    journal = Journal(directory.journal)
+    for report in read_reports(directory.blocks):
+        # A report without this part is that of a block still being worked on.
+        if "propagate" in report.seconds:
+            values = {f"block/{name}": value for name, value in report.metrics().items()}
+            _append_missing(journal, values, step=report.block)
+
+
+def _append_missing(journal: Journal, values: Mapping[str, float], step: int) -> None:
+    """A run that goes on after it was killed must not journal a value twice."""
+    known = {(entry.key, entry.step) for entry in journal.entries()}
+    new = {key: value for key, value in values.items() if (key, step) not in known}
+    if new:
+        journal.append(new, step=step)
+
+
+def _linears_table(directory: RunDirectory) -> Path:
+    """Block reports as one parquet file, a row per linear."""
+    rows = [
+        {"block": report.block, **vars(linear)}
+        for report in read_reports(directory.blocks)
+        for linear in report.linears
+    ]
+    path = directory.path / "linears.parquet"
+    pd.DataFrame(rows).to_parquet(path, index=False)
+    return path
