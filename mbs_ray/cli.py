@@ -1,9 +1,10 @@
-"""The command line: ``mbs allocate | compress | evaluate | sweep | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | sweep | demo | ui``."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, StageDiedError
 
 app = typer.Typer(
     name="mbs",
@@ -49,7 +50,7 @@ def allocate(
     from mbs_ray.calibration.sampling import build_sampling
     from mbs_ray.languages import LANGUAGES, model_distribution, parse_languages
 
-    with _input_errors():
+    with _one_line_errors():
         known = model_distribution(model, distribution)
         asked = parse_languages(languages, known)
         allocation = build_sampling(_named(sampling)).allocate(known, asked, segments)
@@ -104,7 +105,7 @@ def compress(
     """Compress one model with one method and one sampling: a sweep of a single run."""
     from mbs_ray.specs import SweepSpec, validated
 
-    with _input_errors():
+    with _one_line_errors():
         run = {
             "model": _model(model),
             "revision": revision,
@@ -144,7 +145,7 @@ def evaluate(
     address: Address = None,
 ) -> None:
     """Score a checkpoint, dense or compressed: perplexity and bits per byte of every language."""
-    with _input_errors():
+    with _one_line_errors():
         from mbs_ray.evaluate import evaluate_model
         from mbs_ray.progress import Progress
         from mbs_ray.specs import EvaluationSpec, validated
@@ -188,9 +189,24 @@ def sweep(
     """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
     from mbs_ray.specs import load_sweep
 
-    with _input_errors():
+    with _one_line_errors():
         spec = load_sweep(file)
         _conduct(spec if stages is None else spec.model_copy(update={"stages": stages}), out, address)
+
+
+@app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")
+def demo(
+    out: Out = Path("mbs-demo"),
+    model: Annotated[list[Path] | None, typer.Option("--model", help="Instead of the two minis; repeatable.")] = None,
+    address: Address = None,
+) -> None:
+    """Compress two small BLOOMs with three methods × three samplings: what does each language lose?"""
+    with _one_line_errors():
+        from mbs_ray.mini.demo import conclusion, run_demo, shown_tables
+
+        console = Console()
+        result = run_demo(_absolute(out), address, console, model)
+        _show(replace(result, tables=shown_tables(result)), out, console, conclusion(result))
 
 
 @app.command(epilog="Example: mbs ui ./results --port 5000")
@@ -200,7 +216,7 @@ def ui(
     port: Annotated[int, typer.Option("--port")] = 5000,
 ) -> None:
     """Open MLflow on the results of earlier commands."""
-    with _input_errors():
+    with _one_line_errors():
         from mbs_ray.tracking import database_uri
 
         uri = database_uri(out)
@@ -215,14 +231,22 @@ def ui(
 
 
 def _conduct(spec: Any, out: Path, address: str | None) -> None:
-    from mbs_ray.progress import Progress, increase_view
+    from mbs_ray.progress import Progress
     from mbs_ray.sweep import conduct
 
     console = Console()
-    result = conduct(spec, _absolute(out), address, Progress(console))
+    _show(conduct(spec, _absolute(out), address, Progress(console)), out, console)
+
+
+def _show(result: Any, out: Path, console: Console, conclusion: str = "") -> None:
+    """Tables, what they show, and where everything is. Exit code 1 where runs failed."""
+    from mbs_ray.progress import increase_view
+
     for title, table in result.tables.items():
         rows = [(str(name), [float(value) for value in row]) for name, row in table.iterrows()]
         console.print(increase_view(f"perplexity increase: {title}", list(table.columns), rows))
+    if conclusion:
+        console.print(conclusion, highlight=False, markup=False)
     for path in [*result.figures, *result.files]:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
     console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)
@@ -283,13 +307,13 @@ def _absolute(out: Path) -> Path:
 
 
 @contextmanager
-def _input_errors() -> Iterator[None]:
-    """Bad input: one line, and exit code 2."""
+def _one_line_errors() -> Iterator[None]:
+    """One line instead of a traceback: exit code 2 for bad input, 1 where a stage died."""
     try:
         yield
-    except InputError as error:
+    except (InputError, StageDiedError) as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""The one error a user can mend."""
+"""The errors a user is told of in one line."""
 
 
 class InputError(ValueError):
     """Bad input: one line that names the file, field or language and says what to do.
 
     The command line prints the line and exits with code 2.
+    """
+
+
+class StageDiedError(RuntimeError):
+    """A stage's process or node is gone; what was finished lies in the run directories.
+
+    The command line prints the line and exits with code 1: the same command goes on.
     """

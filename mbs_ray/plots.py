@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mbs_ray.errors import InputError
 
@@ -48,8 +48,8 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     axes = figure.add_subplot()
     values = increase.loc[rows].to_numpy(dtype=float)
     finite = values[np.isfinite(values)]
-    # At least a factor of 2 wide, so that noise around 1 stays pale.
-    scale = ScalarMappable(LogNorm(finite.min(initial=1.0), finite.max(initial=2.0)), _COLOURS)
+    # At least a tenth wide, so that noise around 1 stays pale.
+    scale = ScalarMappable(LogNorm(finite.min(initial=1.0), finite.max(initial=1.1)), _COLOURS)
     for row, column in np.ndindex(*values.shape):
         _cell(axes, x[column], y[row], float(values[row, column]), scale, bold=rows[row] in _SUMMARIES)
     axes.set(xlim=(-0.5, x[-1] + 0.5), ylim=(y[-1] + 0.5, -0.5))
@@ -60,7 +60,8 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     _method_headers(axes, methods, x)
     bar = figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.02, aspect=30)
     bar.set_label("perplexity, compressed ÷ dense")
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+    narrow = finite.max(initial=1.1) < 2.0
+    bar.ax.yaxis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     return figure
@@ -133,10 +134,10 @@ def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, b
 
 
 def _ratio(value: float) -> str:
-    """Three significant digits in at most five characters."""
+    """Three significant digits, four below 2, in at most five characters."""
     if math.isinf(value):
         return "∞"
-    for digits, limit in ((2, 9.995), (1, 99.95), (0, 99_999.5)):
+    for digits, limit in ((3, 1.9995), (2, 9.995), (1, 99.95), (0, 99_999.5)):
         if value < limit:
             return f"{value:.{digits}f}"
     return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -46,11 +46,9 @@ class Progress:
             yield RunsShown(jobs, self, None)
             return
         columns = (
-            TextColumn("{task.description}", table_column=None),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[where]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[where]}{task.fields[left]}"),
         )
         with Bars(*columns, console=self._console, transient=False) as bars:
             yield RunsShown(jobs, self, bars)
@@ -128,7 +126,7 @@ def increase_view(title: str, columns: Sequence[str], rows: Sequence[tuple[str, 
         table.add_column(column, justify="right", overflow="fold")
     for name, values in rows:
         best = min(values)
-        table.add_row(name, *(f"[bold]{value:.2f}[/]" if value == best else f"{value:.2f}" for value in values))
+        table.add_row(name, *(f"[bold]{value:.3f}[/]" if value == best else f"{value:.3f}" for value in values))
     return table
 
 

@@ -27,8 +27,12 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
+    # Said aloud, so that head, nodes, drivers and jobs agree on it: only who holds the token may run code.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is None and "RAY_ADDRESS" not in os.environ:
+        # "local", or Ray would join any other Ray that happens to run on this machine.
         ray.init(
+            address="local",
             num_cpus=max(cpus, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
@@ -36,7 +40,6 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
             log_to_driver=False,
         )
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             ray.init(address=address or "auto", logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:

@@ -11,13 +11,9 @@ from mbs_ray.cluster.activations import RunAbandonedError
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.stage import Stage
 from mbs_ray.cluster.worker import Status
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, StageDiedError
 
 START_SECONDS = 180.0
-
-
-class StageDiedError(RuntimeError):
-    """A stage's process or node is gone; what was finished lies in the run directories."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def mean_over(table: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame({name: table[[c for c in table.columns if groups[c] == name]].mean(axis=1) for name in names})
 
 
-def to_markdown(table: pd.DataFrame, corner: str = "language", digits: int = 2) -> str:
+def to_markdown(table: pd.DataFrame, corner: str = "language", digits: int = 3) -> str:
     """The table in Markdown, numbers with ``digits`` decimals."""
     lines = [f"| {corner} | " + " | ".join(str(column) for column in table.columns) + " |"]
     lines.append("|---|" + "---:|" * len(table.columns))

@@ -78,7 +78,7 @@ def digest(directory: Path) -> dict[str, str]:
 
 
 def compress_plainly(
-    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int, path: str = "transformer.h"
 ) -> dict[str, torch.Tensor]:
     """The obvious way: the whole model in memory, block after block, hooks on its linears."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
@@ -86,7 +86,7 @@ def compress_plainly(
     token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
     solver = build_method(method)
     result = {}
-    for index, block in enumerate(model.transformer.h):
+    for index, block in enumerate(model.get_submodule(path)):
         linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
         moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
         hooks = [
@@ -99,8 +99,8 @@ def compress_plainly(
         for hook in hooks:
             hook.remove()
         for name, module in linears.items():
-            weight = stored.transformer.h[index].get_submodule(name).weight.detach()
+            weight = stored.get_submodule(f"{path}.{index}.{name}").weight.detach()
             compressed = solver.compress(weight, moments[name]).weight
             module.weight.data = compressed.float()
-            result[f"transformer.h.{index}.{name}.weight"] = compressed
+            result[f"{path}.{index}.{name}.weight"] = compressed
     return result

@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.cluster.pipeline import Pipeline, StageDiedError
-from mbs_ray.errors import InputError
+from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -62,6 +62,18 @@ def test_stages_give_the_weights_of_the_plain_way_whatever_their_number(
         assembled = Checkpoint(target)
         for name, weight in compress_plainly(bloom, calibration, method, microbatch=3).items():
             assert torch.equal(assembled.read(name), weight), name
+
+
+def test_another_architecture_goes_through_the_same_door(
+    ray_cluster: Cluster, llama: Path, corpus: Path, tmp_path: Path
+) -> None:
+    segments = draw(corpus, llama, tmp_path / "segments", 4)
+    job = make_job("llama", llama, tmp_path / "run", 2, segments, segments, SPARSE, blocks=3)
+    assert run_all(2, [job])["llama"].error is None
+    outside = write_outside(Checkpoint(llama), Decoder(Checkpoint(llama), torch.float32), tmp_path / "o.safetensors")
+    assembled = Checkpoint(assemble(Checkpoint(llama), job.blocks_folder, outside, tmp_path / "checkpoint"))
+    for name, weight in compress_plainly(llama, segments, SPARSE, 3, "model.layers").items():
+        assert torch.equal(assembled.read(name), weight), name
 
 
 def test_two_equal_runs_in_one_pipeline_are_bit_identical_and_reported_block_by_block(
