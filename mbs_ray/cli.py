@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -202,11 +201,11 @@ def demo(
 ) -> None:
     """Compress two small BLOOMs with three methods × three samplings: what does each language lose?"""
     with _one_line_errors():
-        from mbs_ray.mini.demo import conclusion, run_demo, shown_tables
+        from mbs_ray.mini.demo import conclusion, run_demo
 
         console = Console()
         result = run_demo(_absolute(out), address, console, model)
-        _show(replace(result, tables=shown_tables(result)), out, console, conclusion(result))
+        _show(result, out, console, conclusion(result))
 
 
 @app.command(epilog="Example: mbs ui ./results --port 5000")
@@ -240,11 +239,11 @@ def _conduct(spec: Any, out: Path, address: str | None) -> None:
 
 def _show(result: Any, out: Path, console: Console, conclusion: str = "") -> None:
     """Tables, what they show, and where everything is. Exit code 1 where runs failed."""
-    from mbs_ray.progress import increase_view
+    from mbs_ray.progress import increase_views
 
     for title, table in result.tables.items():
-        rows = [(str(name), [float(value) for value in row]) for name, row in table.iterrows()]
-        console.print(increase_view(f"perplexity increase: {title}", list(table.columns), rows))
+        for view in increase_views(f"perplexity increase: {title}", table, console.width):
+            console.print(view)
     if conclusion:
         console.print(conclusion, highlight=False, markup=False)
     for path in [*result.figures, *result.files]:

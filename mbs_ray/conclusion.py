@@ -20,8 +20,8 @@ from mbs_ray.tracking import TrackedRun
 class SweepResult:
     """What a finished sweep left.
 
-    ``tables`` hold the perplexity increase, languages × runs averaged over seeds, by
-    ``<model>-<evaluation set>``; ``dense`` the scores of the dense models by the same name;
+    ``tables`` hold the perplexity increase, languages × (method, sampling) averaged over seeds,
+    by ``<model>-<evaluation set>``; ``dense`` the scores of the dense models by the same name;
     ``failed`` the reasons of runs that failed.
     """
 
@@ -48,15 +48,14 @@ def conclude(
             title = f"{model}-{name}"
             prefix = "ppl_increase/" if position == 0 else f"ppl_increase_{name}/"
             by_run = increase_table({run.label: _under(prefix, metrics[run.label]) for run in own})
-            table = mean_over(by_run, {run.label: run.group for run in own})
+            table = mean_over(by_run, {run.label: run.column for run in own})
             result.tables[title] = table
             result.dense[title] = language_scores(jobs.dense_scores(own[0], name))
             path = jobs.places.sweep / f"increase-{title}.csv"
             by_run.to_csv(path, index_label="language")
             result.files.append(path)
             parent.artifact(path)
-            shown = table.set_axis(_grouped(own, table), axis=1)
-            figure = increase_heatmap(shown, f"Perplexity increase over the dense model: {model}, {name}")
+            figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
             _keep(figure, f"increase-{title}", jobs, parent, result)
             notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{to_markdown(table)}")
     allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(runs)}
@@ -76,14 +75,6 @@ def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
 
 def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-
-
-def _grouped(runs: Sequence[PreparedRun], table: pd.DataFrame) -> pd.Index:
-    """Columns as (method, sampling) where that tells all of them apart, as they are otherwise."""
-    pairs = {run.group: (run.spec.method.label, run.spec.sampling.label) for run in runs}
-    if len(set(pairs.values())) < len(table.columns):
-        return table.columns
-    return pd.MultiIndex.from_tuples([pairs[column] for column in table.columns])
 
 
 def _keep(figure: Figure, name: str, jobs: SweepJobs, parent: TrackedRun, result: SweepResult) -> None:

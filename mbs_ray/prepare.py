@@ -68,7 +68,7 @@ class PreparedRun:
     """A run whose model, languages, allocation and texts are settled."""
 
     label: str
-    group: str
+    column: tuple[str, str]
     spec: RunSpec
     model: Model
     languages: tuple[str, ...]
@@ -79,7 +79,7 @@ class PreparedRun:
 
 
 def prepare_runs(
-    specs: Sequence[RunSpec], labels: Sequence[str], groups: Sequence[str], cache: Path, notify: Notify
+    specs: Sequence[RunSpec], labels: Sequence[str], columns: Sequence[tuple[str, str]], cache: Path, notify: Notify
 ) -> list[PreparedRun]:
     """Check everything a sweep needs. Raises :class:`InputError` naming the file, field or language.
 
@@ -91,11 +91,11 @@ def prepare_runs(
     prepared = []
     # What is cheap is checked for all runs before the first checkpoint is read through.
     settled = [_settle(spec) for spec in specs]
-    for spec, label, group, (languages, allocation) in zip(specs, labels, groups, settled, strict=True):
+    for spec, label, column, (languages, allocation) in zip(specs, labels, columns, settled, strict=True):
         key = (spec.model, spec.revision)
         if key not in models:
             models[key] = read_through(spec.model, spec.revision, cache, notify)
-        run = _with_texts(spec, label, group, models[key], languages, allocation, texts)
+        run = _with_texts(spec, label, column, models[key], languages, allocation, texts)
         _check_method(run)
         prepared.append(run)
     return prepared
@@ -131,7 +131,7 @@ def read_through(model: str, revision: str | None, cache: Path, notify: Notify) 
 def _with_texts(
     spec: RunSpec,
     label: str,
-    group: str,
+    column: tuple[str, str],
     model: Model,
     languages: tuple[str, ...],
     allocation: dict[str, int],
@@ -151,7 +151,7 @@ def _with_texts(
     )
     microbatch = spec.microbatch if spec.microbatch != "auto" else auto_microbatch(spec.sequence_length)
     return PreparedRun(
-        label, group, spec, model, languages, allocation, texts.check(calibration), evaluation, microbatch
+        label, column, spec, model, languages, allocation, texts.check(calibration), evaluation, microbatch
     )
 
 

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
@@ -118,15 +120,31 @@ class RunsShown:
         return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 
-def increase_view(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]) -> Table:
-    """A table languages × runs for the terminal; the best run of each row is set in bold."""
+def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
+    """A table languages × (method, sampling) for a terminal, cut into as many as its width needs.
+
+    The best of each language and method is set in bold.
+    """
+    best = increases.T.groupby(level=0).min().T
+    spaces = [max(map(len, column)) + 3 for column in increases.columns]
+    begin, used = 0, 0
+    for end, space in enumerate([*spaces, width]):
+        used += space
+        if used > width - 13 and end > begin:
+            yield _increase_view(title, increases.iloc[:, begin:end], best)
+            begin, used = end, space
+
+
+def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> Table:
     table = Table(title=title)
     table.add_column("language")
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    for name, values in rows:
-        best = min(values)
-        table.add_row(name, *(f"[bold]{value:.3f}[/]" if value == best else f"{value:.3f}" for value in values))
+    columns: list[Any] = increases.columns.to_list()
+    for method, sampling in columns:
+        table.add_column(f"{method}\n{sampling}", justify="right")
+    for language, values in zip(increases.index, increases.to_numpy(), strict=True):
+        lowest = [best.at[language, method] for method, _ in columns]
+        cells = [f"[bold]{v:.3f}[/]" if v == low else f"{v:.3f}" for v, low in zip(values, lowest, strict=True)]
+        table.add_row(str(language), *cells)
     return table
 
 

@@ -124,21 +124,21 @@ class SweepSpec(_Spec):
 
     def labels(self, runs: list[RunSpec]) -> list[str]:
         """A name for each run, of what tells it apart: ``sparsegpt-50-proportional-seed1``."""
-        return [self._label(run, set(self.grid)) for run in runs]
+        several_models = len(self.grid.get("model", [])) > 1
+        models = [Path(run.model).name if several_models else "" for run in runs]
+        columns = [self._column(run, set(self.grid)) for run in runs]
+        labels = ["-".join(filter(None, (model, *column))) for model, column in zip(models, columns, strict=True)]
+        return [re.sub(r"[^A-Za-z0-9._-]", "-", label) for label in labels]
 
-    def groups(self, runs: list[RunSpec]) -> list[str]:
-        """The label of each run without its seed: what is averaged in a table."""
-        return [self._label(run, set(self.grid) - {"seed"}) for run in runs]
+    def columns(self, runs: list[RunSpec]) -> list[tuple[str, str]]:
+        """The column of each run in its model's table, over whose runs (the seeds) it is averaged."""
+        return [self._column(run, set(self.grid) - {"seed"}) for run in runs]
 
-    def _label(self, run: RunSpec, telling: set[str]) -> str:
-        parts = [run.method.label, run.sampling.label]
-        if len(self.grid.get("model", [])) > 1:
-            parts.insert(0, Path(run.model).name)
-        for field in self.grid:
-            named = field in ("method", "sampling", "model") or field not in telling
-            if not named and len(self.grid[field]) > 1:
-                parts.append(f"{field.replace('_', '-')}{getattr(run, field)}")
-        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts))
+    def _column(self, run: RunSpec, telling: set[str]) -> tuple[str, str]:
+        """The method, and the sampling with whatever else varies in the grid."""
+        others = [field for field in self.grid if field in telling - {"method", "sampling", "model"}]
+        varying = [f"{field.replace('_', '-')}{getattr(run, field)}" for field in others if len(self.grid[field]) > 1]
+        return run.method.label, "-".join([run.sampling.label, *varying])
 
 
 def load_sweep(path: Path) -> SweepSpec:

@@ -32,7 +32,7 @@ def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress
     """
     places = Places(out.resolve(), sweep.name)
     specs = sweep.runs()
-    runs = prepare_runs(specs, sweep.labels(specs), sweep.groups(specs), places.cache, progress.work)
+    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, progress.work)
     for run in distinct_allocations(runs):
         progress.allocation(run.spec.sampling.label, run.allocation, run.spec.segments)
     uri = default_tracking_uri(places.out)

@@ -45,7 +45,7 @@ def test_a_grid_is_all_combinations_named_by_what_tells_them_apart(tmp_path: Pat
         "gptq-3bit-proportional-seed0",
         "gptq-3bit-proportional-seed1",
     ]
-    assert sweep.groups(runs)[:2] == ["sparsegpt-50-monolingual-en"] * 2
+    assert sweep.columns(runs)[:2] == [("sparsegpt-50", "monolingual-en")] * 2
     assert runs[0].method == SparseGPT(sparsity=0.5) and runs[-1].method == GPTQ(bits=3)
     assert runs[0].segments == 16 and runs[0].evaluation["validation"].segments == 64
 

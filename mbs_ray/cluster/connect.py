@@ -9,6 +9,7 @@ from contextlib import contextmanager
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
+from ray.exceptions import RayError
 
 from mbs_ray.errors import InputError
 
@@ -27,8 +28,6 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
-    # Said aloud, so that head, nodes, drivers and jobs agree on it: only who holds the token may run code.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if address is None and "RAY_ADDRESS" not in os.environ:
         # "local", or Ray would join any other Ray that happens to run on this machine.
         ray.init(
@@ -42,8 +41,12 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     else:
         try:
             ray.init(address=address or "auto", logging_level=logging.WARNING, log_to_driver=False)
-        except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-            raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        except (ConnectionError, TimeoutError, ValueError, RuntimeError, RayError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"--address {address or 'auto'}: no Ray cluster answers there ({reason}); "
+                "with token authentication set RAY_AUTH_MODE=token here as on its nodes"
+            ) from error
     try:
         yield
     finally:

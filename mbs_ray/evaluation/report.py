@@ -17,16 +17,16 @@ def increase_table(increases: Mapping[str, Mapping[str, float]]) -> pd.DataFrame
     return table.loc[[*languages, *(row for row in SUMMARIES if row in table.index)]]
 
 
-def mean_over(table: pd.DataFrame, groups: Mapping[str, str]) -> pd.DataFrame:
-    """Average columns that belong to one group (the seeds of a run), in order of first appearance."""
-    names = list(dict.fromkeys(groups[column] for column in table.columns))
-    return pd.DataFrame({name: table[[c for c in table.columns if groups[c] == name]].mean(axis=1) for name in names})
+def mean_over(table: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Average runs that share a column (method, sampling): its seeds; in order of first appearance."""
+    runs = pd.MultiIndex.from_tuples([columns[run] for run in table.columns], names=["method", "sampling"])
+    return table.set_axis(runs, axis=1).T.groupby(level=[0, 1], sort=False).mean().T
 
 
 def to_markdown(table: pd.DataFrame, corner: str = "language", digits: int = 3) -> str:
     """The table in Markdown, numbers with ``digits`` decimals."""
-    lines = [f"| {corner} | " + " | ".join(str(column) for column in table.columns) + " |"]
-    lines.append("|---|" + "---:|" * len(table.columns))
+    names = [" ".join(column) if isinstance(column, tuple) else str(column) for column in table.columns]
+    lines = [f"| {corner} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for name, row in table.iterrows():
         lines.append(f"| {name} | " + " | ".join(f"{value:.{digits}f}" for value in row) + " |")
     return "\n".join(lines) + "\n"

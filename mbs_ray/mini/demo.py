@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -62,7 +63,7 @@ def run_demo(out: Path, address: str | None, console: Console, models: Sequence[
 def conclusion(result: SweepResult) -> str:
     """What the numbers of a demo say, in one sentence: the last model in full, all models counted."""
     tables = {title.removesuffix(f"-{EVALUATION}"): table for title, table in result.tables.items()}
-    triples = {model: _triples(model, table) for model, table in tables.items()}
+    triples = {model: _triples(table) for model, table in tables.items()}
     cases = [table for methods in triples.values() for table in methods.values()]
     if not cases:
         return "No method finished with all three samplings, so there is nothing to compare."
@@ -80,29 +81,17 @@ def conclusion(result: SweepResult) -> str:
     )
 
 
-def shown_tables(result: SweepResult) -> dict[str, pd.DataFrame]:
-    """The tables of increases with names of runs that fit a terminal: ``wanda-50 equal``; the title has the model."""
-    shown = {}
-    for title, table in result.tables.items():
-        names = {column: column.removeprefix(f"{title.removesuffix(f'-{EVALUATION}')}-") for column in table.columns}
-        for sampling in (ENGLISH, EQUAL, PROPORTIONAL):
-            names = {column: name.replace(f"-{sampling}", f" {sampling}") for column, name in names.items()}
-        shown[title] = table.rename(columns=names)
-    return shown
-
-
 def _packaged(folder: str) -> Path:
     return Path(str(files("mbs_ray") / "mini" / folder))
 
 
-def _triples(model: str, table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _triples(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Method → languages × the three samplings, for methods of which all three runs are there."""
-    samplings = (ENGLISH, EQUAL, PROPORTIONAL)
-    methods = [column.removesuffix(f"-{ENGLISH}") for column in table.columns if column.endswith(f"-{ENGLISH}")]
+    columns: list[Any] = table.columns.to_list()
     return {
-        method.removeprefix(f"{model}-"): pd.DataFrame({s: table[f"{method}-{s}"] for s in samplings})
-        for method in methods
-        if all(f"{method}-{sampling}" in table.columns for sampling in samplings)
+        method: pd.DataFrame({sampling: table[method, sampling] for sampling in (ENGLISH, EQUAL, PROPORTIONAL)})
+        for method in dict.fromkeys(method for method, _ in columns)
+        if all((method, sampling) in columns for sampling in (ENGLISH, EQUAL, PROPORTIONAL))
     }
 
 
