@@ -113,11 +113,11 @@ class _Conductor:
             finished = self._jobs.finished_result(run)
             if finished is None:
                 todo[label] = self._jobs.run_job(run)
-            if finished is None or not finished["tracked"]:
+            if finished is None or not finished.get("tracked"):
                 self._tracked.begin(run, self._jobs.signature(run), self._jobs.bits(run))
             if finished is not None:
                 self._metrics[label] = finished["metrics"]
-                if not finished["tracked"]:
+                if not finished.get("tracked"):
                     self._keep_result(run, finished["metrics"])
         return todo
 

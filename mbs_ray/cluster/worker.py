@@ -8,6 +8,7 @@ import torch
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
+from mbs_ray.cluster.host_memory import return_freed_memory
 from mbs_ray.cluster.job import Job, Microbatch
 from mbs_ray.compression import collect, solve
 from mbs_ray.methods import Method, build_method
@@ -42,6 +43,7 @@ class Worker:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._decoder: tuple[tuple, Decoder] | None = None
         self.status = Status()
+        return_freed_memory()
 
     def process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""

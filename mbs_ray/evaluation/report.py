@@ -4,16 +4,18 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from mbs_ray.languages import table_order
+
 SUMMARIES = ("geomean", "worst")
 
 
 def increase_table(increases: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Run → language → perplexity increase as a table with languages as rows.
+    """Run → language → perplexity increase as a table with languages as rows, in table order.
 
     ``increases`` holds the two summary rows ``geomean`` and ``worst`` as well; they come last.
     """
     table = pd.DataFrame({run: dict(values) for run, values in increases.items()})
-    languages = [row for row in table.index if row not in SUMMARIES]
+    languages = table_order(row for row in table.index if row not in SUMMARIES)
     return table.loc[[*languages, *(row for row in SUMMARIES if row in table.index)]]
 
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from torch.utils import _pytree as pytree
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from mbs_ray.errors import InputError
@@ -262,7 +262,7 @@ class _PassThrough(nn.Module):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
-def _head_alone(model: Any, blocks_path: str) -> Any:
+def _head_alone(model: PreTrainedModel, blocks_path: str) -> Any:
     """A copy of the model in which the module that holds the blocks passes its input through."""
     alone = parent = _shallow_copy(model)
     *path, owner = blocks_path.split(".")[:-1]
