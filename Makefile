@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test check clean
+.PHONY: install demo ui test check clean
 
 install: .venv/installed
 
@@ -11,6 +11,12 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+demo: .venv/installed
+	$(BIN)/mbs demo --out mbs-demo
+
+ui: .venv/installed
+	$(BIN)/mbs ui mbs-demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest

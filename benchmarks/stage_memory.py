@@ -1,7 +1,7 @@
 """Peak host memory of a stage against the size of the checkpoint it compresses.
 
 Writes a random BLOOM block by block, compresses it on one stage, and samples RssAnon + RssShmem of
-the actor above its idle level. ``python benchmarks/stage_memory.py OUT --layers 112``
+the actor above its idle level. ``python benchmarks/stage_memory.py OUT --layers 64``
 """
 
 import argparse
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=112)
+    parser.add_argument("--layers", type=int, default=64)
     parser.add_argument("--segments", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

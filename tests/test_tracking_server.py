@@ -1,9 +1,11 @@
 """The server of tracking/, and runs that go on while it is away: nothing lost, nothing double."""
 
 import contextlib
+import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -87,7 +89,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with (out.parent / "log").open("wb") as log:
-        process = subprocess.Popen([SERVE, str(out), str(port)], cwd=out.parent, stdout=log, stderr=log)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where this environment's mlflow is
+        environment = {**os.environ, "PATH": path}
+        process = subprocess.Popen(
+            [SERVE, str(out), str(port)], cwd=out.parent, stdout=log, stderr=log, env=environment
+        )
     try:
         wait_until_healthy(port, process)
         yield out, port

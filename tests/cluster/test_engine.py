@@ -175,9 +175,9 @@ def test_a_killed_stage_costs_the_block_in_work_and_no_bit(
 def test_activations_eight_times_the_object_store_are_handed_over_without_spilling(
     ray_cluster: Cluster, held_out: SegmentSet, tmp_path: Path
 ) -> None:
-    wide = write_bloom(tmp_path / "wide", layers=2, hidden=256)
-    segments = draw(write_corpus(tmp_path / "corpus", 3400), wide, tmp_path / "segments", 1300, length=128)
-    assert len(segments) * 128 * 256 * 4 >= 8 * OBJECT_STORE_BYTES
+    wide = write_bloom(tmp_path / "wide", layers=2, hidden=128)
+    segments = draw(write_corpus(tmp_path / "corpus", 6800), wide, tmp_path / "segments", 2600, length=128)
+    assert len(segments) * 128 * 128 * 4 >= 8 * OBJECT_STORE_BYTES
     bits = []
     for stages in (1, 2):
         job = make_job("wide", wide, tmp_path / str(stages), stages, segments, held_out, WANDA, 2, microbatch=64)
