@@ -1,7 +1,7 @@
 """Peak host memory of a stage against the size of the checkpoint it compresses.
 
 Writes a random BLOOM block by block, compresses it on one stage, and samples RssAnon + RssShmem of
-the actor above its idle level. ``python benchmarks/stage_memory.py OUT --layers 64``
+the actor above its idle level. ``python benchmarks/stage_memory.py OUT``
 """
 
 import argparse
@@ -100,9 +100,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=64)
-    parser.add_argument("--segments", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=80)
+    parser.add_argument("--segments", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=["wanda"], help="names of methods, 50 %% sparsity")
     arguments = parser.parse_args()
     model, corpus = arguments.out / "model", arguments.out / "corpus"
     size = write_model(model, arguments.hidden, arguments.layers)
@@ -115,8 +116,9 @@ def main() -> None:
             str(corpus), str(model), ["en"], {"en": arguments.segments}, sequence_length=128, seed=0
         )
         segments = draw_segments(request, arguments.out / "segments")
-        for method in ({"name": "wanda", "sparsity": 0.5}, {"name": "sparsegpt", "sparsity": 0.5}):
-            directory = arguments.out / method["name"]
+        for name in arguments.methods:
+            method = {"name": name, "sparsity": 0.5}
+            directory = arguments.out / name
             (directory / "blocks").mkdir(parents=True)
             files = segment_file("calibration", segments), segment_file("evaluation", segments)
             blocks = (range(arguments.layers),)
@@ -133,8 +135,8 @@ def main() -> None:
                 peak = sampler.stop()
             seconds = time.monotonic() - begun
             assert len(read_reports(job.blocks_folder)) == arguments.layers
-            print(f"| {method['name']} | {size / MIB:,.0f} | {peak / MIB:,.0f} | {size / peak:.1f} | {seconds:.0f} |")
-            axes.plot([t for t, _ in sampler.samples], [v / MIB for _, v in sampler.samples], label=method["name"])
+            print(f"| {name} | {size / MIB:,.0f} | {peak / MIB:,.0f} | {size / peak:.1f} | {seconds:.0f} |")
+            axes.plot([t for t, _ in sampler.samples], [v / MIB for _, v in sampler.samples], label=name)
     axes.axhline(size / MIB, color="black", linestyle="--", label="checkpoint")
     axes.set_yscale("log")
     axes.set_xlabel("seconds")

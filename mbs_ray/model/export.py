@@ -81,6 +81,8 @@ def assemble(source: Checkpoint, blocks: Path, outside: Path, target: Path) -> P
 def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=_METADATA)
+    # safetensors writes for the owner alone; whoever may read the folder may read the block.
+    partial.chmod(path.parent.stat().st_mode & 0o666)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -61,6 +61,15 @@ def test_shards_are_links_to_the_block_files_and_not_copies(bloom: Path, tmp_pat
     assert inodes == expected
 
 
+def test_whoever_may_read_the_folder_may_read_the_blocks(bloom: Path, tmp_path: Path) -> None:
+    for mode, expected in ((0o755, 0o644), (0o700, 0o600)):
+        folder = tmp_path / str(mode)
+        folder.mkdir()
+        folder.chmod(mode)
+        written = write_block(folder, 0, load_file(bloom / "model.safetensors"))
+        assert written.stat().st_mode & 0o777 == expected
+
+
 def test_an_unfinished_run_gives_no_checkpoint(bloom: Path, tmp_path: Path) -> None:
     source = Checkpoint(bloom)
     decoder = Decoder(source, torch.float32)
