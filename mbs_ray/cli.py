@@ -196,10 +196,10 @@ def sweep(
 @app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")
 def demo(
     out: Out = Path("mbs-demo"),
-    model: Annotated[list[Path] | None, typer.Option("--model", help="Instead of the two minis; repeatable.")] = None,
+    model: Annotated[list[Path] | None, typer.Option("--model", help="Instead of the package's; repeatable.")] = None,
     address: Address = None,
 ) -> None:
-    """Compress two small BLOOMs with three methods × three samplings: what does each language lose?"""
+    """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
     with _one_line_errors():
         from mbs_ray.mini.demo import conclusion, run_demo
 

@@ -13,9 +13,10 @@ _LOGIT_BYTES = 256 * 2**20
 def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
     """nll in nats [microbatch, length - 1] float32 of tokens 2…n, for each of the microbatches.
 
-    A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length, hidden_size],
-    int64 token ids [microbatch, length]). The vocabulary is the outer loop, so that each row of the head
-    is read once; a running log-sum-exp is kept per token. At most 256 MiB of float32 logits live at once.
+    A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length, hidden_size], int64 token ids
+    [microbatch, length]), in host memory: parts of it go to the device in turn. The vocabulary is the outer loop, so
+    that each row of the head is read once; a running log-sum-exp is kept per token. At most 256 MiB of float32
+    logits live at once.
     """
     pairs = list(microbatches)
     running = [_start(token_ids) for _, token_ids in pairs]
@@ -23,18 +24,18 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
         stop = min(start + _VOCABULARY_CHUNK, decoder.vocabulary)
         weight, bias = decoder.head_rows(start, stop)
         for (hidden, token_ids), (peak, total, target) in zip(pairs, running, strict=True):
-            tokens = token_ids[:, 1:].reshape(-1).to(hidden.device)
+            tokens = token_ids[:, 1:].reshape(-1)
             states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
             for part in _parts(len(tokens), stop - start):
-                logits = decoder.logits(states[part][None], weight, bias)[0].float()
+                logits = decoder.logits(states[part][None].to(decoder.device), weight, bias)[0].float()
                 highest = torch.maximum(peak[part], logits.amax(dim=1).cpu())
                 shifted = (logits - highest.to(logits.device)[:, None]).exp_().sum(dim=1).cpu()
                 total[part] = total[part] * (peak[part] - highest).exp() + shifted
                 peak[part] = highest
                 inside = (tokens[part] >= start) & (tokens[part] < stop)
                 column = (tokens[part] - start).clamp(0, stop - start - 1)
-                own = logits.gather(1, column[:, None])[:, 0]
-                target[part] = torch.where(inside.cpu(), own.cpu(), target[part])
+                own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
+                target[part] = torch.where(inside, own, target[part])
     return [
         (peak + total.log() - target).view(len(token_ids), -1)
         for (_, token_ids), (peak, total, target) in zip(pairs, running, strict=True)

@@ -63,13 +63,13 @@ class SweepTracking:
     def sync(self) -> None:
         """Journal the blocks that were finished since, and bring MLflow up to date."""
         for label, tracked in self._open.items():
-            _journal_blocks(self._places.run(label))
+            _journal_blocks(self._places.run(label), over=False)
             tracked.sync()
 
     def finish(self, label: str, metrics: Mapping[str, float]) -> bool:
         """Deliver a finished run; False when MLflow has not taken all of it yet."""
         directory = self._places.run(label)
-        _journal_blocks(directory)
+        _journal_blocks(directory, over=True)
         _append_missing(Journal(directory.journal), metrics, step=0)
         tracked = self._open.pop(label)
         tracked.artifact(_linears_table(directory), "reports")
@@ -90,11 +90,12 @@ class SweepTracking:
         return self.parent.sync()
 
 
-def _journal_blocks(directory: RunDirectory) -> None:
+def _journal_blocks(directory: RunDirectory, over: bool) -> None:
+    """Journal the reports of blocks that are through, or of all where the run is ``over``."""
     journal = Journal(directory.journal)
     for report in read_reports(directory.blocks):
-        # A report without this part is that of a block still being worked on.
-        if "propagate" in report.seconds:
+        # Without this part the block is being worked on, or its stage was killed right after writing it.
+        if over or "propagate" in report.seconds:
             values = {f"block/{name}": value for name, value in report.metrics().items()}
             _append_missing(journal, values, step=report.block)
 

@@ -19,6 +19,7 @@ from mbs_ray.report import BlockReport, write_report
 from mbs_ray.scoring import score
 from mbs_ray.token_scores import write_token_scores
 
+_HOST = torch.device("cpu")
 #: Takes the input of a block: (microbatch index, block, hidden states).
 Send = Callable[[int, int, torch.Tensor], None]
 
@@ -150,8 +151,7 @@ class Worker:
                 hidden = store.get(microbatch.index, end, self._device)
                 store.put(microbatch.index, end + 1, decoder.finish(hidden))
             pairs = (
-                (store.get(microbatch.index, end + 1, self._device), _token_ids(microbatch))
-                for microbatch in microbatches
+                (store.get(microbatch.index, end + 1, _HOST), _token_ids(microbatch)) for microbatch in microbatches
             )
             write_token_scores(job.scores_file(file.name), SegmentSet.open(file.path), score(decoder, pairs))
 

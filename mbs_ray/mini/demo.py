@@ -1,4 +1,4 @@
-"""The demo: what English-only, equal and proportional calibration do to two minis, language by language."""
+"""The demo: what English-only, equal and proportional calibration do to the minis, language by language."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -26,12 +26,14 @@ EVALUATION = "parallel"
 
 
 def packaged_models() -> list[Path]:
-    """Folders of the two minis, the smaller first. Raises :class:`InputError` where they are not installed."""
+    """Folders of the minis in the package, the smaller first. Raises :class:`InputError` where there is none."""
     folders = [_packaged("models") / name for name in MODELS]
-    for folder in folders:
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: no model there; train it with python -m mbs_ray.mini.train, or give --model")
-    return folders
+    present = [folder for folder in folders if (folder / "config.json").is_file()]
+    if not present:
+        raise InputError(
+            f"{folders[0].parent}: no mini there; train one with python -m mbs_ray.mini.train, or give --model"
+        )
+    return present
 
 
 def demo_sweep(models: Sequence[Path]) -> SweepSpec:

@@ -36,19 +36,22 @@ def test_the_sweep_is_three_methods_by_three_samplings_on_each_model() -> None:
         assert run.evaluation["parallel"].corpus != run.corpus
 
 
-def test_a_missing_mini_is_refused_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packaged_minis_are_those_that_are_there_the_smaller_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "files", lambda _: tmp_path)
-    with pytest.raises(InputError, match=r"mini/models/bloom-mini-2m: no model there; train it"):
+    with pytest.raises(InputError, match=r"mini/models: no mini there; train one"):
         packaged_models()
-
-
-def test_the_packaged_minis_are_the_smaller_and_the_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "files", lambda _: tmp_path)
-    for name in MODELS:
+    for name in reversed(MODELS):
         folder = tmp_path / "mini" / "models" / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
+        assert name in [folder.name for folder in packaged_models()]
     assert [folder.name for folder in packaged_models()] == ["bloom-mini-2m", "bloom-mini-5m"]
+
+
+def test_at_least_one_mini_comes_with_the_package() -> None:
+    assert packaged_models()
 
 
 def increases(*columns: tuple[float, float]) -> pd.DataFrame:
