@@ -121,18 +121,32 @@ class RunsShown:
 
 
 def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
-    """A table languages × (method, sampling) for a terminal, cut into as many as its width needs.
+    """A table languages × (method, sampling) for a terminal; one per method, or more, where it is too wide.
 
     The best of each language and method is set in bold.
     """
     best = increases.T.groupby(level=0).min().T
-    spaces = [max(map(len, column)) + 3 for column in increases.columns]
-    begin, used = 0, 0
-    for end, space in enumerate([*spaces, width]):
-        used += space
-        if used > width - 13 and end > begin:
-            yield _increase_view(title, increases.iloc[:, begin:end], best)
-            begin, used = end, space
+    columns: list[Any] = increases.columns.to_list()
+    whole = _fitting(columns, width)
+    methods = dict.fromkeys(method for method, _ in columns)
+    parts = [[column for column in columns if column[0] == method] for method in methods]
+    for part in [columns] if len(whole) == 1 else parts:
+        for fitting in _fitting(part, width):
+            yield _increase_view(title, increases[fitting], best)
+
+
+def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
+    """The columns, cut where a terminal of this width ends."""
+    cut: list[list[tuple[str, str]]] = []
+    left = 0
+    for column in columns:
+        space = max(map(len, column)) + 3
+        if not cut or space > left:
+            cut.append([])
+            left = width - 13
+        cut[-1].append(column)
+        left -= space
+    return cut
 
 
 def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> Table:
