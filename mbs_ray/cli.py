@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from mbs_ray.arguments import named_spec
 from mbs_ray.errors import InputError, StageDiedError
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ def allocate(
     with _one_line_errors():
         known = model_distribution(model, distribution)
         asked = parse_languages(languages, known)
-        allocation = build_sampling(_named(sampling)).allocate(known, asked, segments)
+        allocation = build_sampling(named_spec(sampling)).allocate(known, asked, segments)
         shares = known.shares(asked)
         table = Table(title=f"{segments} segments, {sampling}, {known.source}")
         for column in ("language", "name", "share of training", "segments", "share of segments"):
@@ -111,8 +111,8 @@ def compress(
             "distribution": distribution,
             "languages": languages,
             "corpus": str(corpus.resolve()),
-            "method": _named(method),
-            "sampling": _named(sampling),
+            "method": named_spec(method),
+            "sampling": named_spec(sampling),
             "segments": segments,
             "sequence_length": sequence_length,
             "seed": seed,
@@ -253,34 +253,6 @@ def _show(result: Any, out: Path, console: Console, conclusion: str = "") -> Non
         typer.echo(f"failed: {label}: {reason}", err=True)
     if result.failed:
         raise typer.Exit(1)
-
-
-def _named(text: str) -> str | dict[str, Any]:
-    """``name`` or ``name:field=value,field=value`` as a name or a mapping; values are YAML."""
-    name, _, fields = text.partition(":")
-    if not fields:
-        return name
-    mapping: dict[str, Any] = {"name": name}
-    for part in _split_fields(fields):
-        field, equals, value = part.partition("=")
-        if not equals:
-            raise InputError(f"{text}: {part!r} is no field=value")
-        try:
-            mapping[field.strip()] = yaml.safe_load(value) if ":" not in value or "{" in value else value
-        except yaml.YAMLError as error:
-            raise InputError(f"{text}: {part!r} has no readable value") from error
-    return mapping
-
-
-def _split_fields(fields: str) -> Iterator[str]:
-    """Split at commas that are not inside braces."""
-    depth, begin = 0, 0
-    for at, character in enumerate(fields):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            yield fields[begin:at]
-            begin = at + 1
-    yield fields[begin:]
 
 
 def _model(model: str) -> str:

@@ -1,0 +1,36 @@
+"""Methods and samplings as one word of a command line: ``sparsegpt:sparsity=0.5``."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from mbs_ray.errors import InputError
+
+
+def named_spec(text: str) -> str | dict[str, Any]:
+    """``name`` or ``name:field=value,field=value`` as a name or a mapping; values are YAML."""
+    name, _, fields = text.partition(":")
+    if not fields:
+        return name
+    mapping: dict[str, Any] = {"name": name}
+    for part in _split_fields(fields):
+        field, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"{text}: {part!r} is no field=value")
+        try:
+            mapping[field.strip()] = yaml.safe_load(value) if ":" not in value or "{" in value else value
+        except yaml.YAMLError as error:
+            raise InputError(f"{text}: {part!r} has no readable value") from error
+    return mapping
+
+
+def _split_fields(fields: str) -> Iterator[str]:
+    """Split at commas that are not inside braces."""
+    depth, begin = 0, 0
+    for at, character in enumerate(fields):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            yield fields[begin:at]
+            begin = at + 1
+    yield fields[begin:]
