@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.evaluation.report import increase_table, mean_over, to_markdown
 from mbs_ray.plots import allocation_bars, increase_heatmap, save_figure
 from mbs_ray.prepare import PreparedRun
@@ -21,12 +20,10 @@ class SweepResult:
     """What a finished sweep left.
 
     ``tables`` hold the perplexity increase, languages × (method, sampling) averaged over seeds,
-    by ``<model>-<evaluation set>``; ``dense`` the scores of the dense models by the same name;
-    ``failed`` the reasons of runs that failed.
+    by ``<model>-<evaluation set>``; ``failed`` the reasons of runs that failed.
     """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    dense: dict[str, dict[str, LanguageScore]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     figures: list[Path] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -50,7 +47,6 @@ def conclude(
             by_run = increase_table({run.label: _under(prefix, metrics[run.label]) for run in own})
             table = mean_over(by_run, {run.label: run.column for run in own})
             result.tables[title] = table
-            result.dense[title] = language_scores(jobs.dense_scores(own[0], name))
             path = jobs.places.sweep / f"increase-{title}.csv"
             by_run.to_csv(path, index_label="language")
             result.files.append(path)

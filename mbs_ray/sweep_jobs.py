@@ -10,7 +10,7 @@ import torch
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest
-from mbs_ray.cluster.job import Job, SegmentFile, segment_file
+from mbs_ray.cluster.job import Job, SegmentFile, scores_file, segment_file
 from mbs_ray.cluster.plan import shard_blocks
 from mbs_ray.methods import method_spec
 from mbs_ray.numerics import Numerics
@@ -78,11 +78,11 @@ class SweepJobs:
 
     def scores(self, run: PreparedRun, name: str) -> Path:
         """File of the run's token scores on one evaluation set."""
-        return self.run_job(run).scores_file(name)
+        return scores_file(self.places.run(run.label).path, name)
 
     def dense_scores(self, run: PreparedRun, name: str) -> Path:
         """File of the dense model's token scores on the same set."""
-        return self._dense_directory(run, name) / "evaluation" / f"{name}.parquet"
+        return scores_file(self._dense_directory(run, name), name)
 
     def _dense_directory(self, run: PreparedRun, name: str) -> Path:
         bits = json.dumps(self.bits(run), sort_keys=True)

@@ -70,7 +70,7 @@ class SweepTracking:
         """Deliver a finished run; False when MLflow has not taken all of it yet."""
         directory = self._places.run(label)
         _journal_blocks(directory, over=True)
-        _append_missing(Journal(directory.journal), metrics, step=0)
+        _append_missing(Journal(directory.journal), {0: metrics})
         tracked = self._open.pop(label)
         tracked.artifact(_linears_table(directory), "reports")
         tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
@@ -92,20 +92,19 @@ class SweepTracking:
 
 def _journal_blocks(directory: RunDirectory, over: bool) -> None:
     """Journal the reports of blocks that are through, or of all where the run is ``over``."""
-    journal = Journal(directory.journal)
-    for report in read_reports(directory.blocks):
-        # Without this part the block is being worked on, or its stage was killed right after writing it.
-        if over or "propagate" in report.seconds:
-            values = {f"block/{name}": value for name, value in report.metrics().items()}
-            _append_missing(journal, values, step=report.block)
+    # Without this part the block is being worked on, or its stage was killed right after writing it.
+    reports = [one for one in read_reports(directory.blocks) if over or "propagate" in one.seconds]
+    values = {one.block: {f"block/{name}": value for name, value in one.metrics().items()} for one in reports}
+    _append_missing(Journal(directory.journal), values)
 
 
-def _append_missing(journal: Journal, values: Mapping[str, float], step: int) -> None:
-    """A run that goes on after it was killed must not journal a value twice."""
+def _append_missing(journal: Journal, values: Mapping[int, Mapping[str, float]]) -> None:
+    """Metrics by step; a run that goes on after it was killed must not journal a value twice."""
     known = {(entry.key, entry.step) for entry in journal.entries()}
-    new = {key: value for key, value in values.items() if (key, step) not in known}
-    if new:
-        journal.append(new, step=step)
+    for step, metrics in values.items():
+        new = {key: value for key, value in metrics.items() if (key, step) not in known}
+        if new:
+            journal.append(new, step=step)
 
 
 def _linears_table(directory: RunDirectory) -> Path:

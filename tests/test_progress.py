@@ -19,9 +19,9 @@ def shown(width: int, columns: int) -> list[str]:
     table.columns = pd.MultiIndex.from_tuples(names)
     texts = []
     for view in increase_views("title", table, width):
-        console = Console(file=io.StringIO(), width=width)
-        console.print(view)
-        texts.append(console.file.getvalue())  # type: ignore[attr-defined]
+        text = io.StringIO()
+        Console(file=text, width=width).print(view)
+        texts.append(text.getvalue())
     return texts
 
 

@@ -24,6 +24,11 @@ def segment_file(name: str, segments: SegmentSet) -> SegmentFile:
     return SegmentFile(name, segments.path, tuple(chain.from_iterable(counted)))
 
 
+def scores_file(directory: Path, name: str) -> Path:
+    """Where a run, or a dense evaluation, leaves the token scores of an evaluation set."""
+    return directory / "evaluation" / f"{name}.parquet"
+
+
 @dataclass(frozen=True)
 class Microbatch:
     """Segments ``start`` to ``stop`` of one segment file; ``index`` counts over all files of the run."""
@@ -61,7 +66,7 @@ class Job:
         return self.directory / "blocks"
 
     def scores_file(self, name: str) -> Path:
-        return self.directory / "evaluation" / f"{name}.parquet"
+        return scores_file(self.directory, name)
 
     def microbatches(self) -> list[Microbatch]:
         files = [self.calibration, *self.evaluation] if self.calibration else list(self.evaluation)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbs_ray.languages import table_order
@@ -48,12 +47,6 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
         )
         for language in table_order(rows)
     }
-
-
-def has_broken_scores(path: Path) -> bool:
-    """Whether any token has a NaN or infinite nll."""
-    column = pq.read_table(path, columns=["nll"]).column("nll")
-    return not pc.all(pc.is_finite(column)).as_py()
 
 
 def perplexity_increases(
