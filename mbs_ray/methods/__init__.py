@@ -1,12 +1,14 @@
 """Compress one linear: (weight, second moment of its inputs) -> compressed linear. Needs torch alone."""
 
+from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.gptq import GPTQ
 from mbs_ray.methods.magnitude import Magnitude
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.registry import METHODS, Method, build_method, method_spec
-from mbs_ray.methods.result import Compressed
+from mbs_ray.methods.result import Compressed, output_error
 from mbs_ray.methods.rtn import RTN
 from mbs_ray.methods.sparsegpt import SparseGPT
+from mbs_ray.methods.sparsegpt_gptq import SparseGPTQ
 from mbs_ray.methods.wanda import Wanda
 
 __all__ = [
@@ -14,12 +16,16 @@ __all__ = [
     "METHODS",
     "RTN",
     "Compressed",
+    "Factored",
+    "InverseFactor",
     "Magnitude",
     "Method",
     "Moment",
     "SparseGPT",
+    "SparseGPTQ",
     "Statistic",
     "Wanda",
     "build_method",
     "method_spec",
+    "output_error",
 ]

@@ -6,66 +6,79 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mbs_ray.methods.grid import Grid, Quantization
+from mbs_ray.methods.column_grids import ColumnGrids
+from mbs_ray.methods.factor import Factored, InverseFactor, inverse_factor
+from mbs_ray.methods.fields import require_flag
+from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.inputs import check_tensors, required_moment
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import check_solver, column_blocks, inverse_factor, solve_columns, transposed
+from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(Quantization):
-    """Frantar et al., GPTQ, arXiv 2210.17323, section 3, algorithm 1; columns in their own order.
+class GPTQ(Factored, Quantization):
+    """Frantar et al., GPTQ, arXiv 2210.17323, section 3, algorithm 1.
 
-    A group's grid covers its weights as already updated when the group begins, whatever `block_size` is. What
-    is compensated is the difference to the value as written, rounded to the weight's dtype. Dead columns are
-    rounded to nearest.
+    A group's grid covers its weights as already updated when the group begins. What is compensated is the
+    difference to the value as written, rounded to the weight's dtype. Dead columns are rounded to nearest.
+    Rows are independent: a caller may solve slices of rows with one factor.
 
-    damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    little for a factorization.
+    activation_order: solve the columns with the largest inputs first; groups are then static, so that the
+    checkpoint needs no order of its own. keep_zeros: weights that are zero already stay zero.
     """
 
     name: ClassVar[str] = "gptq"
     statistic: ClassVar[Statistic] = Statistic.FULL
 
-    block_size: int = 128
-    damping: float = 0.01
+    activation_order: bool = False
+    keep_zeros: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_solver(self.name, self.block_size, self.damping)
+        Factored.__post_init__(self)
+        Quantization.__post_init__(self)
+        require_flag(self.name, "activation_order", self.activation_order)
+        require_flag(self.name, "keep_zeros", self.keep_zeros)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.quantization_label}" + ("-act" if self.activation_order else "")
+
+    def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
+        """The factor of a full moment with tokens, which all linears with this input share."""
+        moment = required_moment(moment, self.name, self.statistic, name)
+        return inverse_factor(moment, self.damping, name, by_activation=self.activation_order)
 
     @exact_float32()
-    def compress(self, weight: Tensor, moment: Moment | None, name: str = "linear") -> Compressed:
+    def compress(
+        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
+    ) -> Compressed:
         """Quantize [rows, columns] by a full moment."""
         rows, columns = check_tensors(weight, moment, name)
         self.check(rows, columns, name)
         moment = required_moment(moment, self.name, self.statistic, name)
-        factor = inverse_factor(moment, self.damping, name)
-        work = transposed(weight)
-        group_size = self.group_size or columns
-        blocks = column_blocks(columns, self.block_size, group_size)
-        codes = torch.empty_like(work, dtype=torch.uint8)
-        grids: list[Grid] = []
+        factor = factor or self.prepare(moment, name)
+        work = transposed(weight, factor.order)
+        written = torch.empty_like(work, dtype=weight.dtype)
+        grids = ColumnGrids(self, work, weight.dtype, factor.order)
+        zero = work == 0 if self.keep_zeros else None
 
         def final(j: int) -> Tensor:
-            if j % group_size == 0:
-                low, high = torch.aminmax(work[j : j + group_size], dim=0)
-                grids.append(Grid.covering(low, high, self.bits, self.symmetric, weight.dtype))
-            code = grids[-1].codes(work[j])
-            codes[j] = code
-            return grids[-1].values(code)
+            return grids.round(j, work[j] if zero is None else work[j].masked_fill(zero[j], 0))
 
-        solve_columns(work, factor.upper, blocks, final)
+        solve_columns(work, factor.upper, [grids.unit], final, written)
+        loss = solved_loss(work, weight, written, factor, moment)
+        own = slice(None) if factor.order is None else torch.argsort(factor.order)
         return measured(
             weight,
-            work.t().to(weight.dtype).contiguous(),
+            written[own].t().contiguous(),
             moment,
             name,
+            loss=loss,
             damping=factor.damping,
-            codes=codes.t().contiguous(),
-            scales=torch.stack([grid.scale for grid in grids], dim=1).to(weight.dtype),
-            zeros=torch.stack([grid.zero for grid in grids], dim=1).to(torch.uint8),
-            group_size=group_size,
+            codes=grids.codes[own].t().contiguous(),
+            scales=grids.scales(),
+            zeros=grids.zeros(),
+            group_size=grids.group_size,
         )

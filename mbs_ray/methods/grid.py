@@ -9,13 +9,17 @@ from torch import Tensor
 from mbs_ray.errors import InputError
 from mbs_ray.methods.fields import require_flag, require_integer
 
+CLIP_STEPS = 40
+LEAST_CLIP = 0.2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
     """Fields shared by the methods that quantize.
 
     bits: 2 to 8. group_size: columns that share a scale, dividing the columns; None: the whole row.
-    symmetric: the zero point is fixed in the middle of the codes.
+    symmetric: the zero point is fixed in the middle of the codes. clip_search: every grid covers that share of
+    its weights' range, of 41 from 20 to 100 %, which rounds them with the least squared error.
     """
 
     name: ClassVar[str]
@@ -23,17 +27,23 @@ class Quantization:
     bits: int = 4
     group_size: int | None = None
     symmetric: bool = False
+    clip_search: bool = False
 
     def __post_init__(self) -> None:
         require_integer(self.name, "bits", self.bits, 2, 8)
         if self.group_size is not None:
             require_integer(self.name, "group_size", self.group_size, 1)
         require_flag(self.name, "symmetric", self.symmetric)
+        require_flag(self.name, "clip_search", self.clip_search)
+
+    @property
+    def quantization_label(self) -> str:
+        group = "" if self.group_size is None else f"-g{self.group_size}"
+        return f"{self.bits}bit{group}{'-sym' if self.symmetric else ''}{'-clip' if self.clip_search else ''}"
 
     @property
     def label(self) -> str:
-        group = "" if self.group_size is None else f"-g{self.group_size}"
-        return f"{self.name}-{self.bits}bit{group}{'-sym' if self.symmetric else ''}"
+        return f"{self.name}-{self.quantization_label}"
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take the groups."""
@@ -75,6 +85,33 @@ class Grid:
         middle = torch.full_like(scale, 2 ** (bits - 1))
         zero = middle if symmetric else (-low / scale).round().clamp(0, top)
         return cls(scale, zero, top, dtype)
+
+    @classmethod
+    def of(cls, weights: Tensor, dim: int, method: Quantization, dtype: torch.dtype) -> "Grid":
+        """The grid of each slice of float32 weights along `dim`, which its scale and zero keep with size 1."""
+        low, high = torch.aminmax(weights, dim=dim, keepdim=True)
+        grid = cls.covering(low, high, method.bits, method.symmetric, dtype)
+        if not method.clip_search:
+            return grid
+        least = grid._squared_error(weights, dim)
+        for step in range(1, CLIP_STEPS + 1):
+            share = 1 - step * (1 - LEAST_CLIP) / CLIP_STEPS
+            clipped = cls.covering(low * share, high * share, method.bits, method.symmetric, dtype)
+            error = clipped._squared_error(weights, dim)
+            better = error < least
+            least = torch.where(better, error, least)
+            scale, zero = (
+                torch.where(better, new, old) for new, old in ((clipped.scale, grid.scale), (clipped.zero, grid.zero))
+            )
+            grid = cls(scale, zero, grid.top, dtype)
+        return grid
+
+    def squeezed(self, dim: int) -> "Grid":
+        """The same grid without a dimension of size 1."""
+        return Grid(self.scale.squeeze(dim), self.zero.squeeze(dim), self.top, self.dtype)
+
+    def _squared_error(self, weights: Tensor, dim: int) -> Tensor:
+        return (self.values(self.codes(weights)) - weights).square_().sum(dim, keepdim=True)
 
     def codes(self, values: Tensor) -> Tensor:
         """The nearest codes, as float32; values and grid broadcast."""

@@ -9,14 +9,19 @@ from mbs_ray.methods.inputs import check_tensors
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
-from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest_of_all, lowest_of_groups
+from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Pruning):
-    """Prune exactly round(sparsity * rows * columns) smallest |w| of the linear, or of every n:m group."""
+    """Prune the smallest |w|, exactly as many as asked for.
+
+    scope: "linear" prunes round(sparsity * rows * columns) of the whole linear, "row" round(sparsity * columns)
+    of every row.
+    """
 
     name: ClassVar[str] = "magnitude"
+    scopes: ClassVar[tuple[str, ...]] = ("linear", "row")
     statistic: ClassVar[Statistic] = Statistic.NONE
 
     @exact_float32()
@@ -25,8 +30,10 @@ class Magnitude(Pruning):
         rows, columns = check_tensors(weight, moment, name)
         self.check(rows, columns, name)
         kept = self.kept_of_group
-        if kept is None:
-            pruned = lowest_of_all(weight.abs(), count_zeros(self.sparsity, rows * columns))
-        else:
+        if kept is not None:
             pruned = lowest_of_groups(weight.abs(), *kept)
+        elif self.scope == "row":
+            pruned = lowest(weight.abs(), count_zeros(self.sparsity, columns))
+        else:
+            pruned = lowest_of_all(weight.abs(), count_zeros(self.sparsity, rows * columns))
         return measured(weight, weight.masked_fill(pruned, 0), moment, name)

@@ -13,6 +13,7 @@ from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.result import Compressed
 from mbs_ray.methods.rtn import RTN
 from mbs_ray.methods.sparsegpt import SparseGPT
+from mbs_ray.methods.sparsegpt_gptq import SparseGPTQ
 from mbs_ray.methods.wanda import Wanda
 
 
@@ -30,10 +31,13 @@ class Method(Protocol):
         """Raise InputError, naming the linear, if the method cannot apply to this shape."""
 
     def compress(self, weight: Tensor, moment: Moment | None, name: str = "linear") -> Compressed:
-        """Compress a weight [rows, columns], which is left as it is."""
+        """Compress a weight [rows, columns], which is left as it is.
+
+        Methods that are Factored also take the factor that their prepare(moment) gave, to share it.
+        """
 
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Magnitude, RTN, Wanda, SparseGPT, GPTQ)}
+METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Magnitude, RTN, Wanda, SparseGPT, GPTQ, SparseGPTQ)}
 
 
 def build_method(spec: str | Mapping[str, Any]) -> Method:

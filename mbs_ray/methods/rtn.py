@@ -15,7 +15,7 @@ from mbs_ray.methods.result import Compressed, measured
 
 @dataclass(frozen=True, kw_only=True)
 class RTN(Quantization):
-    """Round every weight to the nearest value of its group's min-max grid."""
+    """Round every weight to the nearest value of its group's grid."""
 
     name: ClassVar[str] = "rtn"
     statistic: ClassVar[Statistic] = Statistic.NONE
@@ -27,8 +27,7 @@ class RTN(Quantization):
         self.check(rows, columns, name)
         group_size = self.group_size or columns
         groups = weight.float().unflatten(1, (-1, group_size))
-        low, high = torch.aminmax(groups, dim=2, keepdim=True)
-        grid = Grid.covering(low, high, self.bits, self.symmetric, weight.dtype)
+        grid = Grid.of(groups, 2, self, weight.dtype)
         codes = grid.codes(groups)
         return measured(
             weight,

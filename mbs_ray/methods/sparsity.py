@@ -33,12 +33,16 @@ class Pruning:
 
     sparsity: share of the weights set to zero, in [0, 1); left out: 0.5, or what the pattern gives.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row ("2:4" halves them).
+    scope: the weights whose scores are compared when unstructured; left out: the method's own.
     """
 
     name: ClassVar[str]
+    scopes: ClassVar[tuple[str, ...]]
+    """What `scope` may be, the method's own first."""
 
     sparsity: float = None  # type: ignore[assignment]  # a float once __post_init__ is done
     pattern: str = UNSTRUCTURED
+    scope: str = None  # type: ignore[assignment]  # a string once __post_init__ is done
 
     def __post_init__(self) -> None:
         if self.sparsity is not None:
@@ -54,6 +58,14 @@ class Pruning:
                     f"which gives {share:g}; leave sparsity out"
                 )
         object.__setattr__(self, "sparsity", share)
+        if self.scope is None:
+            object.__setattr__(self, "scope", self.scopes[0])
+        elif self.scope not in self.scopes:
+            raise InputError(f"{self.name}: scope must be one of {', '.join(self.scopes)}, got {self.scope!r}")
+        elif kept is not None and self.scope != self.scopes[0]:
+            raise InputError(
+                f"{self.name}: scope {self.scope!r} has no meaning for pattern {self.pattern!r}; leave it out"
+            )
 
     @property
     def kept_of_group(self) -> tuple[int, int] | None:
@@ -61,9 +73,13 @@ class Pruning:
         return parse_pattern(self.name, self.pattern)
 
     @property
-    def label(self) -> str:
+    def pruning_label(self) -> str:
         amount = f"{100 * self.sparsity:g}" if self.kept_of_group is None else self.pattern
-        return f"{self.name}-{amount}"
+        return amount if self.scope == self.scopes[0] else f"{amount}-{self.scope}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.pruning_label}"
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take the pattern."""
@@ -88,8 +104,8 @@ def lowest(scores: Tensor, count: int) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = scores.kthvalue(count, dim=-1, keepdim=True).values
     below, equal = scores < threshold, scores == threshold
-    missing = count - below.sum(-1, keepdim=True)
-    return below | (equal & (equal.cumsum(-1) <= missing))
+    missing = count - below.sum(-1, keepdim=True, dtype=torch.int32)
+    return below | (equal & (equal.cumsum(-1, dtype=torch.int32) <= missing))
 
 
 def lowest_of_all(scores: Tensor, count: int) -> Tensor:

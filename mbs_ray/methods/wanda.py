@@ -11,20 +11,24 @@ from mbs_ray.methods.inputs import check_tensors, required_moment
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
-from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_groups
+from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanda(Pruning):
     """Sun et al., A Simple and Effective Pruning Approach for LLMs, arXiv 2306.11695, section 3.
 
-    Score |w_ij| * ||x_j||, compared within a row: exactly round(sparsity * columns) of every row are pruned,
-    or m - n of every n:m group. Survivors are untouched. Dead columns have no score to be compared by: they
-    are pruned by magnitude at the same ratio, the live ones among themselves (in an n:m group, which has no
-    room for two ratios, they count as columns of average norm).
+    Score |w_ij| * ||x_j||. Survivors are untouched. scope: "row" prunes exactly round(sparsity * columns) of
+    every row; "linear" exactly round(sparsity * rows * columns), compared over the whole linear; "share" as many,
+    compared by the share of its row's scores that a weight and all below it hold (the variant of the paper's
+    appendix, whose search for one threshold of that share this is the limit of). n:m: m - n of every group.
+
+    Dead columns have no score to be compared by: they are pruned by magnitude at the same ratio, the live ones
+    among themselves (in an n:m group, which has no room for two ratios, they count as columns of average norm).
     """
 
     name: ClassVar[str] = "wanda"
+    scopes: ClassVar[tuple[str, ...]] = ("row", "linear", "share")
     statistic: ClassVar[Statistic] = Statistic.DIAGONAL
 
     @exact_float32()
@@ -40,7 +44,22 @@ class Wanda(Pruning):
             norms = torch.where(dead, moment.live_mean(), diagonal).sqrt()
             pruned = lowest_of_groups(sizes * norms, *kept)
         else:
-            total, of_dead = (count_zeros(self.sparsity, n) for n in (columns, int(dead.sum())))
-            scores = (sizes * diagonal.sqrt()).masked_fill_(dead, math.inf)
-            pruned = lowest(scores, total - of_dead) | lowest(sizes.masked_fill_(~dead, math.inf), of_dead)
+            weights = columns if self.scope == "row" else rows * columns
+            total, of_dead = (count_zeros(self.sparsity, n) for n in (weights, weights // columns * int(dead.sum())))
+            pruned = self._chosen(sizes * diagonal.sqrt(), dead, total - of_dead) | self._chosen(sizes, ~dead, of_dead)
         return measured(weight, weight.masked_fill(pruned, 0), moment, name)
+
+    def _chosen(self, scores: Tensor, excluded: Tensor, count: int) -> Tensor:
+        """Mask of `count` weights of the linear, or of every row, none of them in an excluded column."""
+        if self.scope == "share":
+            scores = _shares(scores.masked_fill(excluded, 0))
+        choose = lowest if self.scope == "row" else lowest_of_all
+        return choose(scores.masked_fill(excluded, math.inf), count)
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """What share of its row's sum a score and all that are lower hold, [rows, columns] float64."""
+    ascending, order = torch.sort(scores.double(), dim=1, stable=True)
+    sums = ascending.sum(1, keepdim=True)
+    shares = ascending.cumsum(1).div_(sums.masked_fill(sums == 0, 1))
+    return torch.empty_like(shares).scatter_(1, order, shares)

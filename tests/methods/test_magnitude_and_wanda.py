@@ -34,7 +34,7 @@ def test_magnitude_prunes_the_smallest_and_leaves_the_rest() -> None:
     expected = weight.clone().flatten()
     expected[order[:23]] = 0  # 0.3 * 77 = 23.1
     assert torch.equal(result.weight, expected.view(7, 11))
-    assert result.loss is result.relative_loss is None
+    assert result.loss is None
     assert (result.damping, result.dead_columns) == (0.0, 0)
 
 

@@ -1,5 +1,7 @@
 """SparseGPT against explicit inverses of trailing Hessians in float64, and its exact counts."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,11 @@ from method_cases import damped64, draw, full_moment, hessian64
 from torch import Tensor
 
 from mbs_ray.methods import Magnitude, Moment, SparseGPT, Statistic, Wanda
+
+
+def quota(sparsity: float, rows: int, columns: int, stop: int) -> int:
+    """Zeros before column `stop`: the share of all zeros that its columns have of all columns, rounded."""
+    return round(Fraction(round(sparsity * rows * columns) * stop, columns))
 
 
 def reference(
@@ -34,7 +41,7 @@ def reference(
             stop = min(j + width, columns)
             scores = (original if stale else work).square() / scale
             if pattern is None:
-                count = round(sparsity * rows * stop) - round(sparsity * rows * j)
+                count = quota(sparsity, rows, columns, stop) - quota(sparsity, rows, columns, j)
                 places = [(r, c) for r in range(rows) for c in range(j, stop)]
                 pruned |= set(sorted(places, key=lambda p: float(scores[p]))[:count])
             else:
@@ -136,7 +143,7 @@ def test_any_layer_loses_exactly_k_in_every_block(
     rows, columns = shape
     for start in range(0, columns, block_size):
         stop = min(start + block_size, columns)
-        count = round(sparsity * rows * stop) - round(sparsity * rows * start)
+        count = quota(sparsity, rows, columns, stop) - quota(sparsity, rows, columns, start)
         assert (result.weight[:, start:stop] == 0).sum() == count
 
 

@@ -1,22 +1,19 @@
-"""The inverse factor, its damping, and the cutting of columns into blocks."""
+"""The inverse factor and its damping."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment
-from torch import Tensor
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, Moment, SparseGPT, Statistic
-from mbs_ray.methods.obs import column_blocks, inverse_factor
+from mbs_ray.methods.factor import inverse_factor
 
 
 def given_sum(rows: list[list[float]], tokens: int = 7) -> Moment:
     return Moment(Statistic.FULL, len(rows), tokens, torch.tensor(rows))
 
 
-@pytest.mark.parametrize("columns", [1, 2, 17, 64])
+@pytest.mark.parametrize("columns", [1, 2, 17, 64, 257, 700, 1100])
 def test_the_factor_squares_to_the_inverse_of_the_damped_hessian(columns: int) -> None:
     _, inputs = draw(1, columns)
     factor = inverse_factor(full_moment(inputs), 0.01, "linear")
@@ -84,25 +81,3 @@ def test_a_hopeless_hessian_is_an_error_that_says_what_to_change() -> None:
     moment = given_sum([[1.0, 3.0], [3.0, 1.0]], tokens=5)
     with pytest.raises(InputError, match=r"h\.3\.dense: .*damping 1 \(5 tokens for 2 columns\); calibrate"):
         SparseGPT().compress(torch.ones(1, 2), moment, "h.3.dense")
-
-
-@settings(deadline=None, max_examples=200)
-@given(units=st.integers(1, 12), unit=st.integers(1, 12), block_size=st.integers(1, 20))
-def test_blocks_cover_the_columns_and_split_no_unit_that_begins_inside(units: int, unit: int, block_size: int) -> None:
-    blocks = column_blocks(units * unit, block_size, unit)
-    assert [j for start, stop in blocks for j in range(start, stop)] == list(range(units * unit))
-    starts = {start for start, _ in blocks}
-    for begin in range(0, units * unit, unit):
-        inside = any(start <= begin and begin + unit <= stop for start, stop in blocks)
-        assert begin in starts or inside
-    assert all(0 < stop - start <= block_size for start, stop in blocks)
-
-
-def lazily(weight: Tensor, inputs: Tensor, block_size: int) -> Tensor:
-    return GPTQ(bits=8, block_size=block_size).compress(weight, full_moment(inputs)).weight
-
-
-def test_the_block_size_of_gptq_changes_only_the_rounding() -> None:
-    weight, inputs = draw(6, 24)
-    for block_size in (1, 5, 24, 1000):
-        torch.testing.assert_close(lazily(weight, inputs, block_size), lazily(weight, inputs, 8), rtol=0, atol=1e-5)

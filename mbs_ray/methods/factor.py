@@ -1,0 +1,161 @@
+"""The inverse factor of a Hessian, by recursive 2×2 blocks, in one buffer beside the moment."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods.fields import require_fraction
+from mbs_ray.methods.inputs import is_finite, required_moment
+from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.precision import exact_float32
+
+FIRST_DAMPING = 1e-4
+LAST_DAMPING = 1.0
+LEAF = 256
+PANEL = 512
+
+
+@dataclass(frozen=True, eq=False)
+class InverseFactor:
+    """U with UᵀU = (H / mean diagonal of H's live columns + damping)⁻¹; OBS does not depend on H's scale.
+
+    A dead column (no token ever activated it) stands alone with the mean diagonal: it neither receives nor
+    causes an update. One factor serves all linears that have the same input.
+    """
+
+    upper: Tensor
+    """[columns, columns] float32, upper triangular, rows and columns in the order of solving."""
+    dead: Tensor
+    """[columns] bool, in the columns' own order."""
+    damping: float
+    """Fraction of the mean diagonal that was added."""
+    scale: Tensor
+    """Mean of the raw sums' diagonal over the live columns, a float32 scalar."""
+    order: Tensor | None = None
+    """[columns] int64: which column is solved when; None: as they stand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factored:
+    """Field and preparation shared by the methods that solve with an inverse factor.
+
+    damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
+    little for a factorization.
+    """
+
+    name: ClassVar[str]
+
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_fraction(self.name, "damping", self.damping, one=True)
+
+    def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
+        """The factor of a full moment with tokens, which all linears with this input share."""
+        return inverse_factor(required_moment(moment, self.name, Statistic.FULL, name), self.damping, name)
+
+
+@exact_float32()
+def inverse_factor(moment: Moment, damping: float, name: str, *, by_activation: bool = False) -> InverseFactor:
+    """Factor the inverse Hessian, raising the damping tenfold, up to 1, for as long as that fails.
+
+    by_activation: solve the columns in descending order of their mean squared input (GPTQ's activation
+    order) instead of as they stand. Holds at most two float32 buffers of columns² beside the moment.
+    InputError if even damping 1 fails.
+    """
+    mean, dead = moment.live_mean(), moment.dead()
+    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if by_activation else None
+    while True:
+        upper = _factor(moment.sum, mean, dead, damping, order)
+        if upper is not None:
+            return InverseFactor(upper, dead, damping, mean, order)
+        if damping >= LAST_DAMPING:
+            raise InputError(
+                f"{name}: the Hessian cannot be factorized, even with damping {LAST_DAMPING:g} "
+                f"({moment.tokens} tokens for {moment.columns} columns); "
+                "calibrate on more segments and look for overflowing activations"
+            )
+        damping = min(max(10 * damping, FIRST_DAMPING), LAST_DAMPING)
+
+
+def _factor(sums: Tensor, mean: Tensor, dead: Tensor, damping: float, order: Tensor | None) -> Tensor | None:
+    if order is None:
+        hessian = sums / mean
+    else:
+        hessian = sums[order][:, order].div_(mean)
+        dead = dead[order]
+    hessian.diagonal().add_(dead).add_(damping)
+    return hessian if not _invert(hessian) and is_finite(hessian) else None
+
+
+def _invert(hessian: Tensor) -> int:
+    """Replace H = R Rᵀ, R upper triangular, by R⁻¹; only the upper triangle of H is read.
+
+    With blocks, R₂₂R₂₂ᵀ = H₂₂, R₁₂ = H₁₂R₂₂⁻ᵀ, R₁₁R₁₁ᵀ = H₁₁ - R₁₂R₁₂ᵀ, and R⁻¹ has -R₁₁⁻¹R₁₂R₂₂⁻¹ beside
+    the inverses of the diagonal blocks, so only inverses are ever needed: 2/3 columns³ operations, all but the
+    leaves' in large products. Returns how many leaves were not positive definite, after one synchronisation.
+    """
+    failures = torch.zeros((), dtype=torch.int64, device=hessian.device)
+    _invert_block(hessian, failures)
+    return int(failures)
+
+
+def _invert_block(hessian: Tensor, failures: Tensor) -> None:
+    columns = len(hessian)
+    if columns <= LEAF:
+        _invert_leaf(hessian, failures)
+        return
+    half = (columns // 2 + LEAF - 1) // LEAF * LEAF
+    first, corner, last = hessian[:half, :half], hessian[:half, half:], hessian[half:, half:]
+    _invert_block(last, failures)
+    _times_transposed_upper(corner, last)
+    _subtract_square(first, corner)
+    _invert_block(first, failures)
+    _times_upper(corner, last)
+    _upper_times(first, corner)
+    corner.neg_()
+    hessian[half:, :half] = 0
+
+
+def _invert_leaf(hessian: Tensor, failures: Tensor) -> None:
+    # With J the reversal of order, J H J = L Lᵀ gives H = (J L J)(J L J)ᵀ with J L J upper triangular.
+    symmetric = hessian.triu() + hessian.triu(1).t()
+    lower, failure = torch.linalg.cholesky_ex(symmetric.flip(0, 1))
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    hessian.copy_(torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1))
+    failures += failure != 0
+
+
+# Products with a triangle, panel by panel and in place: a panel of the result needs only what the order of
+# the panels has not overwritten, and never the half of the triangle that is zero.
+
+
+def _panels(size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + PANEL, size)) for start in range(0, size, PANEL)]
+
+
+def _times_transposed_upper(matrix: Tensor, upper: Tensor) -> None:
+    """matrix := matrix @ upperᵀ."""
+    for start, stop in _panels(len(upper)):
+        matrix[:, start:stop] = matrix[:, start:] @ upper[start:stop, start:].t()
+
+
+def _times_upper(matrix: Tensor, upper: Tensor) -> None:
+    """matrix := matrix @ upper."""
+    for start, stop in reversed(_panels(len(upper))):
+        matrix[:, start:stop] = matrix[:, :stop] @ upper[:stop, start:stop]
+
+
+def _upper_times(upper: Tensor, matrix: Tensor) -> None:
+    """matrix := upper @ matrix."""
+    for start, stop in _panels(len(upper)):
+        matrix[start:stop] = upper[start:stop, start:] @ matrix[start:]
+
+
+def _subtract_square(symmetric: Tensor, matrix: Tensor) -> None:
+    """symmetric := symmetric - matrix @ matrixᵀ, in the upper triangle."""
+    for start, stop in _panels(len(symmetric)):
+        symmetric[start:stop, start:].addmm_(matrix[start:stop], matrix[start:].t(), alpha=-1)

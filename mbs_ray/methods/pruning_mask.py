@@ -1,0 +1,82 @@
+"""Which weights the OBS loop prunes: chosen unit by unit, from weights as already updated."""
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from mbs_ray.methods.factor import InverseFactor
+from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_groups
+
+
+class PruningMask:
+    """The mask of one linear, chosen while its columns are solved.
+
+    Score w² / [H⁻¹]_jj over the columns that are left (Frantar & Alistarh, SparseGPT, arXiv 2301.00774,
+    section 3.3). Unstructured: chosen per block of columns, over all its rows or within each; the blocks'
+    counts are rounded so that the linear loses exactly round(sparsity * rows * columns), or every row exactly
+    round(sparsity * columns). n:m: chosen in every row when its group begins. Dead columns have no score to
+    be compared by: they are pruned by magnitude at the same ratio, the live ones among themselves (in an n:m
+    group, which has no room for two ratios, they count as average columns).
+    """
+
+    def __init__(self, method: Pruning, block_size: int, work: Tensor, factor: InverseFactor, keep_zeros: bool) -> None:
+        """work: [columns, rows] float32, as solve_columns changes it; keep_zeros: what is zero now stays so."""
+        self._work, self._factor, self._group, self._scope = work, factor, method.kept_of_group, method.scope
+        self._kept = work == 0 if keep_zeros else None
+        self.unit = self._group[1] if self._group else block_size
+        self.pruned = torch.zeros_like(work, dtype=torch.bool)
+        """[columns, rows]; what is not chosen yet is False."""
+        if self._group is None:
+            self._quota = self._quotas(method.sparsity)
+            self._prune_dead(method.sparsity)
+
+    def of_column(self, j: int) -> Tensor:
+        """What to prune of column j, [rows] bool; columns must be asked for in order."""
+        if j % self.unit == 0:
+            self._choose(j, min(j + self.unit, len(self._work)))
+        return self.pruned[j]
+
+    def _choose(self, start: int, stop: int) -> None:
+        # The root of w² / [H⁻¹]_jj: same order, no overflow.
+        scores = self._work[start:stop].abs() / self._factor.upper.diagonal()[start:stop, None]
+        if self._kept is not None:
+            scores.masked_fill_(self._kept[start:stop], -1)
+        if self._group is not None:
+            chosen = lowest_of_groups(scores.t(), *self._group).t()
+        else:
+            scores.masked_fill_(self._factor.dead[start:stop, None], math.inf)
+            choose = lowest_of_all if self._scope == "block" else lowest
+            chosen = choose(scores.t(), self._quota[stop] - self._quota[start]).t()
+        self.pruned[start:stop] |= chosen
+        if self._kept is not None:
+            self.pruned[start:stop] |= self._kept[start:stop]
+
+    def _prune_dead(self, sparsity: float) -> None:
+        """No update ever reaches a dead column, so theirs are chosen at once."""
+        dead = self._factor.dead
+        sizes = self._work[dead].t().abs()
+        if self._scope == "block":
+            self.pruned[dead] = lowest_of_all(sizes, count_zeros(sparsity, sizes.numel())).t()
+        else:
+            self.pruned[dead] = lowest(sizes, count_zeros(sparsity, sizes.shape[1])).t()
+
+    def _quotas(self, sparsity: float) -> list[int]:
+        """How many live weights (of the linear or of each row) are pruned before column 0, 1, … columns.
+
+        Zeros that are kept come first; what is left to prune is spread evenly over the other live weights.
+        """
+        columns, rows = self._work.shape
+        counted = rows if self._scope == "block" else 1
+        live = (~self._factor.dead).cumsum(0).mul_(counted).tolist()
+        zeros = [0] * columns
+        if self._kept is not None and self._scope == "block":
+            zeros = (self._kept.sum(1) * ~self._factor.dead).cumsum(0).tolist()
+        dead = counted * columns - live[-1]
+        wanted = count_zeros(sparsity, counted * columns) - count_zeros(sparsity, dead)
+        more, others = max(wanted - zeros[-1], 0), max(live[-1] - zeros[-1], 1)
+        return [
+            0,
+            *(zero + round(Fraction(more * (alive - zero), others)) for alive, zero in zip(live, zeros, strict=True)),
+        ]

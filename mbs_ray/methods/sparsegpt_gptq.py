@@ -1,0 +1,100 @@
+"""Joint pruning and quantization in one pass of Optimal Brain Surgeon."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods.column_grids import ColumnGrids
+from mbs_ray.methods.factor import Factored, InverseFactor
+from mbs_ray.methods.fields import require_integer
+from mbs_ray.methods.grid import Quantization
+from mbs_ray.methods.inputs import check_tensors, required_moment
+from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
+from mbs_ray.methods.precision import exact_float32
+from mbs_ray.methods.pruning_mask import PruningMask
+from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.sparsity import Pruning
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseGPTQ(Factored, Pruning, Quantization):
+    """Prune as SparseGPT does and quantize the survivors as GPTQ does, each making up for both.
+
+    Frantar & Alistarh, SparseGPT, arXiv 2301.00774, section 3.5. The fields are those of the two methods. A
+    group's grid covers the survivors where the group's mask is chosen by then.
+    """
+
+    name: ClassVar[str] = "sparsegpt+gptq"
+    scopes: ClassVar[tuple[str, ...]] = ("block", "row")
+    statistic: ClassVar[Statistic] = Statistic.FULL
+
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        Factored.__post_init__(self)
+        Quantization.__post_init__(self)
+        Pruning.__post_init__(self)
+        require_integer(self.name, "block_size", self.block_size, 1)
+        if self._units is None:
+            raise InputError(
+                f"{self.name}: of group_size {self.group_size} and the {self._mask_unit} columns whose mask is chosen "
+                "at once (block_size, or m of n:m) one must divide the other; change one of them"
+            )
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.pruning_label}-{self.quantization_label}"
+
+    def check(self, rows: int, columns: int, name: str) -> None:
+        """Raise InputError if a linear of this shape, called `name`, cannot take the pattern or the groups."""
+        Pruning.check(self, rows, columns, name)
+        Quantization.check(self, rows, columns, name)
+
+    @property
+    def _mask_unit(self) -> int:
+        return self.kept_of_group[1] if self.kept_of_group else self.block_size
+
+    @property
+    def _units(self) -> list[int] | None:
+        """Columns that must be up to date when the first of them is solved, descending; None if they overlap."""
+        if self.group_size is None:
+            return [self._mask_unit]
+        larger, smaller = sorted((self.group_size, self._mask_unit), reverse=True)
+        return [larger, smaller] if larger % smaller == 0 else None
+
+    @exact_float32()
+    def compress(
+        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
+    ) -> Compressed:
+        """Prune and quantize [rows, columns] by a full moment."""
+        rows, columns = check_tensors(weight, moment, name)
+        self.check(rows, columns, name)
+        moment = required_moment(moment, self.name, self.statistic, name)
+        factor = factor or self.prepare(moment, name)
+        work = transposed(weight, None)
+        written = torch.empty_like(work, dtype=weight.dtype)
+        mask = PruningMask(self, self.block_size, work, factor, keep_zeros=False)
+        grids = ColumnGrids(self, work, weight.dtype, None)
+
+        def final(j: int) -> Tensor:
+            survivors = work[j].masked_fill(mask.of_column(j), 0)
+            return grids.round(j, survivors, mask.pruned)
+
+        solve_columns(work, factor.upper, self._units or [], final, written)
+        loss = solved_loss(work, weight, written, factor, moment)
+        return measured(
+            weight,
+            written.t().contiguous(),
+            moment,
+            name,
+            loss=loss,
+            damping=factor.damping,
+            codes=grids.codes.t().contiguous(),
+            scales=grids.scales(),
+            zeros=grids.zeros(),
+            group_size=grids.group_size,
+        )
