@@ -4,6 +4,7 @@ from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.gptq import GPTQ
 from mbs_ray.methods.magnitude import Magnitude
 from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.obc import OBC, OBQ
 from mbs_ray.methods.registry import METHODS, Method, build_method, method_spec
 from mbs_ray.methods.result import Compressed, output_error
 from mbs_ray.methods.rtn import RTN
@@ -14,6 +15,8 @@ from mbs_ray.methods.wanda import Wanda
 __all__ = [
     "GPTQ",
     "METHODS",
+    "OBC",
+    "OBQ",
     "RTN",
     "Compressed",
     "Factored",

@@ -10,6 +10,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods.gptq import GPTQ
 from mbs_ray.methods.magnitude import Magnitude
 from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.obc import OBC, OBQ
 from mbs_ray.methods.result import Compressed
 from mbs_ray.methods.rtn import RTN
 from mbs_ray.methods.sparsegpt import SparseGPT
@@ -37,7 +38,9 @@ class Method(Protocol):
         """
 
 
-METHODS: dict[str, type[Any]] = {cls.name: cls for cls in (Magnitude, RTN, Wanda, SparseGPT, GPTQ, SparseGPTQ)}
+METHODS: dict[str, type[Any]] = {
+    cls.name: cls for cls in (Magnitude, RTN, Wanda, SparseGPT, GPTQ, SparseGPTQ, OBC, OBQ)
+}
 
 
 def build_method(spec: str | Mapping[str, Any]) -> Method:

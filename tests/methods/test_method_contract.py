@@ -14,6 +14,8 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods import (
     GPTQ,
     METHODS,
+    OBC,
+    OBQ,
     RTN,
     Magnitude,
     Method,
@@ -41,6 +43,9 @@ METHOD_CASES: list[Any] = [
     GPTQ(group_size=8, activation_order=True, clip_search=True),
     SparseGPTQ(bits=4, group_size=8, block_size=8),
     SparseGPTQ(bits=4, pattern="2:4"),
+    OBC(),
+    OBC(pattern="2:4"),
+    OBQ(bits=3, group_size=8),
 ]
 every_method = pytest.mark.parametrize("method", METHOD_CASES, ids=lambda method: method.label)
 NEEDY = [method for method in METHOD_CASES if method.statistic is not Statistic.NONE]

@@ -1,0 +1,135 @@
+"""Optimal Brain Surgeon, cheapest weight first: every row takes its weights in an order of its own, in float64.
+
+To give weight p of a row its final value, e below the present one, costs e² / [H⁻¹]_pp. The best change of the
+weights that are still open is -e / [H⁻¹]_pp times column p of H⁻¹, and from then on H⁻¹ is H⁻¹ - u uᵀ, with u that
+column over the root of [H⁻¹]_pp (Frantar, Singh & Alistarh, Optimal Brain Compression, arXiv 2208.11580, section 4,
+lemma 1). The u of a row are the columns of a Cholesky factor of H⁻¹ with pivots of the row's own choice: so the rows
+share the one H⁻¹ they began with and keep their u, instead of a H⁻¹ each.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods.factor import FIRST_DAMPING, LAST_DAMPING
+from mbs_ray.methods.moments import Moment
+
+MOST_COLUMNS = 1024
+BUFFER_BYTES = 2**27
+ROUNDING = torch.finfo(torch.float32).eps
+
+
+def check_columns(method: str, instead: str, columns: int, name: str) -> None:
+    """Raise InputError, naming the linear, if it is too wide for time and memory that grow with columns³."""
+    if columns > MOST_COLUMNS:
+        raise InputError(
+            f"{name}: {method} takes linears of at most {MOST_COLUMNS} columns, this one has {columns}; "
+            f"use {instead} instead"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DampedHessian:
+    """H / mean diagonal of its live columns + damping, and its inverse, [columns, columns] float64.
+
+    A dead column (no token ever activated it) stands alone with the mean diagonal, as in an InverseFactor.
+    """
+
+    matrix: Tensor
+    inverse: Tensor
+    dead: Tensor
+    """[columns] bool."""
+    damping: float
+    """Fraction of the mean diagonal that was added."""
+
+
+def damped_hessian(moment: Moment, damping: float, name: str) -> DampedHessian:
+    """Damp and invert, raising the damping tenfold, up to 1, for as long as that fails.
+
+    InputError, naming the linear, if even damping 1 fails.
+    """
+    dead = moment.dead()
+    plain = moment.sum.double() / moment.live_mean().double()
+    plain.diagonal().add_(dead)
+    while True:
+        matrix = plain.clone()
+        matrix.diagonal().add_(damping)
+        inverse = _inverse(matrix)
+        if inverse is not None:
+            return DampedHessian(matrix, inverse, dead, damping)
+        if damping >= LAST_DAMPING:
+            raise InputError(
+                f"{name}: the Hessian cannot be inverted, even with damping {LAST_DAMPING:g} "
+                f"({moment.tokens} tokens for {moment.columns} columns); "
+                "calibrate on more segments and look for overflowing activations"
+            )
+        damping = min(max(10 * damping, FIRST_DAMPING), LAST_DAMPING)
+
+
+def _inverse(matrix: Tensor) -> Tensor | None:
+    lower, failure = torch.linalg.cholesky_ex(matrix)
+    if int(failure):
+        return None
+    inverse = torch.cholesky_inverse(lower)
+    # Of a column j, the others leave a share of 1 / (H_jj [H⁻¹]_jj) unexplained. A share below the rounding of
+    # the float32 sums is noise; above it, every part of H is safe to factorize in float64.
+    share = 1 / (matrix.diagonal() * inverse.diagonal())
+    return inverse if bool((share > ROUNDING).all()) else None
+
+
+def rows_at_once(columns: int) -> int:
+    """So many rows that [rows, columns, columns] float64 fills BUFFER_BYTES; never are more than two such alive."""
+    return max(1, BUFFER_BYTES // (8 * columns * columns))
+
+
+Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(weights, open) -> errors [rows, columns], present minus final value, and candidates [rows, columns] bool."""
+
+
+def settle(weights: Tensor, taken: Tensor, inverse: Tensor, steps: int, look: Look) -> tuple[Tensor, Tensor]:
+    """Let every row settle `steps` of its open weights, the cheapest candidate first (the first of equals).
+
+    weights: [rows, columns] float64, updated in place. taken: [columns] bool, what is not open from the
+    beginning. inverse: [columns, columns] float64. look is asked before every step; a row has a candidate
+    in each, and only open ones. Returns the columns in the order of settling and what each cost,
+    both [rows, steps].
+    """
+    rows, columns = weights.shape
+    open_ = (~taken).repeat(rows, 1)
+    pivots = inverse.diagonal().repeat(rows, 1)
+    used = weights.new_empty(rows, steps, columns)
+    order = torch.empty(rows, steps, dtype=torch.int64, device=weights.device)
+    costs = weights.new_empty(rows, steps)
+    for step in range(steps):
+        errors, candidates = look(weights, open_)
+        cost = (errors.square() / pivots).masked_fill_(~candidates, math.inf)
+        chosen = cost.argmin(1, keepdim=True)
+        order[:, step], costs[:, step] = chosen[:, 0], cost.gather(1, chosen)[:, 0]
+
+        before = used[:, :step]
+        shares = before.gather(2, chosen[:, None].expand(-1, step, -1)).transpose(1, 2)
+        root = pivots.gather(1, chosen).sqrt_()
+        column = inverse[chosen[:, 0]].sub_((shares @ before)[:, 0]).div_(root)
+        used[:, step] = column
+        weights.addcmul_(column, errors.gather(1, chosen) / root, value=-1)
+        pivots.addcmul_(column, column, value=-1)
+        open_.scatter_(1, chosen, False)
+    return order, costs
+
+
+def reconstructed(weights: Tensor, pruned: Tensor, hessian: Tensor) -> Tensor:
+    """The weights of least loss that are zero where `pruned`: what OBS leaves, without its rounding errors.
+
+    weights [rows, columns], hessian [columns, columns], both float64. With kept columns S and pruned ones P,
+    a row changes by H_SS⁻¹ H_SP w_P: one system per row, in which a pruned column stands alone.
+    """
+    kept = ~pruned
+    systems = hessian * (kept[:, :, None] & kept[:, None, :])
+    systems.diagonal(dim1=1, dim2=2).add_(pruned)
+    pull = (weights * pruned @ hessian).mul_(kept)
+    change = torch.cholesky_solve(pull[:, :, None], torch.linalg.cholesky(systems))[:, :, 0]
+    return (weights + change).masked_fill_(pruned, 0)
