@@ -3,41 +3,50 @@
 import torch
 from torch import Tensor
 
+from mbs_ray.methods.factor import InverseFactor
 from mbs_ray.methods.grid import Grid, Quantization
 
 
 class ColumnGrids:
     """A grid per row and group of columns, from weights as they are when the group begins.
 
-    With an order of solving, groups are static (GPTQ's released code calls them so): columns of one group are
-    solved far apart, so all grids are taken from the weights before any update.
+    Updates push a few weights far out, and covering them can cost all others more than clipping would cost them:
+    of the grid over all of the range and the grid over what of it lies within the group's range before any
+    update, the one with the smaller error is taken, weighted as the columns' errors weigh.
+
+    With an order of solving, groups are static: columns of one group are solved far apart, so all grids are
+    taken from the weights before any update.
     """
 
-    def __init__(self, method: Quantization, work: Tensor, dtype: torch.dtype, order: Tensor | None) -> None:
+    def __init__(self, method: Quantization, work: Tensor, dtype: torch.dtype, factor: InverseFactor) -> None:
         """work: [columns, rows] float32, in the order of solving, as solve_columns changes it."""
         self._method, self._work, self._dtype = method, work, dtype
         self.group_size = method.group_size or len(work)
-        self.unit = 1 if order is not None else self.group_size
+        self.unit = 1 if factor.order is not None else self.group_size
         self.codes = torch.empty_like(work, dtype=torch.uint8)
         """[columns, rows], in the order of solving."""
+        # What a squared error of a column costs once the later ones have made up for it.
+        self._importance = factor.upper.diagonal().square().reciprocal()[:, None]
         self._grids: list[Grid] = []
-        self._group_of: list[int] | None = None
-        if order is not None:
-            self._group_of = (order // self.group_size).tolist()
-            own = torch.argsort(order)
-            self._grids = [self._covering(work[columns]) for columns in own.split(self.group_size)]
+        if factor.order is None:
+            groups = work.split(self.group_size)
+            self._ranges = [torch.aminmax(group, dim=0, keepdim=True) for group in groups]
+            self._group_of = [j // self.group_size for j in range(len(work))]
+        else:
+            self._group_of = (factor.order // self.group_size).tolist()
+            for columns in torch.argsort(factor.order).split(self.group_size):
+                self._grids.append(self._grid(work[columns], self._importance[columns], None))
 
     def round(self, j: int, values: Tensor, pruned: Tensor | None = None) -> Tensor:
         """The nearest values of column j's grid, [rows]; columns must be asked for in order.
 
         pruned: [columns, rows] bool; a new group's grid need not cover what is known to become zero.
         """
-        if self._group_of is None and j % self.group_size == 0:
-            group = self._work[j : j + self.group_size]
-            if pruned is not None:
-                group = group.masked_fill(pruned[j : j + self.group_size], 0)
-            self._grids.append(self._covering(group))
-        grid = self._grids[j // self.group_size if self._group_of is None else self._group_of[j]]
+        if self._group_of[j] == len(self._grids):
+            group, part = self._group_of[j], slice(j, j + self.group_size)
+            weights = self._work[part] if pruned is None else self._work[part].masked_fill(pruned[part], 0)
+            self._grids.append(self._grid(weights, self._importance[part], self._ranges[group]))
+        grid = self._grids[self._group_of[j]]
         codes = grid.codes(values)
         self.codes[j] = codes
         return grid.values(codes)
@@ -50,5 +59,6 @@ class ColumnGrids:
         """[rows, groups] uint8."""
         return torch.stack([grid.zero for grid in self._grids], dim=1).to(torch.uint8)
 
-    def _covering(self, group: Tensor) -> Grid:
-        return Grid.of(group, 0, self._method, self._dtype).squeezed(0)
+    def _grid(self, weights: Tensor, importance: Tensor, before: tuple[Tensor, Tensor] | None) -> Grid:
+        grid = Grid.of(weights, 0, self._method, self._dtype, before=before, importance=importance)
+        return grid.squeezed(0)

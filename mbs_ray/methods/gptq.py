@@ -21,9 +21,9 @@ from mbs_ray.methods.result import Compressed, measured
 class GPTQ(Factored, Quantization):
     """Frantar et al., GPTQ, arXiv 2210.17323, section 3, algorithm 1.
 
-    A group's grid covers its weights as already updated when the group begins. What is compensated is the
-    difference to the value as written, rounded to the weight's dtype. Dead columns are rounded to nearest.
-    Rows are independent: a caller may solve slices of rows with one factor.
+    A group's grid follows its weights as already updated when the group begins, see ColumnGrids. What is
+    compensated is the difference to the value as written, rounded to the weight's dtype. Dead columns
+    are rounded to nearest. Rows are independent: a caller may solve slices of rows with one factor.
 
     activation_order: solve the columns with the largest inputs first; groups are then static, so that the
     checkpoint needs no order of its own. keep_zeros: weights that are zero already stay zero.
@@ -61,7 +61,7 @@ class GPTQ(Factored, Quantization):
         factor = factor or self.prepare(moment, name)
         work = transposed(weight, factor.order)
         written = torch.empty_like(work, dtype=weight.dtype)
-        grids = ColumnGrids(self, work, weight.dtype, factor.order)
+        grids = ColumnGrids(self, work, weight.dtype, factor)
         zero = work == 0 if self.keep_zeros else None
 
         def final(j: int) -> Tensor:

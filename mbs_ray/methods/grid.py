@@ -19,7 +19,8 @@ class Quantization:
 
     bits: 2 to 8. group_size: columns that share a scale, dividing the columns; None: the whole row.
     symmetric: the zero point is fixed in the middle of the codes. clip_search: every grid covers that share of
-    its weights' range, of 41 from 20 to 100 %, which rounds them with the least squared error.
+    its weights' range, of 41 from 20 to 100 %, which rounds them with the least squared error (in OBS methods
+    each weighted as its column will be, by 1/U_jj²).
     """
 
     name: ClassVar[str]
@@ -87,31 +88,48 @@ class Grid:
         return cls(scale, zero, top, dtype)
 
     @classmethod
-    def of(cls, weights: Tensor, dim: int, method: Quantization, dtype: torch.dtype) -> "Grid":
-        """The grid of each slice of float32 weights along `dim`, which its scale and zero keep with size 1."""
+    def of(
+        cls,
+        weights: Tensor,
+        dim: int,
+        method: Quantization,
+        dtype: torch.dtype,
+        *,
+        before: tuple[Tensor, Tensor] | None = None,
+        importance: Tensor | float = 1.0,
+    ) -> "Grid":
+        """The grid of each slice of float32 weights along `dim`, which its scale and zero keep with size 1.
+
+        It covers them, or where that rounds them with a smaller squared error, what of their range lies within
+        the range `before` (lowest and highest), or any share of it (if the method searches). importance: of the
+        squared errors, broadcast.
+        """
         low, high = torch.aminmax(weights, dim=dim, keepdim=True)
-        grid = cls.covering(low, high, method.bits, method.symmetric, dtype)
-        if not method.clip_search:
-            return grid
-        least = grid._squared_error(weights, dim)
-        for step in range(1, CLIP_STEPS + 1):
-            share = 1 - step * (1 - LEAST_CLIP) / CLIP_STEPS
-            clipped = cls.covering(low * share, high * share, method.bits, method.symmetric, dtype)
-            error = clipped._squared_error(weights, dim)
+        ranges = [(low, high)]
+        if method.clip_search:
+            shares = (1 - step * (1 - LEAST_CLIP) / CLIP_STEPS for step in range(1, CLIP_STEPS + 1))
+            ranges += [(low * share, high * share) for share in shares]
+        elif before is not None:
+            ranges.append((torch.maximum(low, before[0]), torch.minimum(high, before[1])))
+        grids = (cls.covering(*one, method.bits, method.symmetric, dtype) for one in ranges)
+        best = next(grids)
+        least = None
+        for grid in grids:
+            if least is None:
+                least = best._squared_error(weights, dim, importance)
+            error = grid._squared_error(weights, dim, importance)
             better = error < least
             least = torch.where(better, error, least)
-            scale, zero = (
-                torch.where(better, new, old) for new, old in ((clipped.scale, grid.scale), (clipped.zero, grid.zero))
-            )
-            grid = cls(scale, zero, grid.top, dtype)
-        return grid
+            scale, zero = torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
+            best = cls(scale, zero, grid.top, dtype)
+        return best
+
+    def _squared_error(self, weights: Tensor, dim: int, importance: Tensor | float) -> Tensor:
+        return (self.values(self.codes(weights)) - weights).square_().mul_(importance).sum(dim, keepdim=True)
 
     def squeezed(self, dim: int) -> "Grid":
         """The same grid without a dimension of size 1."""
         return Grid(self.scale.squeeze(dim), self.zero.squeeze(dim), self.top, self.dtype)
-
-    def _squared_error(self, weights: Tensor, dim: int) -> Tensor:
-        return (self.values(self.codes(weights)) - weights).square_().sum(dim, keepdim=True)
 
     def codes(self, values: Tensor) -> Tensor:
         """The nearest codes, as float32; values and grid broadcast."""

@@ -78,7 +78,7 @@ class SparseGPTQ(Factored, Pruning, Quantization):
         work = transposed(weight, None)
         written = torch.empty_like(work, dtype=weight.dtype)
         mask = PruningMask(self, self.block_size, work, factor, keep_zeros=False)
-        grids = ColumnGrids(self, work, weight.dtype, None)
+        grids = ColumnGrids(self, work, weight.dtype, factor)
 
         def final(j: int) -> Tensor:
             survivors = work[j].masked_fill(mask.of_column(j), 0)
