@@ -19,7 +19,7 @@ ui: .venv/installed
 	$(BIN)/mbs ui mbs-demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(OPTIONS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

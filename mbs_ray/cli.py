@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | sweep | demo | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | sweep | export | demo | ui``."""
 
 import os
 import sys
@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from mbs_ray.arguments import named_spec
 from mbs_ray.errors import InputError, StageDiedError
@@ -47,22 +46,15 @@ def allocate(
 ) -> None:
     """Show how many calibration segments each language gets. Needs no network and no Ray."""
     from mbs_ray.calibration.sampling import build_sampling
-    from mbs_ray.languages import LANGUAGES, model_distribution, parse_languages
+    from mbs_ray.languages import model_distribution, parse_languages
+    from mbs_ray.tables import allocation_table
 
     with _one_line_errors():
         known = model_distribution(model, distribution)
         asked = parse_languages(languages, known)
         allocation = build_sampling(named_spec(sampling)).allocate(known, asked, segments)
-        shares = known.shares(asked)
-        table = Table(title=f"{segments} segments, {sampling}, {known.source}")
-        for column in ("language", "name", "share of training", "segments", "share of segments"):
-            table.add_column(column, justify="left" if column in ("language", "name") else "right")
-        for code, count in allocation.items():
-            name = LANGUAGES[code].name if code in LANGUAGES else ""
-            share = f"{100 * shares[code]:.3f} %" if code in shares else ""
-            table.add_row(code, name, share, str(count), f"{100 * count / segments:.3f} %")
-        table.add_row("all", "", "", str(sum(allocation.values())), "")
-        Console().print(table)
+        title = f"{segments} segments, {sampling}, {known.source}"
+        Console().print(allocation_table(title, allocation, known.shares(asked)))
 
 
 @app.command(
@@ -148,6 +140,7 @@ def evaluate(
         from mbs_ray.evaluate import evaluate_model
         from mbs_ray.progress import Progress
         from mbs_ray.specs import EvaluationSpec, validated
+        from mbs_ray.tables import score_table
 
         console = Console()
         scored = evaluate_model(
@@ -166,13 +159,7 @@ def evaluate(
             progress=Progress(console),
         )
         for set_name, (path, scores) in scored.items():
-            table = Table(title=f"{Path(model).name} on {set_name}")
-            for column in ("language", "perplexity", "bits per byte", "tokens", "bytes", "documents"):
-                table.add_column(column, justify="left" if column == "language" else "right")
-            for language, one in scores.items():
-                counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
-                table.add_row(language, f"{one.perplexity:.3f}", f"{one.bits_per_byte:.4f}", *counts)
-            console.print(table)
+            console.print(score_table(f"{Path(model).name} on {set_name}", scores))
             console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
 
 
@@ -191,6 +178,25 @@ def sweep(
     with _one_line_errors():
         spec = load_sweep(file)
         _conduct(spec if stages is None else spec.model_copy(update={"stages": stages}), out, address)
+
+
+@app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run: <out>/<sweep>/runs/<run>.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="compressed-tensors (integers, for transformers and vLLM; quantized runs) or safetensors (dense).",
+        ),
+    ],
+    to: Annotated[Path | None, typer.Option("--to", help="New folder; default: <run>/export/<format>.")] = None,
+) -> None:
+    """Convert the checkpoint of a finished run into a form that others load. Needs no Ray."""
+    with _one_line_errors():
+        from mbs_ray.export_run import export_run
+
+        typer.echo(f"written: {export_run(run, form, to)}")
 
 
 @app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")

@@ -1,15 +1,34 @@
 """One block of one run: collect second moments, solve every linear, propagate. Knows no Ray."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import Compressed, Method, Moment, Statistic
+from mbs_ray.methods import Compressed, Factored, Method, Moment, Statistic, method_spec
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.packed import IntegerScheme, pack_linear
 from mbs_ray.report import LinearReport
+
+
+@dataclass
+class Collected:
+    """What one forward over the calibration set says of the linears of a block, by their names."""
+
+    moments: dict[str, Moment] = field(default_factory=dict)
+    """Of the inputs; linears that are called with the same tensor share one."""
+    energies: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Σ ‖W x‖² over the tokens, float64 scalars: what a loss is relative to."""
+
+    def inputs(self) -> list[list[str]]:
+        """Names of the linears that share an input, in the order of the calls."""
+        shared: dict[int, list[str]] = {}
+        for name, moment in self.moments.items():
+            shared.setdefault(id(moment), []).append(name)
+        return list(shared.values())
 
 
 def collect(
@@ -18,30 +37,34 @@ def collect(
     index: int,
     microbatches: Iterable[torch.Tensor],
     statistic: Statistic,
-) -> dict[str, Moment]:
-    """Moments at the input of every linear of a block, in one forward over all microbatches.
+    linears: Collection[str] | None = None,
+) -> Collected:
+    """Moments at the input of every linear of a block, or of some, in one forward over all microbatches.
 
-    ``microbatches`` are hidden states [microbatch, length, hidden_size]. Linears that are called
-    with the same tensor (query, key and value of most models) share one :class:`Moment`.
+    ``microbatches`` are hidden states [microbatch, length, hidden_size].
     """
+    collected = Collected()
     if statistic is Statistic.NONE:
-        return {}
-    moments: dict[str, Moment] = {}
+        return collected
+    moments, energies = collected.moments, collected.energies
     # Only the latest input is kept: linears that share one are called one after the other.
     latest: list[tuple[torch.Tensor, Moment]] = []
 
-    def record(name: str, module: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+    def record(name: str, module: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen = next((moment for tensor, moment in latest if tensor is inputs[0]), None)
         if name not in moments:
             moments[name] = seen or Moment.zeros(module.in_features, statistic, device=inputs[0].device)
+            energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
         if moments[name] is not seen:
             moments[name].add(inputs[0])
             latest[:] = [(inputs[0], moments[name])]
+        product = output if module.bias is None else output - module.bias
+        energies[name] += torch.linalg.vector_norm(product, dim=-1, dtype=torch.float32).double().square().sum()
 
     hooks = [
-        module.register_forward_pre_hook(lambda module, inputs, name=name: record(name, module, inputs))
+        module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and (linears is None or name in linears)
     ]
     try:
         for hidden in microbatches:
@@ -50,48 +73,100 @@ def collect(
     finally:
         for hook in hooks:
             hook.remove()
-    return moments
+    return collected
+
+
+def turns(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:
+    """Linears of a block by the input they share, in the order in which the forward calls them."""
+    return collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs()
+
+
+@dataclass
+class Solved:
+    """Compressed linears of a block, by the names of their weights, and what each of them lost."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """What :func:`pack_linear` makes of them, if the method quantizes."""
+    reports: list[LinearReport] = field(default_factory=list)
+
+    def add(self, other: "Solved") -> None:
+        self.weights |= other.weights
+        self.packed |= other.packed
+        self.reports += other.reports
 
 
 def solve(
     tensors: Mapping[str, torch.Tensor],
-    linears: Iterable[str],
-    moments: dict[str, Moment],
+    linears: Sequence[str],
+    collected: Collected,
     method: Method,
     device: torch.device,
     where: str,
-) -> tuple[dict[str, torch.Tensor], list[LinearReport]]:
-    """Compress every linear of a block; the new weights by parameter name, and what they lost.
+) -> Solved:
+    """Compress linears of a block, those with the largest input first.
 
-    A moment is dropped from ``moments`` after its last use. ``where`` (``block 3``) begins the
-    name under which an error speaks of a linear.
+    A factor is made once for all linears that share a moment, and lives, like the moment, no longer than they
+    need it. ``where`` (``block 3``) begins the name under which an error speaks of a linear.
     """
-    weights: dict[str, torch.Tensor] = {}
-    reports = []
-    names = list(linears)
-    for position, name in enumerate(names):
-        begun = time.monotonic()
-        parameter = f"{name}.weight"
+    if method.statistic is Statistic.NONE:
+        inputs = [[name] for name in linears]
+    else:
+        for name in linears:
+            if name not in collected.moments:
+                raise InputError(f"{where} {name}: the forward never called this linear, so it has no second moment")
+        inputs = [[name for name in group if name in linears] for group in collected.inputs()]
+        inputs.sort(key=lambda group: collected.moments[group[0]].columns, reverse=True)
+    solved = Solved()
+    for group in inputs:
+        solved.add(_solve_input(tensors, group, collected, method, device, where))
+    order = {name: position for position, name in enumerate(linears)}
+    solved.reports.sort(key=lambda report: order[report.name])
+    return solved
+
+
+def _solve_input(
+    tensors: Mapping[str, torch.Tensor],
+    group: Sequence[str],
+    collected: Collected,
+    method: Method,
+    device: torch.device,
+    where: str,
+) -> Solved:
+    """Linears that share an input, and so a moment and its factor."""
+    begun = time.monotonic()
+    solved = Solved()
+    scheme = IntegerScheme.of(method_spec(method))
+    moment = next((collected.moments.pop(name) for name in group if name in collected.moments), None)
+    sharing = method if isinstance(method, Factored) else None
+    factor = sharing.prepare(moment, f"{where} {group[0]}") if sharing is not None and moment is not None else None
+    for name in group:
+        collected.moments.pop(name, None)
+        parameter, called = f"{name}.weight", f"{where} {name}"
         weight = tensors[parameter].to(device)
-        moment = moments.get(name)
-        if moment is None and method.statistic is not Statistic.NONE:
-            raise InputError(f"{where} {name}: the forward never called this linear, so it has no second moment")
-        result: Compressed = method.compress(weight, moment, f"{where} {name}")
-        weights[parameter] = result.weight.cpu()
-        reports.append(
+        result: Compressed
+        if sharing is None:
+            result = method.compress(weight, moment, called)
+        else:
+            result = sharing.compress(weight, moment, called, factor)
+        solved.weights[parameter] = result.weight.cpu()
+        if scheme is not None:
+            solved.packed[parameter] = pack_linear(result, scheme)
+        tokens = 0 if moment is None else moment.tokens
+        energy = float(collected.energies.get(name, 0.0)) * 2 / max(tokens, 1)
+        solved.reports.append(
             LinearReport(
                 name=name,
                 rows=weight.shape[0],
                 columns=weight.shape[1],
-                tokens=moment.tokens if moment is not None else 0,
+                tokens=tokens,
                 loss=result.loss,
-                relative_loss=result.relative_loss,
+                relative_loss=None if result.loss is None or not energy else result.loss / energy,
                 sparsity=result.sparsity,
                 damping=result.damping,
                 dead_columns=result.dead_columns,
                 seconds=time.monotonic() - begun,
             )
         )
-        if moment is not None and all(moments.get(later) is not moment for later in names[position + 1 :]):
-            del moments[name]
-    return weights, reports
+        begun = time.monotonic()
+    return solved

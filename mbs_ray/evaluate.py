@@ -6,6 +6,7 @@ from pathlib import Path
 from mbs_ray.calibration.segments import draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.plan import auto_microbatch, shard_blocks
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
@@ -31,6 +32,7 @@ def evaluate_model(
     out: Path,
     address: str | None,
     progress: Progress,
+    offload: Offload = AUTO,
 ) -> dict[str, tuple[Path, dict[str, LanguageScore]]]:
     """Score a checkpoint, block by block over all segments: set → (file of token scores, scores).
 
@@ -59,7 +61,10 @@ def evaluate_model(
             directory=out / "evaluated" / digest(opened.fingerprint, *(text.fingerprint for text in texts.values())),
             blocks=tuple(shard_blocks(opened.decoder.blocks, stages)),
         )
-        with Pipeline(stages, numerics.threads) as pipeline, progress.runs({job.key: job}) as show:
+        with (
+            Pipeline(stages, numerics.threads, offload.of([job], stages), progress.say) as pipeline,
+            progress.runs({job.key: job}) as show,
+        ):
             pipeline.submit(job)
             while pipeline.busy:
                 for outcome in pipeline.outcomes(POLL_SECONDS):

@@ -3,22 +3,27 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.model.card import CardFacts
 
 SIGNATURE = "signature.json"
 RESULT = "result.json"
+CARD = "card.json"
 
 
 class RunDirectory:
-    """Files of one run: signature, blocks, evaluation, checkpoint, journal, result."""
+    """Files of one run: signature, blocks, packed blocks, evaluation, checkpoint, card, journal, result."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.blocks = path / "blocks"
+        self.packed = path / "packed"
         self.checkpoint = path / "checkpoint"
+        self.exports = path / "export"
         self.journal = path / "journal.jsonl"
 
     def stored_signature(self) -> dict[str, Any] | None:
@@ -53,6 +58,14 @@ class RunDirectory:
         if not path.is_file() or not self.checkpoint.is_dir():
             return None
         return json.loads(path.read_text())
+
+    def keep_card(self, facts: CardFacts) -> None:
+        write_json(self.path / CARD, asdict(facts))
+
+    def card(self) -> CardFacts | None:
+        """What the model card of a finished run says; None where no run was finished."""
+        path = self.path / CARD
+        return CardFacts.from_json(json.loads(path.read_text())) if path.is_file() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / RESULT, result)

@@ -15,15 +15,17 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
 
     A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length, hidden_size], int64 token ids
     [microbatch, length]), in host memory: parts of it go to the device in turn. The vocabulary is the outer loop, so
-    that each row of the head is read once; a running log-sum-exp is kept per token. At most 256 MiB of float32
-    logits live at once.
+    that each row of the head is read once; a running log-sum-exp is kept per token. The microbatches are gone through
+    once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
     """
-    pairs = list(microbatches)
-    running = [_start(token_ids) for _, token_ids in pairs]
+    running: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     for start in range(0, decoder.vocabulary, _VOCABULARY_CHUNK):
         stop = min(start + _VOCABULARY_CHUNK, decoder.vocabulary)
         weight, bias = decoder.head_rows(start, stop)
-        for (hidden, token_ids), (peak, total, target) in zip(pairs, running, strict=True):
+        for position, (hidden, token_ids) in enumerate(microbatches):
+            if position == len(running):
+                running.append(_start(token_ids))
+            peak, total, target = (one.view(-1) for one in running[position])
             tokens = token_ids[:, 1:].reshape(-1)
             states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
             for part in _parts(len(tokens), stop - start):
@@ -36,16 +38,13 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
                 column = (tokens[part] - start).clamp(0, stop - start - 1)
                 own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
                 target[part] = torch.where(inside, own, target[part])
-    return [
-        (peak + total.log() - target).view(len(token_ids), -1)
-        for (_, token_ids), (peak, total, target) in zip(pairs, running, strict=True)
-    ]
+    return [peak + total.log() - target for peak, total, target in running]
 
 
 def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Running maximum, sum of exponentials relative to it, and logit of the token itself."""
-    count = token_ids[:, 1:].numel()
-    return torch.full((count,), -torch.inf), torch.zeros(count), torch.zeros(count)
+    shape = token_ids[:, 1:].shape
+    return torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape)
 
 
 def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:

@@ -81,6 +81,9 @@ class RunSpec(_Spec):
         "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
     )
     microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward")
+    true_sequential: bool = Field(
+        False, description="linears of a block see those before them compressed; a forward for each input of a block"
+    )
 
     @field_validator("evaluation")
     @classmethod
@@ -98,6 +101,11 @@ class SweepSpec(_Spec):
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="fields of RunSpec with several values")
     stages: PositiveInt = Field(1, description="actors the blocks are sharded over")
     threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads of an actor")
+    offload: Literal["auto", "none", "host", "nvme"] = Field(
+        "auto",
+        description="where activations lie: device memory (none), host memory, a disk; auto: the first with room",
+    )
+    nvme_path: Path | None = Field(None, description="folder on a local disk of every node, for offload: nvme")
 
     @field_validator("name")
     @classmethod

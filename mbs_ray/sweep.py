@@ -8,14 +8,18 @@ from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
-from mbs_ray.model.export import assemble, write_outside
+from mbs_ray.model.block_files import block_file, write_outside
+from mbs_ray.model.card import DENSE_FORMAT, model_card
+from mbs_ray.model.export import assemble
 from mbs_ray.numerics import resolve_numerics
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun, prepare_runs
 from mbs_ray.progress import Progress
+from mbs_ray.run_card import Scores, card_facts
 from mbs_ray.specs import SweepSpec
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.sweep_tracking import Status, SweepTracking
@@ -31,6 +35,7 @@ def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress
     Raises :class:`InputError` before any actor starts where something in the sweep cannot work.
     """
     places = Places(out.resolve(), sweep.name)
+    offload = Offload(sweep.offload, sweep.nvme_path)
     specs = sweep.runs()
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, progress.work)
     for run in distinct_allocations(runs):
@@ -47,7 +52,7 @@ def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress
         for run in runs:
             places.run(run.label).claim(jobs.signature(run))
         tracked = SweepTracking(tracking, places, {"stages": sweep.stages, "runs": len(runs)})
-        return _Conductor(runs, jobs, tracked, progress).conduct(uri)
+        return _Conductor(runs, jobs, tracked, offload, progress).conduct(uri)
 
 
 def _stored_threads(places: Places, runs: Sequence[PreparedRun]) -> int | None:
@@ -76,10 +81,16 @@ class _Conductor:
     """One sweep under way, with the Ray connection open."""
 
     def __init__(
-        self, runs: Sequence[PreparedRun], jobs: SweepJobs, tracked: SweepTracking, progress: Progress
+        self,
+        runs: Sequence[PreparedRun],
+        jobs: SweepJobs,
+        tracked: SweepTracking,
+        offload: Offload,
+        progress: Progress,
     ) -> None:
         self._runs = {run.label: run for run in runs}
         self._jobs, self._tracked, self._progress = jobs, tracked, progress
+        self._offload = offload
         self._failed: dict[str, str] = {}
         self._metrics: dict[str, Mapping[str, float]] = {}
 
@@ -124,8 +135,9 @@ class _Conductor:
     def _work(self, todo: Mapping[str, Job]) -> None:
         scored: list[str] = []
         synced = time.monotonic()
+        stages, say = self._jobs.stages, self._progress.say
         with (
-            Pipeline(self._jobs.stages, self._jobs.numerics.threads) as pipeline,
+            Pipeline(stages, self._jobs.numerics.threads, self._offload.of(todo.values(), stages), say) as pipeline,
             self._progress.runs(todo) as show,
         ):
             for job in todo.values():
@@ -158,13 +170,18 @@ class _Conductor:
     def _finish(self, run: PreparedRun) -> None:
         places, model = self._jobs.places, run.model
         directory = places.run(run.label)
-        outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
-        assemble(model.checkpoint, directory.blocks, outside, directory.checkpoint)
         metrics: dict[str, float] = {}
+        scores: dict[str, Scores] = {}
         for position, name in enumerate(run.evaluation):
-            scores = language_scores(self._jobs.scores(run, name))
+            compressed = language_scores(self._jobs.scores(run, name))
             dense = language_scores(self._jobs.dense_scores(run, name))
-            metrics |= evaluation_metrics(name if position else None, scores, dense)
+            metrics |= evaluation_metrics(name if position else None, compressed, dense)
+            scores[name] = dense, compressed
+        card = card_facts(run, scores)
+        directory.keep_card(card)
+        outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
+        shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
+        assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
         self._keep_result(run, metrics)
         self._metrics[run.label] = metrics
 

@@ -35,6 +35,7 @@ class SweepJobs:
             "calibration": run.calibration.fingerprint,
             "method": method_spec(run.spec.method),
             "statistics": "propagated",
+            "true_sequential": run.spec.true_sequential,
             **self.bits(run),
         }
 
@@ -107,6 +108,7 @@ class SweepJobs:
             evaluation=evaluation,
             directory=directory,
             blocks=tuple(shard_blocks(run.model.decoder.blocks, self.stages)),
+            true_sequential=run.spec.true_sequential,
         )
 
     def _file(self, name: str, text: SegmentRequest) -> SegmentFile:

@@ -1,6 +1,7 @@
 """What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.report import read_reports
 from mbs_ray.run_directory import RunDirectory, digest, write_json
+from mbs_ray.tracked_data import dataset_inputs
 from mbs_ray.tracking import TrackedRun, Tracking
+from mbs_ray.ui_views import OTHER_SAMPLING, RUN_COLOUR_TAG, SAMPLING_COLOURS, publish_view
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -29,16 +32,17 @@ class SweepTracking:
             params={**params, "mbs_ray": __version__},
             tags={"mbs.folder": str(places.sweep)},
         )
-        self._open: dict[str, TrackedRun] = {}
+        self._open: dict[str, tuple[PreparedRun, TrackedRun]] = {}
+        self._viewed: set[str] = set()
 
     def begin(self, run: PreparedRun, signature: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         """Open, or find again, the MLflow run of a run that is about to be worked on."""
         directory = self._places.run(run.label)
         spec = run.spec.model_dump(mode="json")
-        self._open[run.label] = tracked = self._tracking.run(
+        tracked = self._tracking.run(
             self.parent,
             key=digest(str(directory.path), str(sorted(signature.items()))),
-            name=run.label,
+            name=_shown_name(run),
             params={
                 **{field: value for field, value in spec.items() if field not in ("languages", "evaluation")},
                 "languages": ",".join(run.languages),
@@ -53,16 +57,24 @@ class SweepTracking:
                 "sampling": run.spec.sampling.label,
                 "seed": str(run.spec.seed),
                 "mbs.folder": str(directory.path),
+                RUN_COLOUR_TAG: SAMPLING_COLOURS.get(run.spec.sampling.name, OTHER_SAMPLING),
             },
             journal=Journal(directory.journal),
         )
+        self._open[run.label] = run, tracked
+        inputs = dataset_inputs(run)
+        tracked.enqueue(lambda client: client.log_inputs(tracked.run_id, inputs))
+        if run.model.name not in self._viewed:
+            self._viewed.add(run.model.name)
+            scored = run.languages if run.evaluation else ()
+            tracked.enqueue(partial(publish_view, self._tracking.experiment_id, run.model.name, scored))
         for name, content in (("allocation.json", run.allocation), ("spec.json", spec)):
             write_json(directory.path / name, content)
             tracked.artifact(directory.path / name)
 
     def sync(self) -> None:
         """Journal the blocks that were finished since, and bring MLflow up to date."""
-        for label, tracked in self._open.items():
+        for label, (_, tracked) in self._open.items():
             _journal_blocks(self._places.run(label), over=False)
             tracked.sync()
 
@@ -71,23 +83,55 @@ class SweepTracking:
         directory = self._places.run(label)
         _journal_blocks(directory, over=True)
         _append_missing(Journal(directory.journal), {0: metrics})
-        tracked = self._open.pop(label)
+        run, tracked = self._open.pop(label)
+        tracked.note(_note(run, metrics))
         tracked.artifact(_linears_table(directory), "reports")
         tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
         tracked.finish("FINISHED")
         return tracked.sync()
 
     def fail(self, label: str, reason: str) -> None:
-        tracked = self._open.pop(label)
+        _, tracked = self._open.pop(label)
         tracked.note(f"failed: {reason}")
         tracked.finish("FAILED")
 
     def close(self, status: Status) -> bool:
         """End what is still open; False when MLflow has not taken everything yet."""
-        for tracked in self._open.values():
+        for _, tracked in self._open.values():
             tracked.finish(status)
         self.parent.finish(status)
         return self.parent.sync()
+
+
+def _shown_name(run: PreparedRun) -> str:
+    """The label with the model's name at its end: MLflow cuts long names short there."""
+    rest = run.label.removeprefix(f"{run.model.name}-")
+    return run.label if rest == run.label else f"{rest} ({run.model.name})"
+
+
+def _note(run: PreparedRun, metrics: Mapping[str, float]) -> str:
+    """What was done and what it cost, per language, in Markdown."""
+    spec = run.spec
+    languages = [key.removeprefix("ppl/") for key in metrics if key.startswith("ppl/")]
+    lines = [
+        f"**{spec.method.label}** on {run.model.name}, calibration **{spec.sampling.label}**: "
+        f"{spec.segments} segments of {spec.sequence_length} tokens, seed {spec.seed}."
+    ]
+    if languages:
+        lines += [
+            f"On {next(iter(run.evaluation))}, perplexity over that of the dense model is "
+            f"**{metrics['ppl_increase/geomean']:.3f}** (geometric mean of the languages), "
+            f"{metrics['ppl_increase/worst']:.3f} in the worst.",
+            "",
+            "| language | segments | perplexity | over dense |",
+            "|---|---:|---:|---:|",
+        ]
+        lines += [
+            f"| {language} | {run.allocation.get(language, 0)} | {metrics[f'ppl/{language}']:.2f} "
+            f"| {metrics[f'ppl_increase/{language}']:.3f} |"
+            for language in languages
+        ]
+    return "\n".join(lines)
 
 
 def _journal_blocks(directory: RunDirectory, over: bool) -> None:

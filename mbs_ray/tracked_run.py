@@ -80,11 +80,11 @@ class TrackedRun:
             else:
                 _LOG.warning("run %s goes without its artefact in MLflow: there is no %s", self._name, path)
 
-        self._enqueue(deliver)
+        self.enqueue(deliver)
 
     def figure(self, figure: "Figure", name: str) -> None:
         """Keep a figure as the artefact `figures/<name>.png`."""
-        self._enqueue(lambda client: client.log_figure(self.run_id, figure, f"figures/{name}.png"))
+        self.enqueue(lambda client: client.log_figure(self.run_id, figure, f"figures/{name}.png"))
 
     def note(self, markdown: str) -> None:
         """Show this text as the run's description; one too long for MLflow is kept whole as `note.md`."""
@@ -97,17 +97,21 @@ class TrackedRun:
                 shown = markdown[: _LONGEST_TAG - len(ending)].rpartition("\n")[0] + ending
             client.set_tag(self.run_id, "mlflow.note.content", shown)
 
-        self._enqueue(deliver)
+        self.enqueue(deliver)
+
+    def enqueue(self, deliver: "Callable[[MlflowClient], None]") -> None:
+        """Do this with MLflow after all that was asked for before, now or once MLflow is back.
+
+        It may be done twice where MLflow's answer was lost, so it must not matter how often.
+        """
+        self._queue.append(deliver)
+        self._tracking.attempt(self._deliver)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Deliver what is left and end the run; asks MLflow even if it was away a moment ago."""
         self._queue.append(lambda client: client.set_terminated(self.run_id, status))
         if self._tracking.attempt(self._deliver, urgent=True):
             self.sync()
-
-    def _enqueue(self, deliver: "Callable[[MlflowClient], None]") -> None:
-        self._queue.append(deliver)
-        self._tracking.attempt(self._deliver)
 
     def _deliver(self) -> None:
         client = self._tracking.client

@@ -18,7 +18,7 @@ from mbs_ray.tracked_run import TrackedRun
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Journal", "TrackedRun", "Tracking", "database_uri", "default_tracking_uri"]
+__all__ = ["Journal", "TrackedRun", "Tracking", "database_uri", "default_tracking_uri", "failures", "open_client"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ class Tracking:
         try:
             if database:
                 _make_file(uri)
-            self.client = _client(uri)
+            self.client = open_client(uri)
             location = artifacts.resolve().as_uri() if database and artifacts else None
             self.experiment_id = self._experiment(experiment, location)
-        except _failures() as error:
+        except failures() as error:
             raise InputError(f"{self._address}: cannot be used for tracking: {_one_line(error)}") from error
 
     def sweep(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
@@ -101,7 +101,7 @@ class Tracking:
             return False
         try:
             work()
-        except _failures() as error:
+        except failures() as error:
             if not self._away:
                 _LOG.warning("MLflow at %s fails, to be retried: %s", self._address, _one_line(error))
             self._away = True
@@ -121,6 +121,14 @@ class Tracking:
         return found.experiment_id
 
 
+def open_client(uri: str) -> "MlflowClient":
+    """A client of the tracking server or database at `uri`."""
+    _import_quietly()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
 def _import_quietly() -> None:
     """Import MLflow, which takes seconds, and hush what it says while it makes a database."""
     for variable, value in _ENVIRONMENT.items():
@@ -129,12 +137,6 @@ def _import_quietly() -> None:
 
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-def _client(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
 
 
 def _make_file(uri: str) -> None:
@@ -147,7 +149,7 @@ def _make_file(uri: str) -> None:
         pass
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
     """What MLflow raises for reasons outside this program; OSError covers those of `requests`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -12,9 +13,25 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from mbs_ray.cluster.aio_op import is_built, load_aio
 from tests.models import to_hub_layout, write_bloom, write_corpus, write_llama
 
 OBJECT_STORE_BYTES = 80 * 2**20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-aio", action="store_true", help="fail, not skip, where async_io is not built")
+
+
+@pytest.fixture(scope="session")
+def aio(request: pytest.FixtureRequest) -> Any:
+    """DeepSpeed's async_io. Tests do not wait the minutes it takes to build it."""
+    if not is_built():
+        message = "async_io is not built: python -m mbs_ray.cluster.aio_op"
+        if request.config.getoption("--require-aio"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return load_aio()
 
 
 @pytest.fixture(scope="session")

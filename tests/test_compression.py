@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.compression import collect, solve
+from mbs_ray.compression import Collected, collect, solve, turns
 from mbs_ray.errors import InputError
-from mbs_ray.methods import Magnitude, SparseGPT, Statistic, Wanda
+from mbs_ray.methods import RTN, InverseFactor, Magnitude, Moment, SparseGPT, Statistic, Wanda, output_error
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.packed import IntegerScheme, pack_linear
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ def inputs_in_the_plain_model(folder: Path, ids: torch.Tensor, prefix: str) -> d
     return seen
 
 
-def collected(folder: Path, index: int, ids: torch.Tensor, statistic: Statistic, rows: int) -> dict:
+def collected(folder: Path, index: int, ids: torch.Tensor, statistic: Statistic, rows: int) -> Collected:
     decoder = Decoder(Checkpoint(folder), torch.float32)
     with torch.inference_mode():
         hidden = decoder.embed(ids)
@@ -53,8 +54,8 @@ def test_moments_are_the_sums_of_outer_products_of_every_linears_inputs(
     folder = request.getfixturevalue(layout)
     ids = token_ids(5)
     reference = inputs_in_the_plain_model(folder, ids, prefix)
-    full = collected(folder, 2, ids, Statistic.FULL, rows=2)
-    diagonal = collected(folder, 2, ids, Statistic.DIAGONAL, rows=5)
+    of_full = collected(folder, 2, ids, Statistic.FULL, rows=2)
+    full, diagonal = of_full.moments, collected(folder, 2, ids, Statistic.DIAGONAL, rows=5).moments
     assert full.keys() == diagonal.keys() == reference.keys()
     for name, inputs in reference.items():
         expected = inputs.T @ inputs
@@ -62,10 +63,13 @@ def test_moments_are_the_sums_of_outer_products_of_every_linears_inputs(
         assert full[name].tokens == diagonal[name].tokens == 5 * 16
         torch.testing.assert_close(full[name].sum.double() / scale, expected / scale, atol=1e-5, rtol=0)
         torch.testing.assert_close(diagonal[name].sum.double() / scale, expected.diagonal() / scale, atol=1e-5, rtol=0)
+        weight = Checkpoint(folder).read(f"{prefix}{name}.weight").double()
+        energy = float((inputs @ weight.T).square().sum())
+        assert float(of_full.energies[name]) == pytest.approx(energy, rel=1e-4)
 
 
 def test_linears_with_the_same_input_share_one_moment(llama: Path) -> None:
-    moments = collected(llama, 0, token_ids(3), Statistic.FULL, rows=1)
+    moments = collected(llama, 0, token_ids(3), Statistic.FULL, rows=1).moments
     assert moments["self_attn.q_proj"] is moments["self_attn.k_proj"] is moments["self_attn.v_proj"]
     assert moments["mlp.gate_proj"] is moments["mlp.up_proj"]
     assert len({id(moment) for moment in moments.values()}) == 4
@@ -79,17 +83,18 @@ def test_a_method_without_statistic_runs_no_forward(bloom: Path) -> None:
         raise AssertionError("a microbatch was asked for")
         yield
 
-    assert collect(decoder, torch.nn.Identity(), 0, never(), Statistic.NONE) == {}
+    assert collect(decoder, torch.nn.Identity(), 0, never(), Statistic.NONE) == Collected()
 
 
 def test_solving_replaces_the_linears_alone_and_reports_each(bloom: Path) -> None:
     decoder = Decoder(Checkpoint(bloom), torch.float32)
     tensors = decoder.read_block(1)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    moments = collected(bloom, 1, token_ids(6), Statistic.FULL, rows=3)
-    kept = dict(moments)
-    weights, reports = solve(tensors, decoder.linears(1), moments, SparseGPT(sparsity=0.5), CPU, "block 1")
-    assert moments == {}
+    given = collected(bloom, 1, token_ids(6), Statistic.FULL, rows=3)
+    kept = dict(given.moments)
+    solved = solve(tensors, list(decoder.linears(1)), given, SparseGPT(sparsity=0.5), CPU, "block 1")
+    weights, reports = solved.weights, solved.reports
+    assert given.moments == {} and solved.packed == {}
     assert [report.name for report in reports] == list(decoder.linears(1))
     for report in reports:
         weight = weights[f"{report.name}.weight"]
@@ -98,13 +103,61 @@ def test_solving_replaces_the_linears_alone_and_reports_each(bloom: Path) -> Non
         assert weight.dtype == torch.bfloat16
         assert int((weight == 0).sum()) == weight.numel() // 2
         assert report.loss == expected.loss and report.tokens == 6 * 16
+        _, relative = output_error(before[f"{report.name}.weight"], weight, kept[report.name])
+        assert report.relative_loss == pytest.approx(relative, rel=1e-2)
     assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_what_is_quantized_is_given_packed_as_well(bloom: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    tensors = decoder.read_block(1)
+    method = RTN(bits=4, group_size=16)
+    solved = solve(tensors, list(decoder.linears(1)), Collected(), method, CPU, "block 1")
+    weights, packed = solved.weights, solved.packed
+    assert packed.keys() == weights.keys() == {f"{name}.weight" for name in decoder.linears(1)}
+    for name, parts in packed.items():
+        result = method.compress(tensors[name], None)
+        expected = pack_linear(result, IntegerScheme(bits=4, group_size=16, symmetric=False))
+        assert parts.keys() == expected.keys()
+        assert all(torch.equal(parts[part], expected[part]) for part in parts)
 
 
 def test_a_linear_that_was_never_called_is_named(bloom: Path) -> None:
     decoder = Decoder(Checkpoint(bloom), torch.float32)
-    moments = collected(bloom, 0, token_ids(2), Statistic.DIAGONAL, rows=2)
-    del moments["mlp.dense_4h_to_h"]
+    given = collected(bloom, 0, token_ids(2), Statistic.DIAGONAL, rows=2)
+    del given.moments["mlp.dense_4h_to_h"]
+    linears = list(decoder.linears(0))
     with pytest.raises(InputError, match=r"block 0 mlp\.dense_4h_to_h: .*never called"):
-        solve(decoder.read_block(0), decoder.linears(0), moments, Wanda(sparsity=0.5), CPU, "block 0")
-    solve(decoder.read_block(0), decoder.linears(0), {}, Magnitude(sparsity=0.5), CPU, "block 0")
+        solve(decoder.read_block(0), linears, given, Wanda(sparsity=0.5), CPU, "block 0")
+    solve(decoder.read_block(0), linears, Collected(), Magnitude(sparsity=0.5), CPU, "block 0")
+
+
+def test_linears_that_share_an_input_share_one_factor_and_the_largest_input_is_solved_first(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(Checkpoint(llama), torch.float32)
+    given = collected(llama, 0, token_ids(6), Statistic.FULL, rows=3)
+    columns = []
+    prepare = SparseGPT.prepare
+
+    def counted(self: SparseGPT, moment: Moment, name: str) -> InverseFactor:
+        columns.append(moment.columns)
+        return prepare(self, moment, name)
+
+    monkeypatch.setattr(SparseGPT, "prepare", counted)
+    solve(decoder.read_block(0), list(decoder.linears(0)), given, SparseGPT(), CPU, "block 0")
+    assert columns == sorted(columns, reverse=True)
+    assert len(columns) == 4
+
+
+def test_the_turns_of_a_block_follow_its_forward(llama: Path) -> None:
+    decoder = Decoder(Checkpoint(llama), torch.float32)
+    with torch.inference_mode():
+        hidden = decoder.embed(token_ids(1))
+        order = turns(decoder, decoder.load_block(0, decoder.read_block(0)), 0, hidden)
+    assert [[name.split(".")[1] for name in turn] for turn in order] == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]

@@ -1,13 +1,14 @@
 """The server of tracking/, and runs that go on while it is away: nothing lost, nothing double."""
 
+import base64
 import contextlib
 import os
-import re
+import secrets
 import socket
 import subprocess
-import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from mbs_ray.tracking import Journal, TrackedRun, Tracking
-
-SERVE = Path(__file__).parents[1] / "tracking" / "serve.sh"
+from tests.tracking_server import SERVE, free_port, listening, serving, start
 
 
 class Relay:
@@ -86,43 +86,8 @@ class Relay:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
     out = tmp_path_factory.mktemp("shared server") / "out"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with (out.parent / "log").open("wb") as log:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where this environment's mlflow is
-        environment = {**os.environ, "PATH": path}
-        process = subprocess.Popen(
-            [SERVE, str(out), str(port)], cwd=out.parent, stdout=log, stderr=log, env=environment
-        )
-    try:
-        wait_until_healthy(port, process)
+    with serving(out) as port:
         yield out, port
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-    deadline = time.monotonic() + 20
-    while listening(port):
-        assert time.monotonic() < deadline, "the server outlived its script"
-        time.sleep(0.2)
-
-
-def wait_until_healthy(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                assert answer.status == 200
-                return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.3)
-
-
-def listening(port: int) -> list[str]:
-    """The local addresses, in hexadecimal, on which somebody listens at this port."""
-    rows = Path("/proc/net/tcp").read_text().splitlines() + Path("/proc/net/tcp6").read_text().splitlines()
-    found = [re.match(rf"\s*\d+: (\w+):{port:04X} \w+:\w+ 0A ", row) for row in rows]
-    return [match[1] for match in found if match]
 
 
 @pytest.fixture
@@ -270,7 +235,64 @@ def test_a_server_that_does_not_answer_costs_one_wait_not_one_per_call(
     assert 1 <= relay.requests <= 1 + (time.monotonic() - started) / 9
 
 
-@pytest.mark.parametrize("arguments", [[], [""], ["out", "port"], ["out", "5000", "more"], ["50%"]])
+def test_the_places_of_the_data_are_not_on_the_command_line(server: tuple[Path, int]) -> None:
+    out, port = server
+    asked = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}\0" in text(path)]
+    assert asked
+    assert not any(str(out).encode() in command for command in asked)
+
+
+def text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def test_where_a_login_is_asked_for_nobody_gets_in_without_it(tmp_path: Path) -> None:
+    password = secrets.token_hex(16)
+    port = free_port()
+    with (tmp_path / "log").open("wb") as log:
+        process = start(tmp_path / "out", port, log, MLFLOW_AUTH_ADMIN_PASSWORD=password)
+    try:
+        answers = {login: status(port, login, process) for login in ("", "admin:wrong", f"admin:{password}")}
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    if set(answers.values()) == {0}:  # MLflow's own package for it is not installed here
+        assert "mlflow[auth]" in (tmp_path / "log").read_text()
+    else:
+        assert list(answers.values()) == [401, 401, 200]
+    assert not [path for path in (tmp_path / "out").iterdir() if path.stat().st_mode & 0o077]
+
+
+def status(port: int, login: str, process: subprocess.Popen[bytes]) -> int:
+    """The server's answer to a request, with or without a login; 0 where it did not start."""
+    deadline = time.monotonic() + 120
+    credentials = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+    address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, headers=credentials), timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            time.sleep(0.3)
+    return 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_an_address_that_others_reach_needs_a_password(host: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [SERVE, "out", "5000", host]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 2
+    assert "MLFLOW_AUTH_ADMIN_PASSWORD" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], [""], ["out", "port"], ["out", "5000", "::1", "more"], ["50%"]])
 def test_the_script_says_what_it_needs(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([SERVE, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=10)
     assert done.returncode == 2

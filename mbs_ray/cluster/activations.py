@@ -1,6 +1,8 @@
 """The activation store of a stage: hidden states of one run, one copy, in place by microbatch."""
 
 import threading
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -9,8 +11,54 @@ class RunAbandonedError(Exception):
     """The driver gave the run up while a stage was waiting for its input."""
 
 
+class Tier(Protocol):
+    """Where the hidden states of one run lie. One thread fetches; others may keep other microbatches meanwhile."""
+
+    def keep(self, microbatch: int, hidden: torch.Tensor) -> None:
+        """Store a copy; memory of an equally shaped predecessor is used again."""
+
+    def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
+        """What is stored, on the device. The next index is expected to be asked for next."""
+
+    def drop(self, microbatch: int) -> None:
+        """Forget a microbatch."""
+
+    def close(self) -> None:
+        """Give all memory and space back; what is kept from here on is dropped."""
+
+
+class MemoryTier:
+    """Hidden states in memory of ``device``: the stage's own, or the host's.
+
+    Host memory of a stage on CUDA is pinned by DeepSpeed's accelerator.
+    """
+
+    def __init__(self, device: torch.device, pinned: bool = False) -> None:
+        self._empty = _pinned if pinned else _plain(device)
+        self._held: dict[int, torch.Tensor] = {}
+        self._closed = False
+
+    def keep(self, microbatch: int, hidden: torch.Tensor) -> None:
+        place = self._held.get(microbatch)
+        if place is None or (place.shape, place.dtype) != (hidden.shape, hidden.dtype):
+            place = self._empty(hidden.shape, hidden.dtype)
+        place.copy_(hidden)
+        if not self._closed:
+            self._held[microbatch] = place
+
+    def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
+        return self._held[microbatch].to(device)
+
+    def drop(self, microbatch: int) -> None:
+        self._held.pop(microbatch, None)
+
+    def close(self) -> None:
+        self._closed = True
+        self._held.clear()
+
+
 class ActivationStore:
-    """Hidden states [microbatch, length, hidden_size] by microbatch, in host memory.
+    """Hidden states [microbatch, length, hidden_size] by microbatch, in the memory of a tier.
 
     Microbatches may arrive from another thread (the previous stage) while earlier ones are being
     computed: :meth:`get` waits for the one it is asked for. Every stored microbatch carries the
@@ -18,38 +66,63 @@ class ActivationStore:
     applied twice or left out.
     """
 
-    def __init__(self) -> None:
-        self._stored: dict[int, tuple[int, torch.Tensor]] = {}
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+        self._blocks: dict[int, int] = {}
         self._changed = threading.Condition()
+        self._failure: Exception | None = None
         self.abandoned = False
 
     def put(self, microbatch: int, block: int, hidden: torch.Tensor) -> None:
-        """Store the input of ``block``; memory of an equally shaped predecessor is used again."""
+        """Store the input of ``block``. What cannot be stored fails here, and where the run waits for it."""
         with self._changed:
-            previous = self._stored.get(microbatch)
-            if previous is not None and previous[1].shape == hidden.shape:
-                self._stored[microbatch] = (block, previous[1].copy_(hidden))
-            else:
-                self._stored[microbatch] = (block, hidden.detach().to("cpu", copy=True))
+            self._blocks.pop(microbatch, None)
+        try:
+            self._tier.keep(microbatch, hidden.detach())
+        except Exception as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._blocks[microbatch] = block
             self._changed.notify_all()
 
     def get(self, microbatch: int, block: int, device: torch.device) -> torch.Tensor:
-        """The input of ``block``, on the device. Do not write into it: on the CPU it is the store's own."""
+        """The input of ``block``, on the device. Do not write into it: it may be the store's own."""
         with self._changed:
-            self._changed.wait_for(lambda: self.abandoned or microbatch in self._stored)
+            self._changed.wait_for(lambda: self.abandoned or self._failure or microbatch in self._blocks)
             if self.abandoned:
                 raise RunAbandonedError
-            stored, hidden = self._stored[microbatch]
+            if self._failure:
+                raise self._failure
+            stored = self._blocks[microbatch]
         if stored != block:
             raise RuntimeError(f"microbatch {microbatch} is the input of block {stored}, not of block {block}")
-        return hidden.to(device)
+        return self._tier.fetch(microbatch, device)
 
     def pop(self, microbatch: int) -> None:
         """Forget a microbatch that the next stage holds."""
         with self._changed:
-            self._stored.pop(microbatch, None)
+            self._blocks.pop(microbatch, None)
+        self._tier.drop(microbatch)
 
     def abandon(self) -> None:
         with self._changed:
             self.abandoned = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give back what the run holds, at its end."""
+        self._tier.close()
+
+
+def _plain(device: torch.device) -> Callable[[torch.Size, torch.dtype], torch.Tensor]:
+    return lambda shape, dtype: torch.empty(shape, dtype=dtype, device=device)
+
+
+def _pinned(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    # Not at the top: it takes seconds, and a CPU has no use for it.
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().pin_memory(torch.empty(shape, dtype=dtype), make_copy=False)

@@ -1,6 +1,8 @@
-"""Keeps a stage's host memory at what it holds."""
+"""Host memory of a stage: kept at what it holds, and how much more there is."""
 
 import ctypes
+from collections.abc import Iterator
+from pathlib import Path
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 _THRESHOLD_BYTES = 2**20
@@ -18,3 +20,27 @@ def return_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES))
+
+
+def available_host_memory() -> int:
+    """Bytes this process may still take: what the machine has, and what the limits of its control groups leave."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min([machine, *left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())])
+
+
+def left_by_groups(root: Path, membership: str) -> Iterator[int]:
+    """What each limited control group (version 2) of a process leaves; file cache can be taken back.
+
+    ``membership`` is the text of /proc/<process>/cgroup.
+    """
+    path = next((line[3:] for line in membership.splitlines() if line.startswith("0::")), None)
+    if path is None:
+        return
+    own = root / path.lstrip("/")
+    for group in (own, *own.parents):
+        limit = group / "memory.max"
+        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+            yield max(0, int(most) - used)

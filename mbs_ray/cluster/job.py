@@ -47,6 +47,8 @@ class Microbatch:
 class Job:
     """One run, or the evaluation of the dense model where ``method`` is None.
 
+    ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
+    of the block's inputs.
     ``blocks`` holds the shard of each stage. Evaluation segments follow the calibration segments
     through every block and never enter its moments.
     """
@@ -60,6 +62,7 @@ class Job:
     evaluation: tuple[SegmentFile, ...]
     directory: Path
     blocks: tuple[range, ...]
+    true_sequential: bool = False
 
     @property
     def blocks_folder(self) -> Path:

@@ -1,6 +1,6 @@
 """The driver's side of the stages: start them, feed them runs, learn how the runs ended."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mbs_ray.cluster.activations import RunAbandonedError
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.offload import AUTO, Offload, settle
 from mbs_ray.cluster.stage import Stage
 from mbs_ray.cluster.worker import Status
 from mbs_ray.errors import InputError, StageDiedError
@@ -29,10 +30,13 @@ class Pipeline:
 
     All runs may be submitted at once: a stage takes them one after the other, and a sender waits
     while the next stage holds two runs already, so that memory is bounded whatever the number of runs.
+    ``say`` is told of long preparations. Entering raises :class:`InputError` where the stages, or the
+    activations of the runs as ``offload`` tells of them, find no place.
     """
 
-    def __init__(self, stages: int, threads: int) -> None:
+    def __init__(self, stages: int, threads: int, offload: Offload = AUTO, say: Callable[[str], None] = print) -> None:
         self._count, self._threads = stages, threads
+        self._offload, self._say = offload, say
         self._stages: list[Any] = []
         self._pending: dict[ray.ObjectRef, str] = {}
         self._open: dict[str, int] = {}
@@ -64,6 +68,11 @@ class Pipeline:
         except RayActorError as error:
             self.__exit__()
             raise StageDiedError(f"a stage did not start: {error}") from error
+        try:
+            settle(self._offload, self._stages, self._say)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,20 +3,21 @@
 import os
 import threading
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.offload import AUTO, RUNS_HELD, Offload, Room, StoreMaker, TierName, look_around
 from mbs_ray.cluster.worker import Status, Worker
 
 #: Microbatches a sender may have under way that the receiver has not yet stored.
 CREDITS = 2
-#: Runs whose activations a stage holds: the one it computes and the one it is receiving.
-RUNS_HELD = 2
 # numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
 _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
@@ -33,6 +34,7 @@ class Stage:
         self._index = index
         self._worker = Worker(index, stages, threads)
         self._next: Any = None
+        self._new_store = StoreMaker(AUTO, "host")
         self._stores: dict[str, ActivationStore] = {}
         #: Runs that ended here or were given up: what still arrives of them is dropped.
         self._over: set[str] = set()
@@ -43,6 +45,15 @@ class Stage:
         """Learn the next stage; answers with the process id."""
         self._next = following
         return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def room(self, nvme_path: Path | None) -> Room:
+        return look_around(nvme_path)
+
+    @ray.method(concurrency_group="control")
+    def offload(self, offload: Offload, tier: TierName) -> None:
+        """Keep activations in this tier from now on."""
+        self._new_store = StoreMaker(offload, tier)
 
     @ray.method(concurrency_group="control")
     def status(self) -> Status:
@@ -64,7 +75,9 @@ class Stage:
             self._changed.wait_for(lambda: key in self._over or key in self._stores or len(self._stores) < RUNS_HELD)
             if key in self._over:
                 return
-            store = self._stores.setdefault(key, ActivationStore())
+            if key not in self._stores:
+                self._stores[key] = self._new_store()
+            store = self._stores[key]
             self._changed.notify_all()
         # The array is the object store's and read-only: the store below makes the one copy.
         with torch.no_grad():
@@ -74,10 +87,11 @@ class Stage:
         """Take a run through this stage's blocks."""
         with self._changed:
             if self._index == 0:
-                self._stores[job.key] = ActivationStore()
+                self._stores[job.key] = self._new_store()
             self._changed.wait_for(lambda: job.key in self._stores or job.key in self._over)
             if job.key in self._over:
-                self._stores.pop(job.key, None)
+                if job.key in self._stores:
+                    self._stores.pop(job.key).close()
                 raise RunAbandonedError
             store = self._stores[job.key]
         try:
@@ -89,8 +103,9 @@ class Stage:
             with self._changed:
                 # The last stage may end before the last calibration microbatches, which it needs not, arrive.
                 self._over.add(job.key)
-                self._stores.pop(job.key, None)
+                del self._stores[job.key]
                 self._changed.notify_all()
+            store.close()
 
 
 class _Sender:
@@ -102,13 +117,20 @@ class _Sender:
 
     def send(self, microbatch: int, block: int, hidden: torch.Tensor) -> None:
         while len(self._unacknowledged) >= CREDITS:
-            ray.get(self._unacknowledged.popleft())
+            self._acknowledged()
         receive = self._following.receive.remote
         self._unacknowledged.append(receive(self._key, microbatch, block, _pack(hidden), hidden.dtype))
 
     def drain(self) -> None:
         while self._unacknowledged:
+            self._acknowledged()
+
+    def _acknowledged(self) -> None:
+        """Wait for the oldest; what the receiver could not do fails here under its own name."""
+        try:
             ray.get(self._unacknowledged.popleft())
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
 
 
 def _pack(hidden: torch.Tensor) -> np.ndarray:

@@ -10,12 +10,14 @@ from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
 from mbs_ray.cluster.host_memory import return_freed_memory
 from mbs_ray.cluster.job import Job, Microbatch
-from mbs_ray.compression import collect, solve
-from mbs_ray.methods import Method, build_method
+from mbs_ray.compression import collect, solve, turns
+from mbs_ray.methods import Method, Statistic, build_method
+from mbs_ray.model.block_files import read_block, write_block
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.export import read_block, write_block
+from mbs_ray.model.packed import packed_block
 from mbs_ray.report import BlockReport, write_report
+from mbs_ray.run_directory import RunDirectory
 from mbs_ray.scoring import score
 from mbs_ray.token_scores import write_token_scores
 
@@ -89,11 +91,15 @@ class Worker:
             with report.timed("read"):
                 tensors = decoder.read_block(index)
             if method is not None:
-                self._compress(job, store, decoder, method, report, tensors)
+                packed = self._compress(job, store, decoder, method, report, tensors)
                 with report.timed("write"):
-                    # The report first: where a block file lies, its report lies too.
+                    dense = {names[name]: tensors[name] for name in names}
+                    # The block file last: where it lies, all else of the block lies too.
                     write_report(job.blocks_folder, report)
-                    write_block(job.blocks_folder, index, {names[name]: tensors[name] for name in names})
+                    if packed:
+                        by_stored_name = {names[weight]: parts for weight, parts in packed.items()}
+                        write_block(RunDirectory(job.directory).packed, index, packed_block(dense, by_stored_name))
+                    write_block(job.blocks_folder, index, dense)
         with report.timed("propagate"):
             self._propagate(job, store, decoder, index, tensors, send)
         if method is not None and finished is None:
@@ -107,19 +113,41 @@ class Worker:
         method: Method,
         report: BlockReport,
         tensors: dict[str, torch.Tensor],
-    ) -> None:
-        """Replace the weights of all linears in ``tensors``; the report learns what they lost."""
-        index = report.block
-        with report.timed("collect"):
-            calibrating = self._follow(job, store, index, "collect", job.calibrating())
-            hidden = (store.get(microbatch.index, index, self._device) for microbatch in calibrating)
-            # A temporary, so that the dense block is gone before the solvers ask for their memory.
-            moments = collect(decoder, decoder.load_block(index, tensors), index, hidden, method.statistic)
-        with report.timed("solve"):
-            self.status = Status(job.key, index, "solve", 0, 1)
-            linears = decoder.linears(index)
-            weights, report.linears = solve(tensors, linears, moments, method, self._device, f"block {index}")
-            tensors.update(weights)
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """Replace the weights of all linears in ``tensors``, give their packed forms, and report what they lost."""
+        index, packed = report.block, {}
+        linears = list(decoder.linears(index))
+        for turn in self._turns(job, store, decoder, method, index, tensors):
+            with report.timed("collect"):
+                calibrating = self._follow(job, store, index, "collect", job.calibrating())
+                hidden = (store.get(microbatch.index, index, self._device) for microbatch in calibrating)
+                block = decoder.load_block(index, tensors)
+                collected = collect(decoder, block, index, hidden, method.statistic, turn)
+                del block
+            with report.timed("solve"):
+                self.status = Status(job.key, index, "solve", 0, 1)
+                solved = solve(tensors, turn, collected, method, self._device, f"block {index}")
+            tensors.update(solved.weights)
+            packed.update(solved.packed)
+            report.linears += solved.reports
+        report.linears.sort(key=lambda linear: linears.index(linear.name))
+        return packed
+
+    def _turns(
+        self,
+        job: Job,
+        store: ActivationStore,
+        decoder: Decoder,
+        method: Method,
+        index: int,
+        tensors: dict[str, torch.Tensor],
+    ) -> list[list[str]]:
+        """Linears that are solved after one forward: all, or in a true sequence those that share an input."""
+        if not job.true_sequential or method.statistic is Statistic.NONE:
+            return [list(decoder.linears(index))]
+        first = job.calibrating()[0]
+        hidden = store.get(first.index, index, self._device)
+        return turns(decoder, decoder.load_block(index, tensors), index, hidden)
 
     def _propagate(
         self,
@@ -150,9 +178,7 @@ class Worker:
             for microbatch in self._follow(job, store, end, "evaluate", microbatches):
                 hidden = store.get(microbatch.index, end, self._device)
                 store.put(microbatch.index, end + 1, decoder.finish(hidden))
-            pairs = (
-                (store.get(microbatch.index, end + 1, _HOST), _token_ids(microbatch)) for microbatch in microbatches
-            )
+            pairs = _Finished(store, end + 1, [(one.index, _token_ids(one)) for one in microbatches])
             write_token_scores(job.scores_file(file.name), SegmentSet.open(file.path), score(decoder, pairs))
 
     def _follow(
@@ -171,6 +197,19 @@ class Worker:
             dtype = getattr(torch, job.compute_dtype)
             self._decoder = (key, Decoder(Checkpoint(job.model), dtype, str(self._device)))
         return self._decoder[1]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What is scored, microbatch by microbatch; every pass over it asks the store again, so that none is held."""
+
+    store: ActivationStore
+    block: int
+    token_ids: list[tuple[int, torch.Tensor]]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for index, token_ids in self.token_ids:
+            yield self.store.get(index, self.block, _HOST), token_ids
 
 
 def _token_ids(microbatch: Microbatch) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The inverse factor of a Hessian, by recursive 2×2 blocks, in one buffer beside the moment."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from mbs_ray.methods.fields import require_fraction
 from mbs_ray.methods.inputs import is_finite, required_moment
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
+from mbs_ray.methods.result import Compressed
 
 FIRST_DAMPING = 1e-4
 LAST_DAMPING = 1.0
@@ -39,7 +41,7 @@ class InverseFactor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factored:
+class Factored(ABC):
     """Field and preparation shared by the methods that solve with an inverse factor.
 
     damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
@@ -56,6 +58,12 @@ class Factored:
     def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
         """The factor of a full moment with tokens, which all linears with this input share."""
         return inverse_factor(required_moment(moment, self.name, Statistic.FULL, name), self.damping, name)
+
+    @abstractmethod
+    def compress(
+        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
+    ) -> Compressed:
+        """Compress a weight [rows, columns] by a full moment; factor: what prepare(moment) gave, to share it."""
 
 
 @exact_float32()

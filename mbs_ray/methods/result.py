@@ -25,8 +25,6 @@ class Compressed:
     """[rows, columns], shape and dtype of the weight given."""
     loss: float | None
     """tr(dW H dWᵀ), H = 2/tokens Σ x xᵀ, dW from the rounded weight; None without a full moment."""
-    relative_loss: float | None
-    """loss / tr(W H Wᵀ)."""
     sparsity: float
     """Share of exact zeros in `weight`."""
     damping: float = 0.0
@@ -91,7 +89,6 @@ def measured(
     return Compressed(
         weight=weight,
         loss=loss,
-        relative_loss=None,
         sparsity=1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
         damping=damping,
         dead_columns=dead,

@@ -52,7 +52,7 @@ class Checkpoint:
             raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
         self.tensors: dict[str, TensorInfo] = {}
         for file in self.files:
-            self.tensors.update(_header(file))
+            self.tensors.update(read_header(file))
         self._check_index()
 
     @cached_property
@@ -164,12 +164,15 @@ def fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
         raise InputError(f"{model}: no such folder, and the hub gave none: {_first_line(error)}") from error
 
 
-def _header(file: Path) -> Iterator[tuple[str, TensorInfo]]:
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file by name. Raises :class:`InputError` naming the file."""
     try:
         with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - no mapping, only this method
-                part = stored.get_slice(name)
-                yield name, TensorInfo(file, _DTYPES[part.get_dtype()], tuple(part.get_shape()))
+            parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - no mapping, only this
+            return {
+                name: TensorInfo(file, _DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                for name, part in parts.items()
+            }
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: no whole safetensors file ({_first_line(error)}); fetch it again") from error
     except KeyError as error:

@@ -39,6 +39,11 @@ class Decoder:
                 f"{checkpoint.folder / 'config.json'}: slow_but_exact must be false; its forward goes round "
                 "the linears, so that their inputs cannot be seen"
             )
+        if getattr(config, "quantization_config", None):
+            raise InputError(
+                f"{checkpoint.folder / 'config.json'}: quantization_config says that the linears are packed; "
+                "give the dense checkpoint (that of a run, or mbs export --format safetensors)"
+            )
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype, trust_remote_code=False)
         model.eval()
@@ -84,6 +89,10 @@ class Decoder:
             for name, module in self._templates[index].named_modules()
             if isinstance(module, nn.Linear)
         }
+
+    def linears_outside(self) -> list[str]:
+        """Names, in the model, of every ``nn.Linear`` that belongs to no block (the head, for one)."""
+        return [name for name, module in self._model.named_modules() if isinstance(module, nn.Linear)]
 
     def read_block(self, index: int) -> dict[str, torch.Tensor]:
         """All tensors of a block as stored, by their name inside the block."""

@@ -3,90 +3,109 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from mbs_ray.errors import InputError
-from mbs_ray.model.checkpoint import INDEX, Checkpoint
+from mbs_ray.model.block_files import block_file
+from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.packed import IntegerScheme, check_loadable, write_quantization
 
-_METADATA = {"format": "pt"}
+CARD = "README.md"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", INDEX)
 
-
-def block_file(index: int) -> str:
-    return f"block-{index:05d}.safetensors"
-
-
-def write_block(folder: Path, index: int, tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Write a finished block under its stored names; the file appears whole or not at all."""
-    return _write(folder / block_file(index), tensors)
+Headers = Mapping[Path, Mapping[str, TensorInfo]]
+"""The tensors of every shard, in the order of the shards."""
 
 
-def read_block(folder: Path, index: int) -> dict[str, torch.Tensor] | None:
-    """The tensors of a finished block by stored name, in fresh memory; None where there is none."""
-    path = folder / block_file(index)
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str) -> Path:
+    """Link shards that hold the tensors of ``source`` into a folder that ``from_pretrained`` loads.
 
-
-def write_outside(checkpoint: Checkpoint, decoder: Decoder, path: Path) -> Path:
-    """Write the tensors that no method touches (embeddings, norms, head), once for all runs of a model."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, {name: checkpoint.read(name) for name in decoder.outside_tensors()})
-    return path
-
-
-def assemble(source: Checkpoint, blocks: Path, outside: Path, target: Path) -> Path:
-    """Link block files and the untouched tensors into a folder that ``from_pretrained`` loads.
-
-    Tokenizer, configuration and other small files are copied from the source. The folder appears
-    when it is complete. Raises :class:`InputError` if the shards hold not exactly the tensors of
-    the source.
+    Tokenizer, configuration and other small files are copied from the source; ``card`` is the model card. The
+    folder appears when it is complete, in the place of an earlier one. Raises :class:`InputError` if the shards
+    hold not exactly the tensors of the source.
     """
-    partial = target.with_name(target.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    shards = [outside, *sorted(blocks.glob("block-*.safetensors"))]
-    weight_map: dict[str, str] = {}
-    size = 0
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _link(shard, partial / name)
-        with safe_open(shard, framework="pt") as file:
-            for tensor in file.keys():  # noqa: SIM118
-                weight_map[tensor] = name
-                info = source.tensors[tensor]
-                size += torch.Size(info.shape).numel() * info.dtype.itemsize
-    if weight_map.keys() != source.tensors.keys():
-        missing = sorted(source.tensors.keys() - weight_map.keys())
-        raise InputError(f"{blocks}: lacks {missing[0]} and {len(missing) - 1} more; finish the run first")
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-    (partial / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    for file in source.folder.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and not file.name.startswith("."):
-            shutil.copyfile(file, partial / file.name)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    headers = {shard: read_header(shard) for shard in shards}
+    _require(source.tensors.keys(), headers)
+    with _appearing(target) as partial:
+        _fill(partial, headers, source.folder, card)
     return target
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=_METADATA)
-    # safetensors writes for the owner alone; whoever may read the folder may read the block.
-    partial.chmod(path.parent.stat().st_mode & 0o666)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    return path
+def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, target: Path, card: str) -> Path:
+    """The same from the blocks in ``packed`` and what else the decoder's checkpoint, a finished run's, holds.
+
+    Raises :class:`InputError` naming the file if a block is missing or is not one of this model.
+    """
+    source = decoder.checkpoint
+    wanted = set(decoder.outside_tensors())
+    shards = [file for file in source.files if read_header(file).keys() <= wanted]
+    for index in range(decoder.blocks):
+        shards.append(packed / block_file(index))
+        if not shards[-1].is_file():
+            raise InputError(f"{shards[-1]}: missing; give the sweep another name and compute the run again")
+        names = decoder.block_tensors(index)
+        for linear, (rows, columns) in decoder.linears(index).items():
+            check_loadable(rows, columns, scheme, f"block {index} {linear}")
+        weights = {names[f"{linear}.weight"] for linear in decoder.linears(index)}
+        wanted.update(names.values())
+        wanted -= weights
+        wanted.update(part for weight in weights for part in scheme.stored_names(weight))
+    headers = {shard: read_header(shard) for shard in shards}
+    _require(wanted, headers)
+    with _appearing(target) as partial:
+        _fill(partial, headers, source.folder, card)
+        write_quantization(partial, scheme, decoder.linears_outside())
+    return target
+
+
+def _require(wanted: AbstractSet[str], headers: Headers) -> None:
+    """Raise :class:`InputError` unless the shards hold exactly these tensors."""
+    held = {name: shard for shard, header in headers.items() for name in header}
+    missing, foreign = sorted(wanted - held.keys()), sorted(held.keys() - wanted)
+    if missing:
+        folder = list(headers)[-1].parent
+        raise InputError(f"{folder}: lacks {missing[0]} and {len(missing) - 1} more; finish the run first")
+    if foreign:
+        raise InputError(f"{held[foreign[0]]}: holds {foreign[0]}, which this model has not; remove the file")
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder to fill, which then becomes ``target``."""
+    partial = target.with_name(f"{target.name}.mbs.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _fill(folder: Path, headers: Headers, source: Path, card: str) -> None:
+    """Shards, their index, the small files of the folder ``source``, and the card."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number, (shard, header) in enumerate(headers.items(), 1):
+        name = f"model-{number:05d}-of-{len(headers):05d}.safetensors"
+        _link(shard, folder / name)
+        for tensor, info in header.items():
+            weight_map[tensor] = name
+            size += torch.Size(info.shape).numel() * info.dtype.itemsize
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and not file.name.startswith("."):
+            shutil.copyfile(file, folder / file.name)
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:

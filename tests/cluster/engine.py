@@ -14,6 +14,10 @@ from mbs_ray.cluster.job import Job, segment_file
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
 from mbs_ray.cluster.plan import shard_blocks
 from mbs_ray.methods import Moment, build_method
+from mbs_ray.model.block_files import write_outside
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.export import assemble
 
 LENGTH = 32
 LANGUAGES = ("en", "fr", "sw", "hi")
@@ -41,6 +45,7 @@ def make_job(
     method: dict[str, Any] | None,
     blocks: int = 4,
     microbatch: int = 3,
+    true_sequential: bool = False,
 ) -> Job:
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
     return Job(
@@ -53,6 +58,7 @@ def make_job(
         evaluation=(segment_file("held-out", evaluation),),
         directory=directory,
         blocks=tuple(shard_blocks(blocks, stages)),
+        true_sequential=true_sequential,
     )
 
 
@@ -67,14 +73,22 @@ def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome
 
 
 def digest(directory: Path) -> dict[str, str]:
-    """sha256 of every block file, and of the nll of every token."""
+    """sha256 of every block file, dense and packed, and of the nll of every token."""
     digests = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((directory / "blocks").glob("*.safetensors"))
+        f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.glob("*/block-*.safetensors"))
     }
     scores = pq.read_table(directory / "evaluation" / "held-out.parquet").column("nll")
     digests["nll"] = hashlib.sha256(scores.to_numpy().tobytes()).hexdigest()
     return digests
+
+
+def assemble_run(model: Path, directory: Path, target: Path) -> Checkpoint:
+    """The checkpoint of the blocks in a run directory."""
+    source = Checkpoint(model)
+    outside = write_outside(source, Decoder(source, torch.float32), target.with_suffix(".safetensors"))
+    blocks = sorted((directory / "blocks").glob("*.safetensors"))
+    return Checkpoint(assemble(source, [outside, *blocks], target, "card"))
 
 
 def compress_plainly(
@@ -103,4 +117,34 @@ def compress_plainly(
             compressed = solver.compress(weight, moments[name]).weight
             module.weight.data = compressed.float()
             result[f"{path}.{index}.{name}.weight"] = compressed
+    return result
+
+
+def compress_in_sequence(
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int
+) -> dict[str, torch.Tensor]:
+    """The obvious way for a BLOOM, whose linears have an input each: the whole model anew for every linear."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(model_folder)
+    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
+    solver = build_method(method)
+    result = {}
+    for index in range(len(model.transformer.h)):
+        for part in (
+            "self_attention.query_key_value",
+            "self_attention.dense",
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        ):
+            name = f"transformer.h.{index}.{part}"
+            linear = model.get_submodule(name)
+            moment = Moment.zeros(linear.in_features, solver.statistic)
+            hook = linear.register_forward_pre_hook(lambda _, inputs, own=moment: own.add(inputs[0]))
+            with torch.no_grad():
+                for rows in token_ids.split(microbatch):
+                    model(rows)
+            hook.remove()
+            compressed = solver.compress(stored.get_submodule(name).weight.detach(), moment).weight
+            linear.weight.data = compressed.float()
+            result[f"{name}.weight"] = compressed
     return result

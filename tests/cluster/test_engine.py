@@ -17,11 +17,9 @@ from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
-from mbs_ray.model.checkpoint import Checkpoint
-from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.export import assemble, write_outside
+from mbs_ray.model.block_files import read_block
 from mbs_ray.report import read_reports
-from tests.cluster.engine import compress_plainly, digest, draw, make_job, run_all
+from tests.cluster.engine import assemble_run, compress_in_sequence, compress_plainly, digest, draw, make_job, run_all
 from tests.conftest import OBJECT_STORE_BYTES
 from tests.models import write_bloom, write_corpus
 
@@ -55,11 +53,9 @@ def test_stages_give_the_weights_of_the_plain_way_whatever_their_number(
         for job in jobs:
             assert outcomes[job.key].error is None
             digests[job.key].append(digest(job.directory))
-    outside = write_outside(Checkpoint(bloom), Decoder(Checkpoint(bloom), torch.float32), tmp_path / "o.safetensors")
     for key, method in methods.items():
         assert digests[key][0] == digests[key][1] == digests[key][2]
-        target = assemble(Checkpoint(bloom), tmp_path / f"{key}-1" / "blocks", outside, tmp_path / key)
-        assembled = Checkpoint(target)
+        assembled = assemble_run(bloom, tmp_path / f"{key}-1", tmp_path / key)
         for name, weight in compress_plainly(bloom, calibration, method, microbatch=3).items():
             assert torch.equal(assembled.read(name), weight), name
 
@@ -70,10 +66,24 @@ def test_another_architecture_goes_through_the_same_door(
     segments = draw(corpus, llama, tmp_path / "segments", 4)
     job = make_job("llama", llama, tmp_path / "run", 2, segments, segments, SPARSE, blocks=3)
     assert run_all(2, [job])["llama"].error is None
-    outside = write_outside(Checkpoint(llama), Decoder(Checkpoint(llama), torch.float32), tmp_path / "o.safetensors")
-    assembled = Checkpoint(assemble(Checkpoint(llama), job.blocks_folder, outside, tmp_path / "checkpoint"))
+    assembled = assemble_run(llama, job.directory, tmp_path / "checkpoint")
     for name, weight in compress_plainly(llama, segments, SPARSE, 3, "model.layers").items():
         assert torch.equal(assembled.read(name), weight), name
+
+
+def test_in_a_true_sequence_every_linear_sees_those_before_it_compressed(
+    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
+) -> None:
+    job = make_job("run", bloom, tmp_path / "run", 2, calibration, held_out, SPARSE, true_sequential=True)
+    assert run_all(2, [job])["run"].error is None
+    written = {
+        name: tensor for index in range(4) for name, tensor in (read_block(job.blocks_folder, index) or {}).items()
+    }
+    in_sequence = compress_in_sequence(bloom, calibration, SPARSE, microbatch=3)
+    for name, weight in in_sequence.items():
+        assert torch.equal(written[name], weight), name
+    at_once = compress_plainly(bloom, calibration, SPARSE, microbatch=3)
+    assert any(not torch.equal(weight, at_once[name]) for name, weight in in_sequence.items())
 
 
 def test_two_equal_runs_in_one_pipeline_are_bit_identical_and_reported_block_by_block(
@@ -98,8 +108,7 @@ def test_perplexity_of_the_stages_is_that_of_the_checkpoint_in_plain_transformer
     job = make_job("run", bloom, tmp_path / "run", 2, calibration, held_out, method)
     dense = make_job("dense", bloom, tmp_path / "dense", 2, None, held_out, None)
     assert all(outcome.error is None for outcome in run_all(2, [dense, job]).values())
-    outside = write_outside(Checkpoint(bloom), Decoder(Checkpoint(bloom), torch.float32), tmp_path / "o.safetensors")
-    target = assemble(Checkpoint(bloom), job.blocks_folder, outside, tmp_path / "checkpoint")
+    target = assemble_run(bloom, job.directory, tmp_path / "checkpoint").folder
     content = held_out.read()
     ids = torch.from_numpy(content.token_ids.astype("int64"))
     text = torch.from_numpy(content.document_index[:, 1:].copy()) >= 0
@@ -170,6 +179,23 @@ def test_a_killed_stage_costs_the_block_in_work_and_no_bit(
     assert digest(again.directory) == digest(undisturbed.directory)
     for name, written in finished.items():
         assert (again.blocks_folder / name).stat().st_mtime_ns == written
+
+
+def test_a_kill_between_packed_file_and_block_file_costs_the_block_and_no_bit(
+    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
+) -> None:
+    method = {"name": "gptq", "bits": 4, "group_size": 16}
+    job = make_job("run", bloom, tmp_path / "run", 2, calibration, held_out, method)
+    assert run_all(2, [job])["run"].error is None
+    undisturbed = digest(job.directory)
+    assert {f"packed/block-0000{index}.safetensors" for index in range(4)} < undisturbed.keys()
+    packed = job.directory / "packed" / "block-00001.safetensors"
+    before = packed.stat().st_ino
+    (job.blocks_folder / "block-00001.safetensors").unlink()
+    (job.directory / "evaluation" / "held-out.parquet").unlink()
+    assert run_all(2, [job])["run"].error is None
+    assert packed.stat().st_ino != before
+    assert digest(job.directory) == undisturbed
 
 
 def test_activations_eight_times_the_object_store_are_handed_over_without_spilling(

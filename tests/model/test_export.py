@@ -1,5 +1,6 @@
 """Block files become a checkpoint that transformers loads, bit for bit."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mbs_ray.errors import InputError
+from mbs_ray.model.block_files import read_block, write_block, write_outside
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.export import assemble, read_block, write_block, write_outside
+from mbs_ray.model.export import assemble
 
 
 def write_all(decoder: Decoder, blocks: Path, shift: float) -> dict[str, torch.Tensor]:
@@ -36,7 +38,8 @@ def test_an_assembled_checkpoint_loads_in_transformers_with_exactly_the_written_
     decoder = Decoder(source, torch.float32)
     written = write_all(decoder, tmp_path / "blocks", 0.5)
     outside = write_outside(source, decoder, tmp_path / "outside.safetensors")
-    target = assemble(source, tmp_path / "blocks", outside, tmp_path / "checkpoint")
+    shards = [outside, *sorted((tmp_path / "blocks").glob("block-*.safetensors"))]
+    target = assemble(source, shards, tmp_path / "checkpoint", "the card")
     assembled = Checkpoint(target)
     assert assembled.tensors.keys() == source.tensors.keys()
     for name in source.tensors:
@@ -55,10 +58,10 @@ def test_shards_are_links_to_the_block_files_and_not_copies(bloom: Path, tmp_pat
     decoder = Decoder(source, torch.float32)
     write_all(decoder, tmp_path / "blocks", 0.0)
     outside = write_outside(source, decoder, tmp_path / "outside.safetensors")
-    target = assemble(source, tmp_path / "blocks", outside, tmp_path / "checkpoint")
+    shards = [outside, *(tmp_path / "blocks").glob("*.safetensors")]
+    target = assemble(source, shards, tmp_path / "checkpoint", "the card")
     inodes = {path.stat().st_ino for path in target.glob("*.safetensors")}
-    expected = {path.stat().st_ino for path in [outside, *(tmp_path / "blocks").glob("*.safetensors")]}
-    assert inodes == expected
+    assert inodes == {shard.stat().st_ino for shard in shards}
 
 
 def test_whoever_may_read_the_folder_may_read_the_blocks(bloom: Path, tmp_path: Path) -> None:
@@ -75,10 +78,38 @@ def test_an_unfinished_run_gives_no_checkpoint(bloom: Path, tmp_path: Path) -> N
     decoder = Decoder(source, torch.float32)
     write_all(decoder, tmp_path / "blocks", 0.0)
     (tmp_path / "blocks" / "block-00002.safetensors").unlink()
-    outside = write_outside(source, decoder, tmp_path / "outside.safetensors")
+    shards = [write_outside(source, decoder, tmp_path / "outside.safetensors"), *(tmp_path / "blocks").iterdir()]
     with pytest.raises(InputError, match=r"lacks transformer\.h\.2\."):
-        assemble(source, tmp_path / "blocks", outside, tmp_path / "checkpoint")
+        assemble(source, shards, tmp_path / "checkpoint", "the card")
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_shard_of_another_model_gives_no_checkpoint(bloom: Path, llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.safetensors: holds lm_head\.weight, which this model has not"):
+        assemble(Checkpoint(bloom), [*Checkpoint(bloom).files, *Checkpoint(llama).files], tmp_path / "out", "")
+
+
+def test_our_card_takes_the_place_of_the_sources_and_an_earlier_folder_that_of_the_new_one(
+    bloom: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(bloom, tmp_path / "source")
+    (source / "README.md").write_text("the dense model's")
+    (source / "language_distribution.json").write_text("{}")
+    for card in ("first", "second"):
+        target = assemble(Checkpoint(source), Checkpoint(source).files, tmp_path / "checkpoint", card)
+        assert (target / "README.md").read_text() == card
+        (target / "left-over.txt").write_text("of an earlier one")
+    assert (target / "language_distribution.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "source"]
+
+
+def test_what_fails_half_way_leaves_the_earlier_folder_and_nothing_else(bloom: Path, tmp_path: Path) -> None:
+    source = Checkpoint(bloom)
+    target = assemble(source, source.files, tmp_path / "checkpoint", "first")
+    with pytest.raises(UnicodeEncodeError):
+        assemble(source, source.files, target, "\ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert (target / "README.md").read_text() == "first"
 
 
 def test_a_block_is_read_back_bit_for_bit_and_a_missing_one_is_none(bloom: Path, tmp_path: Path) -> None:

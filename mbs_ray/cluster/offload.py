@@ -1,0 +1,183 @@
+"""Where the activations of each stage go: device memory, host memory or a local disk, by what there is room for."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.activations import ActivationStore, MemoryTier
+from mbs_ray.cluster.aio import check_lockable, padded
+from mbs_ray.cluster.aio_op import BUILD_SECONDS, is_built, load_aio
+from mbs_ray.cluster.host_memory import available_host_memory
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.nvme_tier import NvmeTier, remove_stale
+from mbs_ray.cluster.slot_file import BUFFERS
+from mbs_ray.errors import InputError
+from mbs_ray.model.checkpoint import Checkpoint
+
+TierName = Literal["none", "host", "nvme"]
+#: Runs whose activations a stage holds: the one it computes and the one it is receiving.
+RUNS_HELD = 2
+#: What activations may take of free memory unless a tier is asked for: blocks, moments and factors need the rest.
+_MEMORY_SHARE = 0.6
+_ROOM_SECONDS = 120.0
+_WHERE = {"none": "device memory", "host": "host memory", "nvme": "disk"}
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Which tier is asked for, and the bytes that activations need at most in each stage.
+
+    ``needed`` counts them as they are, ``pinned`` in pinned memory, which torch gives in powers of two;
+    ``microbatch`` is the largest one.
+    """
+
+    asked: Literal["auto", "none", "host", "nvme"] = "auto"
+    nvme_path: Path | None = None
+    needed: int = 0
+    pinned: int = 0
+    microbatch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.asked == "nvme" and self.nvme_path is None:
+            raise InputError("offload: nvme needs nvme_path (--nvme-path), a folder on a local disk of every node")
+        if self.nvme_path is not None and not self.nvme_path.is_absolute():
+            raise InputError(f"nvme_path: {self.nvme_path} is not absolute; it is looked for on every node")
+
+    def of(self, jobs: Iterable[Job], stages: int) -> "Offload":
+        """With what these jobs need: a stage that receives holds the two largest, stage 0 of one holds one."""
+        models: dict[Path, int] = {}
+        sizes = []
+        for job in jobs:
+            if job.model not in models:
+                models[job.model] = Checkpoint(job.model).config.get_text_config().hidden_size
+            sizes.append(_microbatch_bytes(job, models[job.model]))
+        held = RUNS_HELD if stages > 1 else 1
+        return replace(
+            self,
+            needed=_largest(held, (sum(map(padded, run)) for run in sizes)),
+            pinned=_largest(held, (sum(1 << (size - 1).bit_length() for size in run) for run in sizes)),
+            microbatch=max(max(run, default=0) for run in sizes),
+        )
+
+
+#: Whatever has room, without a folder on a disk.
+AUTO = Offload()
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is free for a stage on its node, in bytes: ``device`` is None on a CPU, ``disk`` where no nvme_path is."""
+
+    node: str
+    device: int | None
+    host: int
+    disk: int | None
+    aio_built: bool
+
+
+def look_around(nvme_path: Path | None) -> Room:
+    """The room of the process that asks."""
+    device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    disk = shutil.disk_usage(nvme_path).free if nvme_path is not None and nvme_path.is_dir() else None
+    node = ray.get_runtime_context().get_node_id()
+    return Room(node, device, available_host_memory(), disk, nvme_path is not None and is_built())
+
+
+def choose(offload: Offload, rooms: Sequence[Room]) -> list[TierName]:
+    """The tier of each stage. :class:`InputError` saying what is needed and what there is where it fits nowhere."""
+    sharing = Counter(room.node for room in rooms)
+    return [_choose(offload, index, room, sharing[room.node]) for index, room in enumerate(rooms)]
+
+
+def settle(offload: Offload, stages: Sequence[Any], say: Callable[[str], None]) -> None:
+    """Have every stage make ready the tier that suits its node; ``stages`` are handles of actors.
+
+    ``say`` is told before minutes are spent on a build. Raises :class:`InputError`.
+    """
+    try:
+        rooms = ray.get([stage.room.remote(offload.nvme_path) for stage in stages], timeout=_ROOM_SECONDS)
+        tiers = choose(offload, rooms)
+        unbuilt = [room.node for room, tier in zip(rooms, tiers, strict=True) if tier == "nvme" and not room.aio_built]
+        if unbuilt:
+            say(f"building DeepSpeed's async_io on {len(set(unbuilt))} node(s): about five minutes, once")
+        ready = [stage.offload.remote(offload, tier) for stage, tier in zip(stages, tiers, strict=True)]
+        ray.get(ready, timeout=BUILD_SECONDS)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, InputError) else error from None
+
+
+class StoreMaker:
+    """Makes the activation stores of a stage, one per run. :class:`InputError` where its tier cannot work here."""
+
+    def __init__(self, offload: Offload, tier: TierName) -> None:
+        self._tier, self._nvme_path = tier, offload.nvme_path
+        try:
+            if self._nvme_path is not None and self._nvme_path.is_dir():
+                remove_stale(self._nvme_path)
+            if tier == "nvme":
+                self._aio = load_aio()
+                check_lockable(RUNS_HELD * BUFFERS * padded(max(1, offload.microbatch)))
+                self._try_out()
+        except OSError as error:
+            raise InputError(f"nvme_path: {self._nvme_path}: {error.strerror}") from error
+
+    def __call__(self) -> ActivationStore:
+        if self._tier == "nvme":
+            assert self._nvme_path is not None
+            return ActivationStore(NvmeTier(self._aio, self._nvme_path))
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda" if cuda and self._tier == "none" else "cpu")
+        return ActivationStore(MemoryTier(device, pinned=cuda and self._tier == "host"))
+
+    def _try_out(self) -> None:
+        with closing(self()) as store:
+            store.put(0, 0, torch.arange(5000))
+            store.get(0, 0, torch.device("cpu"))
+
+
+def _choose(offload: Offload, index: int, room: Room, sharing: int) -> TierName:
+    """``sharing``: stages on this node, which have the host's memory and disk together."""
+    cuda, host = room.device is not None, room.host // sharing
+    free: dict[TierName, tuple[int, int | None]] = {
+        "none": (offload.needed, room.device if cuda else host),
+        "host": (offload.pinned if cuda else offload.needed, host),
+        "nvme": (offload.needed, None if room.disk is None else room.disk // sharing),
+    }
+    for tier, (needed, there) in free.items():
+        share = _MEMORY_SHARE if offload.asked == "auto" and tier != "nvme" else 1.0
+        if offload.asked in ("auto", tier) and there is not None and needed <= share * there:
+            return tier
+    found = [f"{_gib(there)} of {_WHERE[tier]}" for tier, (_, there) in free.items() if there is not None]
+    if offload.nvme_path is None:
+        found.append("no nvme_path")
+    elif room.disk is None:
+        found.append(f"no folder {offload.nvme_path}")
+    asked = f"auto (at most {_MEMORY_SHARE:.0%} of memory)" if offload.asked == "auto" else offload.asked
+    raise InputError(
+        f"offload: {asked}: activations of stage {index} need {_gib(offload.needed)}, its node has "
+        f"{', '.join(found if cuda else found[1:])} for it; give nvme_path on a disk with room, or take fewer segments"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _microbatch_bytes(job: Job, hidden_size: int) -> list[int]:
+    token = hidden_size * getattr(torch, job.compute_dtype).itemsize
+    files = {one.file.path for one in job.microbatches()}
+    lengths = {path: SegmentSet.open(path).sequence_length for path in files}
+    return [(one.stop - one.start) * lengths[one.file.path] * token for one in job.microbatches()]
+
+
+def _largest(count: int, sizes: Iterable[int]) -> int:
+    return sum(sorted(sizes)[-count:])

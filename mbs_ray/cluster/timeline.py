@@ -1,0 +1,80 @@
+"""What a stage did when: disjoint spans of time, and the share of each kind of work."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+#: Kinds of work by part. What a stage does not do in any part is waiting for its next run.
+KINDS = {
+    "embed": "computing",
+    "collect": "computing",
+    "reduce": "exchanging",
+    "solve": "computing",
+    "broadcast": "exchanging",
+    "propagate": "computing",
+    "evaluate": "computing",
+    "read": "reading",
+    "write": "writing",
+    "receive": "waiting",
+    "send": "waiting",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """One part of a run on one stage; begin and end are seconds since the epoch."""
+
+    run: str
+    block: int
+    part: str
+    begin: float
+    end: float
+
+
+class Timeline:
+    """The spans of one stage, disjoint and in order: a part that lies inside another interrupts it."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._open: list[tuple[str, int, str]] = []
+        self._since = 0.0
+
+    @contextmanager
+    def part(self, run: str, block: int, part: str) -> Iterator[None]:
+        self._cut()
+        self._open.append((run, block, part))
+        try:
+            yield
+        finally:
+            self._cut()
+            self._open.pop()
+
+    def take(self) -> list[Span]:
+        """The spans that ended since the last call."""
+        taken, self._spans = self._spans, []
+        return taken
+
+    def _cut(self) -> None:
+        now = time.time()
+        if self._open and now > self._since:
+            run, block, part = self._open[-1]
+            last = self._spans[-1] if self._spans else None
+            if last is not None and (last.run, last.block, last.part, last.end) == (run, block, part, self._since):
+                self._spans[-1] = Span(run, block, part, last.begin, now)
+            else:
+                self._spans.append(Span(run, block, part, self._since, now))
+        self._since = now
+
+
+def shares(spans: Iterable[Span]) -> dict[str, float]:
+    """Share of each kind of work in the time from the first span's begin to the last one's end; the rest is waiting."""
+    spans = list(spans)
+    if not spans:
+        return {}
+    whole = max(span.end for span in spans) - min(span.begin for span in spans)
+    seconds = dict.fromkeys(dict.fromkeys(KINDS.values()), 0.0)
+    for span in spans:
+        seconds[KINDS[span.part]] += span.end - span.begin
+    seconds["waiting"] += max(whole - sum(seconds.values()), 0.0)
+    return {kind: value / whole if whole else 0.0 for kind, value in seconds.items()}

@@ -1,0 +1,51 @@
+"""Tensors on disk: a file per block, and one for all that no method touches."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+
+_METADATA = {"format": "pt"}
+
+
+def block_file(index: int) -> str:
+    return f"block-{index:05d}.safetensors"
+
+
+def write_block(folder: Path, index: int, tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Write a finished block under its stored names; the file appears whole or not at all."""
+    return _write(folder / block_file(index), tensors)
+
+
+def read_block(folder: Path, index: int) -> dict[str, torch.Tensor] | None:
+    """The tensors of a finished block by stored name, in fresh memory; None where there is none."""
+    path = folder / block_file(index)
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+
+
+def write_outside(checkpoint: Checkpoint, decoder: Decoder, path: Path) -> Path:
+    """Write the tensors that no method touches (embeddings, norms, head), once for all runs of a model."""
+    if not path.is_file():
+        _write(path, {name: checkpoint.read(name) for name in decoder.outside_tensors()})
+    return path
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=_METADATA)
+    # safetensors writes for the owner alone; whoever may read the folder may read the block.
+    partial.chmod(path.parent.stat().st_mode & 0o666)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path

@@ -1,0 +1,135 @@
+"""The model card: what a compressed checkpoint is, what each language lost, and how to load it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mbs_ray.languages import table_order
+
+PACKED_FORMAT = "compressed-tensors"
+DENSE_FORMAT = "safetensors"
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """One evaluation set: perplexity and bits per byte, by language, (dense, compressed)."""
+
+    name: str
+    perplexity: dict[str, tuple[float, float]]
+    bits_per_byte: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card of a run says; plain values, fit for JSON, and no paths.
+
+    ``base_model`` is a hub id, None for a local checkpoint; ``model`` its name in either case. ``method`` and
+    ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
+    """
+
+    model: str
+    base_model: str | None
+    languages: list[str]
+    method: dict[str, Any]
+    sampling: dict[str, Any]
+    allocation: dict[str, int]
+    sequence_length: int
+    seed: int
+    calibration: str
+    evaluation: list[EvaluationScores]
+    version: str
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
+        evaluation = [EvaluationScores(**scores) for scores in content["evaluation"]]
+        return cls(**{**content, "evaluation": evaluation})
+
+
+def model_card(facts: CardFacts, form: str) -> str:
+    """The README.md, in Markdown, of a checkpoint in ``safetensors`` (dense) or ``compressed-tensors`` (packed)."""
+    segments = sum(facts.allocation.values())
+    allocation = [(code, f"{facts.allocation[code]:,}") for code in table_order(facts.allocation)]
+    lines = [
+        f"# {facts.model}, compressed with {facts.method['name']}",
+        "",
+        f"- method: {_spec(facts.method)}",
+        f"- sampling: {_spec(facts.sampling)}",
+        f"- calibration: {segments:,} segments of {facts.sequence_length:,} tokens, seed {facts.seed}, "
+        f"fingerprint `{facts.calibration}`",
+        f"- weights: {_WEIGHTS[form]}",
+        f"- made with mbs_ray {facts.version}",
+        "",
+        "## Calibration segments by language",
+        "",
+        *_table(("language", "segments"), allocation),
+        "",
+        *(line for scores in facts.evaluation for line in _evaluation(scores)),
+        "## Load",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
+    if form == PACKED_FORMAT:
+        lines += [
+            "",
+            "This needs `pip install compressed-tensors`. vLLM reads this form too, where it has a kernel for it.",
+        ]
+    return _front_matter(facts, form) + "\n".join(lines) + "\n"
+
+
+_WEIGHTS = {
+    DENSE_FORMAT: "safetensors, every weight in the dense model's type",
+    PACKED_FORMAT: "compressed-tensors, pack-quantized: integers and their scales",
+}
+
+
+def _front_matter(facts: CardFacts, form: str) -> str:
+    # Hub language codes have no script: zh-Hans and zh-Hant are zh there.
+    matter: dict[str, Any] = {"language": list(dict.fromkeys(code.split("-")[0] for code in facts.languages))}
+    if facts.base_model is not None:
+        matter["base_model"] = facts.base_model
+    matter["library_name"] = "transformers"
+    matter["tags"] = ["mbs_ray", "multilingual-brain-surgeon", facts.method["name"], form]
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _spec(spec: Mapping[str, Any]) -> str:
+    """``gptq: bits 4, group_size 32``; a field that is not set says nothing."""
+    fields = [f"{key} {value}" for key, value in sorted(spec.items()) if key != "name" and value is not None]
+    return f"{spec['name']}: {', '.join(fields)}" if fields else str(spec["name"])
+
+
+def _evaluation(scores: EvaluationScores) -> list[str]:
+    """A table with a row per language, and the geometric mean of the increases."""
+    header = ("language", "perplexity dense", "compressed", "increase", "bits per byte dense", "compressed")
+    rows = []
+    logarithms = []
+    for language in table_order(scores.perplexity):
+        (dense, now), (dense_bits, bits) = scores.perplexity[language], scores.bits_per_byte[language]
+        logarithms.append(math.log(now / dense))
+        rows.append((language, f"{dense:.3f}", f"{now:.3f}", f"{now / dense:.3f}", f"{dense_bits:.4f}", f"{bits:.4f}"))
+    mean = math.exp(math.fsum(logarithms) / len(logarithms))
+    return [
+        f"## Perplexity: {scores.name}",
+        "",
+        *_table(header, rows),
+        "",
+        f"Geometric mean of the increase: {mean:.3f}. Perplexities compare models on one language, bits per byte",
+        "languages as well.",
+        "",
+    ]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown: names in the first column, numbers in the others."""
+    return [
+        f"| {' | '.join(header)} |",
+        "|---|" + "---:|" * (len(header) - 1),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

@@ -1,0 +1,134 @@
+"""Quantized linears in the ``pack-quantized`` form of compressed-tensors, which transformers and vLLM read.
+
+The packing and the configuration are made by that library; here is only what it must be told.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods import Compressed
+
+#: Rows packed at once: the library needs about 16 bytes of memory per weight while it packs.
+_ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class IntegerScheme:
+    """How all linears of a run are quantized: ``group_size`` columns share a scale, None: the whole row."""
+
+    bits: int
+    group_size: int | None
+    symmetric: bool
+
+    @classmethod
+    def of(cls, method: Mapping[str, Any]) -> "IntegerScheme | None":
+        """The scheme of a method, given as the mapping that builds it; None for a method without ``bits``."""
+        if method.get("bits") is None:
+            return None
+        return cls(method["bits"], method["group_size"], method["symmetric"])
+
+    def stored_names(self, weight: str) -> set[str]:
+        """Names of the tensors that stand for the stored tensor ``….weight`` of a linear."""
+        parts = {"weight_packed", "weight_scale", "weight_shape"}
+        if not self.symmetric:
+            parts.add("weight_zero_point")
+        return {weight.removesuffix("weight") + part for part in parts}
+
+
+def pack_linear(result: Compressed, scheme: IntegerScheme) -> dict[str, torch.Tensor]:
+    """What is stored instead of the ``weight`` [rows, columns] of a linear, on the host.
+
+    ``weight_packed`` int32 [rows, ⌈columns · bits / 32⌉], ``weight_scale`` [rows, groups] in the weight's dtype,
+    ``weight_shape`` int64 [2] and, unless symmetric, ``weight_zero_point`` int32 [⌈rows · bits / 32⌉, groups].
+    """
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32
+
+    assert result.codes is not None and result.scales is not None and result.zeros is not None
+    packed = [
+        pack_to_int32(_signed(rows, scheme.bits), scheme.bits).cpu() for rows in result.codes.split(_ROWS_AT_ONCE)
+    ]
+    tensors = {
+        "weight_packed": torch.cat(packed),
+        "weight_scale": result.scales.cpu(),
+        "weight_shape": torch.tensor(result.codes.shape),
+    }
+    if scheme.symmetric:
+        # The form has no place for another zero point than this one.
+        assert bool((result.zeros == _middle(scheme.bits)).all())
+    else:
+        tensors["weight_zero_point"] = pack_to_int32(_signed(result.zeros, scheme.bits), scheme.bits, 0).cpu()
+    return tensors
+
+
+def check_loadable(rows: int, columns: int, scheme: IntegerScheme, linear: str) -> None:
+    """Raise :class:`InputError` if the library packs a linear of this shape but cannot unpack it again."""
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32, unpack_from_int32
+
+    if scheme.symmetric:
+        return
+    zeros = torch.zeros(rows, columns // (scheme.group_size or columns), dtype=torch.int8)
+    try:
+        unpack_from_int32(pack_to_int32(zeros, scheme.bits, 0), scheme.bits, zeros.shape, 0)
+    except RuntimeError as error:
+        raise InputError(
+            f"{linear}: compressed-tensors cannot unpack the zero points of {rows} rows in groups of "
+            f"{scheme.group_size}; run with symmetric: true or without group_size, or export plain safetensors"
+        ) from error
+
+
+def packed_block(
+    dense: Mapping[str, torch.Tensor], packed: Mapping[str, Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """A block by stored name with what :func:`pack_linear` gave in the place of the weights it was given for."""
+    block = {name: tensor for name, tensor in dense.items() if name not in packed}
+    for weight, parts in packed.items():
+        block |= {weight.removesuffix("weight") + part: tensor for part, tensor in parts.items()}
+    return block
+
+
+def write_quantization(folder: Path, scheme: IntegerScheme, ignored: Iterable[str]) -> None:
+    """Add a ``quantization_config`` to the folder's config.json; ``ignored`` linears (module names) are not packed."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.config import CompressionFormat
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        QuantizationStatus,
+        QuantizationStrategy,
+    )
+
+    weights = QuantizationArgs(
+        num_bits=scheme.bits,
+        symmetric=scheme.symmetric,
+        group_size=scheme.group_size,
+        strategy=QuantizationStrategy.CHANNEL if scheme.group_size is None else QuantizationStrategy.GROUP,
+    )
+    config = QuantizationConfig(
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
+        format=CompressionFormat.pack_quantized.value,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=list(ignored),
+    )
+    ModelCompressor(quantization_config=config).update_config(str(folder))
+    # Unless told to unpack while it loads, transformers 5.23 makes place for the tensors by packing a model without
+    # memory, where compressed-tensors 0.20 leaves zero points unpacked: no asymmetric checkpoint would load.
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["quantization_config"]["dequantize"] = True
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _middle(bits: int) -> int:
+    return 2 ** (bits - 1)
+
+
+def _signed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Our codes count from 0, the library's from -2^(bits-1)."""
+    return (codes.to(torch.int16) - _middle(bits)).to(torch.int8)

@@ -1,0 +1,39 @@
+"""What the model card of a run says, gathered while the run's own words for it are at hand."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mbs_ray import __version__
+from mbs_ray.calibration.sampling import sampling_spec
+from mbs_ray.evaluation.perplexity import LanguageScore
+from mbs_ray.methods import method_spec
+from mbs_ray.model.card import CardFacts, EvaluationScores
+from mbs_ray.prepare import PreparedRun
+
+#: Scores of the dense model and of the run, by language.
+Scores = tuple[Mapping[str, LanguageScore], Mapping[str, LanguageScore]]
+
+
+def card_facts(run: PreparedRun, scores: Mapping[str, Scores]) -> CardFacts:
+    """The facts of a run that was scored; ``scores`` go by evaluation set."""
+    model = run.spec.model
+    return CardFacts(
+        model=run.model.name,
+        base_model=None if Path(model).expanduser().is_dir() else model,
+        languages=list(run.languages),
+        method=method_spec(run.spec.method),
+        sampling=sampling_spec(run.spec.sampling),
+        allocation=run.allocation,
+        sequence_length=run.spec.sequence_length,
+        seed=run.spec.seed,
+        calibration=run.calibration.fingerprint,
+        evaluation=[
+            EvaluationScores(
+                name,
+                {code: (one.perplexity, compressed[code].perplexity) for code, one in dense.items()},
+                {code: (one.bits_per_byte, compressed[code].bits_per_byte) for code, one in dense.items()},
+            )
+            for name, (dense, compressed) in scores.items()
+        ],
+        version=__version__,
+    )

@@ -1,0 +1,132 @@
+"""Packed blocks become a checkpoint that transformers loads with exactly the weights of the dense one."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods import RTN, method_spec
+from mbs_ray.model.block_files import block_file, write_block, write_outside
+from mbs_ray.model.checkpoint import Checkpoint, read_header
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.export import assemble, assemble_packed
+from mbs_ray.model.packed import IntegerScheme, pack_linear, packed_block
+from tests.models import write_bloom
+
+IDS = torch.arange(60).view(3, 20)
+
+
+def compressed(source: Checkpoint, method: RTN, folder: Path) -> tuple[Path, Path, IntegerScheme]:
+    """Dense checkpoint and packed blocks of a model whose linears were all rounded."""
+    decoder = Decoder(source, torch.float32)
+    scheme = IntegerScheme.of(method_spec(method))
+    assert scheme is not None
+    for index in range(decoder.blocks):
+        names, tensors, packed = decoder.block_tensors(index), decoder.read_block(index), {}
+        for linear in decoder.linears(index):
+            result = method.compress(tensors[f"{linear}.weight"], None)
+            tensors[f"{linear}.weight"] = result.weight
+            packed[names[f"{linear}.weight"]] = pack_linear(result, scheme)
+        dense = {names[name]: tensor for name, tensor in tensors.items()}
+        write_block(folder / "packed", index, packed_block(dense, packed))
+        write_block(folder / "blocks", index, dense)
+    outside = write_outside(source, decoder, folder / "outside.safetensors")
+    shards = [outside, *sorted((folder / "blocks").iterdir())]
+    return assemble(source, shards, folder / "checkpoint", "dense"), folder / "packed", scheme
+
+
+def exported(source: Path, method: RTN, folder: Path) -> tuple[Path, Path]:
+    """Folders of the dense and of the packed checkpoint."""
+    dense, packed, scheme = compressed(Checkpoint(source), method, folder)
+    decoder = Decoder(Checkpoint(dense), torch.float32)
+    return dense, assemble_packed(decoder, packed, scheme, folder / "export", "packed")
+
+
+def assert_same_model(dense: Path, packed: Path) -> None:
+    expected, loaded = (AutoModelForCausalLM.from_pretrained(folder) for folder in (dense, packed))
+    parameters = dict(loaded.named_parameters())
+    for name, parameter in expected.named_parameters():
+        assert parameters[name].dtype == parameter.dtype
+        assert torch.equal(parameters[name], parameter), name
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, expected(IDS).logits)
+
+
+@pytest.mark.parametrize(("bits", "symmetric", "group_size"), itertools.product((2, 3, 4, 8), (True, False), (8, None)))
+@pytest.mark.parametrize("layout", ["bloom", "hub_bloom"])
+def test_a_packed_bloom_loads_with_the_weights_and_the_logits_of_the_dense_one(
+    layout: str,
+    bits: int,
+    symmetric: bool,
+    group_size: int | None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    method = RTN(bits=bits, symmetric=symmetric, group_size=group_size)
+    assert_same_model(*exported(request.getfixturevalue(layout), method, tmp_path))
+
+
+def test_so_does_a_llama_with_a_head_of_its_own_that_stays_as_it_is(llama: Path, tmp_path: Path) -> None:
+    dense, packed = exported(llama, RTN(bits=4, group_size=16), tmp_path)
+    assert_same_model(dense, packed)
+    config = json.loads((packed / "config.json").read_text())["quantization_config"]
+    assert config["ignore"] == ["lm_head"]
+    assert Checkpoint(packed).tensors["lm_head.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_so_does_a_model_of_another_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    source = write_bloom(tmp_path / "source", layers=1, dtype=dtype)
+    dense, packed = exported(source, RTN(bits=4, group_size=8), tmp_path / "run")
+    assert AutoModelForCausalLM.from_pretrained(packed).dtype == dtype
+    assert_same_model(dense, packed)
+
+
+def test_the_configuration_says_what_vllm_and_transformers_ask_for(bloom: Path, tmp_path: Path) -> None:
+    _, packed = exported(bloom, RTN(bits=3, group_size=16), tmp_path)
+    config = json.loads((packed / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors" and config["format"] == "pack-quantized"
+    (group,) = config["config_groups"].values()
+    assert group["targets"] == ["Linear"]
+    assert (
+        group["weights"] | {"num_bits": 3, "strategy": "group", "group_size": 16, "symmetric": False}
+        == group["weights"]
+    )
+    assert config["ignore"] == ["lm_head"]
+
+
+def test_all_but_the_linears_of_the_blocks_is_linked_or_copied(hub_bloom: Path, tmp_path: Path) -> None:
+    dense, packed = exported(hub_bloom, RTN(bits=4), tmp_path)
+    assert Checkpoint(packed).files[0].stat().st_ino == Checkpoint(dense).files[0].stat().st_ino
+    assert Checkpoint(packed).files[1].stat().st_ino == (tmp_path / "packed" / block_file(0)).stat().st_ino
+    for name, info in Checkpoint(dense).tensors.items():
+        if len(info.shape) == 1 or not name.startswith("h."):
+            assert torch.equal(Checkpoint(packed).read(name), Checkpoint(dense).read(name)), name
+    assert (packed / "README.md").read_text() == "packed"
+    index = json.loads((packed / "model.safetensors.index.json").read_text())
+    tensors = Checkpoint(packed).tensors.values()
+    assert index["metadata"]["total_size"] == sum(one.dtype.itemsize * torch.Size(one.shape).numel() for one in tensors)
+    assert AutoTokenizer.from_pretrained(packed)("The river").input_ids
+
+
+def test_a_missing_packed_block_and_one_of_another_scheme_are_named(bloom: Path, tmp_path: Path) -> None:
+    dense, packed, scheme = compressed(Checkpoint(bloom), RTN(bits=4), tmp_path)
+    decoder = Decoder(Checkpoint(dense), torch.float32)
+    other = IntegerScheme(bits=4, group_size=None, symmetric=True)
+    with pytest.raises(InputError, match=r"block-00000\.safetensors: holds .*weight_zero_point, which"):
+        assemble_packed(decoder, packed, other, tmp_path / "export", "")
+    (packed / block_file(2)).unlink()
+    with pytest.raises(InputError, match=r"packed/block-00002\.safetensors: missing"):
+        assemble_packed(decoder, packed, scheme, tmp_path / "export", "")
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_packed_checkpoint_is_no_model_to_compress_again(bloom: Path, tmp_path: Path) -> None:
+    _, packed = exported(bloom, RTN(bits=4), tmp_path)
+    assert read_header(Checkpoint(packed).files[1])
+    with pytest.raises(InputError, match=r"config\.json: quantization_config .* give the dense checkpoint"):
+        Decoder(Checkpoint(packed), torch.float32)

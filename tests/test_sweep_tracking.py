@@ -1,0 +1,138 @@
+"""What MLflow is told of the runs of a sweep: names, colours, texts with fingerprints, a note, a view per model."""
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+
+from mbs_ray.places import Places
+from mbs_ray.prepare import PreparedRun, prepare_runs
+from mbs_ray.specs import SweepSpec, validated
+from mbs_ray.sweep_tracking import SweepTracking
+from mbs_ray.tracking import Tracking, database_uri
+from mbs_ray.ui_views import own_views, view_state
+
+METRICS = {"ppl/en": 12.345, "ppl/sw": 30.0, "ppl_increase/en": 1.05, "ppl_increase/sw": 1.4567}
+SUMMARIES = {"ppl_increase/geomean": 1.2367, "ppl_increase/worst": 1.4567}
+
+
+def prepared(models: list[Path], corpus: Path, cache: Path, evaluated: bool = True) -> list[PreparedRun]:
+    run = {
+        "corpus": str(corpus),
+        "languages": ["en", "sw"],
+        "segments": 6,
+        "sequence_length": 32,
+        "evaluation": {"held-out": {"corpus": str(corpus), "segments": 5}} if evaluated else {},
+    }
+    grid = {
+        "model": [str(model) for model in models],
+        "method": [{"name": "magnitude", "sparsity": 0.5}],
+        "sampling": ["equal", {"name": "monolingual", "language": "sw"}],
+    }
+    sweep = validated(SweepSpec, {"name": "tiny", "run": run, "grid": grid})
+    specs = sweep.runs()
+    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), cache, lambda *_: None)
+
+
+def begun(tracking: Tracking, places: Places, runs: list[PreparedRun]) -> SweepTracking:
+    tracked = SweepTracking(tracking, places, {})
+    for run in runs:
+        places.run(run.label).blocks.mkdir(parents=True, exist_ok=True)
+        tracked.begin(run, {"label": run.label}, {})
+    return tracked
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture
+def places(out: Path) -> Places:
+    """A sweep of this test alone."""
+    return Places(out, f"sweep-{uuid.uuid4()}")
+
+
+@pytest.fixture
+def tracking(places: Places) -> Tracking:
+    return Tracking(database_uri(places.out), places.name, places.artifacts)
+
+
+def test_runs_of_several_models_are_named_by_what_was_done_with_the_model_last(
+    tracking: Tracking, places: Places, bloom: Path, hub_bloom: Path, corpus: Path
+) -> None:
+    begun(tracking, places, prepared([bloom, hub_bloom], corpus, places.cache))
+    runs = tracking.client.search_runs([tracking.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert {run.info.run_name for run in runs} == {
+        f"magnitude-50-{sampling} ({model})"
+        for sampling in ("equal", "monolingual-sw")
+        for model in ("tiny-bloom", "hub-bloom")
+    }
+    colours = {run.data.tags["sampling"]: run.data.tags["mlflow.runColor"] for run in runs}
+    assert len(set(colours.values())) == len(colours) == 2
+    for run in runs:
+        assert run.data.tags["mlflow.runColor"] == colours[run.data.tags["sampling"]]
+    tags = tracking.client.get_experiment(tracking.experiment_id).tags
+    assert [model for model, _ in own_views(tags)] == ["hub-bloom", "tiny-bloom"]
+
+
+def test_a_run_of_the_only_model_is_named_as_its_folder(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path
+) -> None:
+    begun(tracking, places, prepared([bloom], corpus, places.cache))
+    runs = tracking.client.search_runs([tracking.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert all(run.info.run_name == Path(run.data.tags["mbs.folder"]).name for run in runs)
+    assert {run.info.run_name for run in runs} == {"magnitude-50-equal", "magnitude-50-monolingual-sw"}
+
+
+def test_the_texts_of_a_run_are_logged_once_with_fingerprint_and_allocation(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path
+) -> None:
+    runs = prepared([bloom], corpus, places.cache)
+    for _ in range(2):
+        begun(tracking, places, runs).close("KILLED")
+    by_name = {run.label: run for run in runs}
+    for stored in tracking.client.search_runs([tracking.experiment_id], "tags.`mbs.kind` = 'run'"):
+        run = by_name[stored.info.run_name]
+        inputs = {one.tags[0].value: one.dataset for one in stored.inputs.dataset_inputs}
+        assert len(stored.inputs.dataset_inputs) == len(inputs) == 2
+        calibration, evaluation = inputs["calibration"], inputs["evaluation"]
+        assert (calibration.name, evaluation.name) == (run.spec.sampling.label, "held-out")
+        assert run.calibration.fingerprint.startswith(calibration.digest) and len(calibration.digest) == 16
+        assert run.evaluation["held-out"].fingerprint.startswith(evaluation.digest)
+        assert json.loads(calibration.source) == {"uri": str(corpus)}
+        assert json.loads(calibration.profile)["segments"] == run.allocation
+        assert json.loads(evaluation.profile) == {"sequence_length": 32, "seed": 0, "segments_at_most": 5}
+
+
+def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path
+) -> None:
+    runs = prepared([bloom], corpus, places.cache)
+    tracked = begun(tracking, places, runs)
+    for run in runs:
+        assert tracked.finish(run.label, METRICS | SUMMARIES)
+    assert tracked.close("FINISHED")
+    stored = tracking.client.search_runs([tracking.experiment_id], "tags.sampling = 'monolingual-sw'")[0]
+    note = stored.data.tags["mlflow.note.content"]
+    first, second, *table = note.splitlines()
+    assert first == "**magnitude-50** on tiny-bloom, calibration **monolingual-sw**: 6 segments of 32 tokens, seed 0."
+    assert "On held-out" in second and "**1.237**" in second and "1.457 in the worst" in second
+    assert table[-2:] == ["| en | 0 | 12.35 | 1.050 |", "| sw | 6 | 30.00 | 1.457 |"]
+
+
+def test_a_run_without_evaluation_has_a_view_and_a_note_too(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path
+) -> None:
+    runs = prepared([bloom], corpus, places.cache, evaluated=False)
+    tracked = begun(tracking, places, runs)
+    for run in runs:
+        tracked.finish(run.label, {})
+    notes = [
+        run.data.tags["mlflow.note.content"]
+        for run in tracking.client.search_runs([tracking.experiment_id], "tags.`mbs.kind` = 'run'")
+    ]
+    assert all(note.startswith("**magnitude-50** on tiny-bloom") and "|" not in note for note in notes)
+    assert view_state("tiny-bloom", [])["selectedColumns"] == []
+    assert len(own_views(tracking.client.get_experiment(tracking.experiment_id).tags)) == 1
