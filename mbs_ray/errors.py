@@ -11,5 +11,10 @@ class InputError(ValueError):
 class StageDiedError(RuntimeError):
     """A stage's process or node is gone; what was finished lies in the run directories.
 
-    The command line prints the line and exits with code 1: the same command goes on.
+    ``run`` is what the stage was last seen to work on, or empty. The command line prints the line and exits with
+    code 1: the same command goes on.
     """
+
+    def __init__(self, message: str, run: str = "") -> None:
+        super().__init__(message)
+        self.run = run

@@ -1,16 +1,19 @@
 """Scores one checkpoint alone, on the stages: ``mbs evaluate``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mbs_ray.calibration.segments import draw_segments
+from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.job import Job, SegmentFile, segment_file
+from mbs_ray.cluster.layout import block_costs, head_cost, shard_blocks
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.cluster.plan import auto_microbatch, shard_blocks
+from mbs_ray.cluster.plan import auto_microbatch
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.languages import parse_languages
+from mbs_ray.methods import Statistic
+from mbs_ray.model.decoder import Decoder
 from mbs_ray.numerics import resolve_numerics
 from mbs_ray.prepare import Texts, evaluation_requests, read_through
 from mbs_ray.progress import Progress
@@ -59,7 +62,7 @@ def evaluate_model(
             calibration=None,
             evaluation=tuple(files),
             directory=out / "evaluated" / digest(opened.fingerprint, *(text.fingerprint for text in texts.values())),
-            blocks=tuple(shard_blocks(opened.decoder.blocks, stages)),
+            blocks=tuple(_shards(opened.decoder, files, texts, stages)),
         )
         with (
             Pipeline(stages, numerics.threads, offload.of([job], stages), progress.say) as pipeline,
@@ -73,3 +76,10 @@ def evaluate_model(
                         raise outcome.error
                 show.stages(pipeline.statuses())
     return {name: (job.scores_file(name), language_scores(job.scores_file(name))) for name in requests}
+
+
+def _shards(
+    decoder: Decoder, files: Iterable[SegmentFile], texts: Mapping[str, SegmentRequest], stages: int
+) -> list[range]:
+    tokens = sum(len(file.languages) * texts[file.name].sequence_length for file in files)
+    return shard_blocks(block_costs(decoder, Statistic.NONE, 0, tokens), head_cost(decoder, tokens), stages)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -91,6 +92,31 @@ def allocation_bars(allocations: Mapping[str, Mapping[str, int]]) -> Figure:
     panels[0].set_xlim(0, max(most, 1) * 6)  # room for the numbers at the bars
     panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0].set_ylim(len(languages) - 0.4, -0.6)
+    return figure
+
+
+def stage_timeline(spans: pd.DataFrame) -> Figure:
+    """Stages × time, coloured by run; what is no computing is drawn pale, waiting not at all.
+
+    `spans` has the columns stage, run, kind, begin and end (seconds).
+    """
+    if spans.empty:
+        raise InputError("the timeline needs at least one span")
+    runs = list(dict.fromkeys(spans["run"]))
+    start, stop = float(spans["begin"].min()), float(spans["end"].max())
+    stages = int(spans["stage"].max()) + 1
+    figure = _figure(10.0, 1.6 + 0.5 * stages + 0.2 * math.ceil(len(runs) / 3), "What the stages did")
+    axes = figure.add_subplot()
+    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = {run: palette[index % len(palette)] for index, run in enumerate(runs)}
+    for row in spans[spans["kind"] != "waiting"].to_dict("records"):
+        alpha = 1.0 if row["kind"] == "computing" else 0.4
+        bar = [(row["begin"] - start, row["end"] - row["begin"])]
+        axes.broken_barh(bar, (row["stage"] - 0.4, 0.8), facecolors=colours[row["run"]], alpha=alpha, linewidth=0)
+    axes.set(xlim=(0, max(stop - start, 1e-3)), ylim=(stages - 0.5, -0.5), xlabel="seconds")
+    axes.set_yticks(range(stages), [f"stage {stage + 1}" for stage in range(stages)])
+    handles = [Rectangle((0, 0), 1, 1, facecolor=colours[run]) for run in runs]
+    figure.legend(handles, runs, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 

@@ -11,7 +11,10 @@ from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations
+from mbs_ray.deaths import DEATHS_ALLOWED, Deaths
+from mbs_ray.errors import StageDiedError
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
+from mbs_ray.interrupt import interrupted_by_sigterm
 from mbs_ray.model.block_files import block_file, write_outside
 from mbs_ray.model.card import DENSE_FORMAT, model_card
 from mbs_ray.model.export import assemble
@@ -21,12 +24,14 @@ from mbs_ray.prepare import PreparedRun, prepare_runs
 from mbs_ray.progress import Progress
 from mbs_ray.run_card import Scores, card_facts
 from mbs_ray.specs import SweepSpec
+from mbs_ray.stage_spans import StageSpans
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.sweep_tracking import Status, SweepTracking
 from mbs_ray.tracking import Tracking, default_tracking_uri
 
 POLL_SECONDS = 0.5
 SYNC_SECONDS = 10.0
+_LIKELY = "out of memory is the likely cause: take fewer segments, another offload, or see the logs of Ray"
 
 
 def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress) -> SweepResult:
@@ -34,6 +39,11 @@ def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress
 
     Raises :class:`InputError` before any actor starts where something in the sweep cannot work.
     """
+    with interrupted_by_sigterm():
+        return _conduct(sweep, out, address, progress)
+
+
+def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress) -> SweepResult:
     places = Places(out.resolve(), sweep.name)
     offload = Offload(sweep.offload, sweep.nvme_path)
     specs = sweep.runs()
@@ -91,6 +101,8 @@ class _Conductor:
         self._runs = {run.label: run for run in runs}
         self._jobs, self._tracked, self._progress = jobs, tracked, progress
         self._offload = offload
+        self._scored: list[str] = []
+        self._spans = StageSpans()
         self._failed: dict[str, str] = {}
         self._metrics: dict[str, Mapping[str, float]] = {}
 
@@ -105,6 +117,7 @@ class _Conductor:
             result = SweepResult(failed=self._failed, tracking_uri=uri)
             finished = [run for label, run in self._runs.items() if label in self._metrics]
             conclude(finished, self._metrics, self._jobs, self._tracked.parent, result)
+            self._spans.conclude(self._jobs.places, self._tracked.parent, result, self._progress.say)
             status = "FAILED" if self._failed else "FINISHED"
             return result
         except KeyboardInterrupt:
@@ -132,30 +145,51 @@ class _Conductor:
                     self._keep_result(run, finished["metrics"])
         return todo
 
-    def _work(self, todo: Mapping[str, Job]) -> None:
-        scored: list[str] = []
+    def _work(self, todo: dict[str, Job]) -> None:
+        """All jobs, with new stages as often as one dies: finished blocks are kept, the run in work replays them."""
+        deaths = Deaths()
+        while todo:
+            try:
+                self._drive(todo)
+            except StageDiedError as death:
+                if deaths.hopeless(death.run, todo.get(death.run)):
+                    if death.run not in todo:
+                        raise
+                    self._fail(
+                        death.run, RuntimeError(f"its stage died {DEATHS_ALLOWED} times at one point; {_LIKELY}")
+                    )
+                    del todo[death.run]
+                else:
+                    self._progress.say(f"{death}: starting the stages anew")
+                self._jobs = self._jobs.fitting(self._progress.say)
+                todo = {key: self._jobs.sharded(job) for key, job in todo.items()}
+        for label in self._scored:
+            self._fail(label, RuntimeError("the dense model could not be evaluated"))
+
+    def _drive(self, todo: dict[str, Job]) -> None:
+        """Take jobs through the stages; those that end are taken out of ``todo``."""
         synced = time.monotonic()
         stages, say = self._jobs.stages, self._progress.say
         with (
             Pipeline(stages, self._jobs.numerics.threads, self._offload.of(todo.values(), stages), say) as pipeline,
-            self._progress.runs(todo) as show,
+            self._progress.runs(dict(todo)) as show,
         ):
             for job in todo.values():
                 pipeline.submit(job)
             while pipeline.busy:
                 for outcome in pipeline.outcomes(POLL_SECONDS):
+                    del todo[outcome.key]
                     show.ended(outcome.key, outcome.error)
                     if outcome.error is not None:
                         self._fail(outcome.key, outcome.error)
                     elif outcome.key in self._runs:
-                        scored.append(outcome.key)
-                scored = [label for label in scored if not self._finish_if_comparable(self._runs[label])]
+                        self._scored.append(outcome.key)
+                self._scored = [label for label in self._scored if not self._finish_if_comparable(self._runs[label])]
                 show.stages(pipeline.statuses())
+                self._spans.add(pipeline.spans())
                 if time.monotonic() - synced > SYNC_SECONDS:
                     self._tracked.sync()
                     synced = time.monotonic()
-        for label in scored:
-            self._fail(label, RuntimeError("the dense model could not be evaluated"))
 
     def _finish_if_comparable(self, run: PreparedRun) -> bool:
         """Finish a run the stages are through with, once the dense scores it is compared with are there."""

@@ -1,17 +1,18 @@
 """From prepared runs to jobs for the stages: signatures, dense baselines, what is finished already."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest
 from mbs_ray.cluster.job import Job, SegmentFile, scores_file, segment_file
-from mbs_ray.cluster.plan import shard_blocks
+from mbs_ray.cluster.layout import block_costs, head_cost, shard_blocks
 from mbs_ray.methods import method_spec
 from mbs_ray.numerics import Numerics
 from mbs_ray.places import Places
@@ -27,6 +28,23 @@ class SweepJobs:
     numerics: Numerics
     stages: int
     segments: Mapping[str, SegmentSet]
+
+    def fitting(self, say: Callable[[str], None]) -> "SweepJobs":
+        """The same with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for."""
+        room = ray.cluster_resources()
+        fit = int(room.get("CPU", 0)) // self.numerics.threads
+        if self.numerics.device == "cuda":
+            fit = min(fit, int(room.get("GPU", 0)))
+        if fit >= self.stages or fit < 1:
+            return self
+        say(f"the cluster has room for {fit} of {self.stages} stages: going on with those")
+        return replace(self, stages=fit)
+
+    def sharded(self, job: Job) -> Job:
+        """A job over as many stages as there are now, blocks counted as equally costly."""
+        if len(job.blocks) == self.stages:
+            return job
+        return replace(job, blocks=tuple(shard_blocks([1.0] * job.blocks[-1].stop, 0.0, self.stages)))
 
     def signature(self, run: PreparedRun) -> dict[str, Any]:
         """All that can change a bit of the run's weights."""
@@ -107,9 +125,18 @@ class SweepJobs:
             calibration=calibration,
             evaluation=evaluation,
             directory=directory,
-            blocks=tuple(shard_blocks(run.model.decoder.blocks, self.stages)),
+            blocks=tuple(self._shards(run, calibration, evaluation)),
             true_sequential=run.spec.true_sequential,
         )
+
+    def _shards(
+        self, run: PreparedRun, calibration: SegmentFile | None, evaluation: Iterable[SegmentFile]
+    ) -> list[range]:
+        decoder = run.model.decoder
+        calibrating = 0 if calibration is None else len(calibration.languages) * run.calibration.sequence_length
+        evaluating = sum(len(one.languages) * run.evaluation[one.name].sequence_length for one in evaluation)
+        costs = block_costs(decoder, run.spec.method.statistic, calibrating, evaluating)
+        return shard_blocks(costs, head_cost(decoder, evaluating), self.stages)
 
     def _file(self, name: str, text: SegmentRequest) -> SegmentFile:
         return segment_file(name, self.segments[text.fingerprint])

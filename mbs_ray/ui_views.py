@@ -41,7 +41,6 @@ _LOSSES = ("relative_loss", "loss")
 _MOST_RUNS = 100
 # Pixels. What a name takes was measured on MLflow's page; a metric's column holds the 18 digits of its value.
 _NAME_WIDTH, _DATE_WIDTH, _METRIC_WIDTH, _CHARACTER = 300, 140, 145, 8
-_CARD_HEIGHT = 300
 
 
 def publish_view(experiment_id: str, model: str, languages: Sequence[str], client: "MlflowClient") -> None:
@@ -103,7 +102,7 @@ def view_state(model: str, languages: Sequence[str]) -> dict[str, Any]:
         "columnWidths": widths,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [*(_bars(metric) for metric in increases), *(_lines(metric) for metric in losses)],
-        "compareRunSections": [_section(_INCREASES, 3), _section(_BLOCKS, 2)],
+        "compareRunSections": [_section(_INCREASES), _section(_BLOCKS)],
         "isAccordionReordered": True,
     }
 
@@ -135,7 +134,7 @@ def _chart(metric: str) -> dict[str, Any]:
     }
 
 
-def _section(name: str, columns: int) -> dict[str, Any]:
+def _section(name: str) -> dict[str, Any]:
     return {
         "uuid": f"mbs-{name}",
         "name": name,
@@ -143,8 +142,6 @@ def _section(name: str, columns: int) -> dict[str, Any]:
         "isReordered": True,
         "deleted": False,
         "isGenerated": False,
-        "columns": columns,
-        "cardHeight": _CARD_HEIGHT,
     }
 
 

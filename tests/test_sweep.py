@@ -1,8 +1,12 @@
 """A whole sweep on a real cluster: corpus to checkpoints, figures and MLflow; again, it computes nothing."""
 
+import hashlib
 import io
 import json
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -190,3 +194,52 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
     _, scores = alone["held-out"]
     for language, score in scores.items():
         assert score.perplexity == pytest.approx(result["metrics"][f"ppl/{language}"], rel=1e-6)
+
+
+def stage_processes() -> list[int]:
+    """Process ids of the stages that are alive on this machine under this session's Ray."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::Stage"):
+            found.append(int(process.name))
+    return found
+
+
+def checkpoint_bits(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.glob("tiny/runs/*/checkpoint/*.safetensors"))
+    }
+
+
+def test_a_killed_stage_is_started_anew_and_costs_no_bit_and_no_metric(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
+) -> None:
+    undisturbed, _, _ = swept
+    before = set(stage_processes())
+    first_block = tmp_path / "tiny" / "runs" / LABELS[2] / "blocks" / "block-00000.safetensors"
+
+    def kill_one() -> None:
+        while not first_block.is_file():
+            time.sleep(0.005)
+        for process in set(stage_processes()) - before:
+            os.kill(process, signal.SIGKILL)
+            break
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    result, printed = run_sweep(spec(bloom, corpus, held_out), tmp_path)
+    killer.join()
+    assert "starting the stages anew" in printed
+    assert not result.failed
+    assert checkpoint_bits(tmp_path) == checkpoint_bits(undisturbed)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 5
+    for run in runs:
+        if "sampling" in run.data.tags:
+            assert [one.step for one in client.get_metric_history(run.info.run_id, "block/seconds")] == [0, 1, 2, 3]

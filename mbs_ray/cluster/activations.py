@@ -88,14 +88,19 @@ class ActivationStore:
             self._blocks[microbatch] = block
             self._changed.notify_all()
 
-    def get(self, microbatch: int, block: int, device: torch.device) -> torch.Tensor:
-        """The input of ``block``, on the device. Do not write into it: it may be the store's own."""
+    def wait(self, microbatch: int) -> None:
+        """Until a microbatch is there. Raises :class:`RunAbandonedError`, or why one could not be stored."""
         with self._changed:
             self._changed.wait_for(lambda: self.abandoned or self._failure or microbatch in self._blocks)
             if self.abandoned:
                 raise RunAbandonedError
             if self._failure:
                 raise self._failure
+
+    def get(self, microbatch: int, block: int, device: torch.device) -> torch.Tensor:
+        """The input of ``block``, on the device. Do not write into it: it may be the store's own."""
+        self.wait(microbatch)
+        with self._changed:
             stored = self._blocks[microbatch]
         if stored != block:
             raise RuntimeError(f"microbatch {microbatch} is the input of block {stored}, not of block {block}")

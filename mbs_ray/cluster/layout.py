@@ -1,40 +1,19 @@
-"""How many stages and replicas, and which stage owns which blocks."""
+"""Which stage owns which blocks: contiguous shards of about equal cost."""
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mbs_ray.errors import InputError
-
-
-@dataclass(frozen=True)
-class Layout:
-    """`stages` contiguous shards of the blocks, each held by `replicas` actors that share a run's segments."""
-
-    stages: int
-    replicas: int
-
-    @property
-    def actors(self) -> int:
-        return self.stages * self.replicas
-
-
-def auto_layout(devices: int, runs: int, blocks: int, microbatches: int) -> Layout:
-    """What keeps so many devices busy.
-
-    Several runs keep several stages busy, one run at a time per stage; a single run goes no faster over stages, but
-    its microbatches can be shared by replicas.
-    """
-    if runs > 1:
-        return Layout(min(devices, blocks), 1)
-    return Layout(1, max(1, min(devices, microbatches)))
+from mbs_ray.methods import Statistic
+from mbs_ray.model.decoder import Decoder
 
 
 def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range]:
     """Contiguous shards of the blocks for which the costliest stage is cheapest.
 
     costs: of each block; last: what the last stage does besides (the head). Any unit. Every stage gets at least
-    one block. Of equally good cuts, the first stages get the more blocks.
+    one block; of equally good cuts the one is taken whose last stages have the fewest. InputError where there are
+    more stages than blocks.
     """
     blocks = len(costs)
     if stages > blocks:
@@ -60,3 +39,25 @@ def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range
         bounds.append(cut[bounds[-1]])
     edges = [0, *reversed(bounds)]
     return [range(first, stop) for first, stop in itertools.pairwise(edges)]
+
+
+def block_costs(decoder: Decoder, statistic: Statistic, calibrating: int, evaluating: int) -> list[float]:
+    """Operations of each block of a run with so many tokens of calibration and of evaluation.
+
+    Calibration segments go through a block twice, and through its moments; evaluation segments once. Attention
+    is left out: it costs every block the same.
+    """
+    costs = []
+    for index in range(decoder.blocks):
+        shapes = decoder.linears(index).values()
+        weights = sum(rows * columns for rows, columns in shapes)
+        cost = 2.0 * weights * (2 * calibrating + evaluating)
+        if statistic is Statistic.FULL and calibrating:
+            cost += sum(columns**2 * calibrating + columns**3 + rows * columns**2 for rows, columns in shapes)
+        costs.append(cost)
+    return costs
+
+
+def head_cost(decoder: Decoder, evaluating: int) -> float:
+    """Operations of the head, which only evaluation segments reach."""
+    return 2.0 * decoder.vocabulary * decoder.width * evaluating

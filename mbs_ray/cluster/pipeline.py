@@ -11,6 +11,7 @@ from mbs_ray.cluster.activations import RunAbandonedError
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.offload import AUTO, Offload, settle
 from mbs_ray.cluster.stage import Stage
+from mbs_ray.cluster.timeline import Span
 from mbs_ray.cluster.worker import Status
 from mbs_ray.errors import InputError, StageDiedError
 
@@ -38,8 +39,9 @@ class Pipeline:
         self._count, self._threads = stages, threads
         self._offload, self._say = offload, say
         self._stages: list[Any] = []
-        self._pending: dict[ray.ObjectRef, str] = {}
+        self._pending: dict[ray.ObjectRef, tuple[str, int]] = {}
         self._open: dict[str, int] = {}
+        self._seen = [Status()] * stages
         self._errors: dict[str, Exception] = {}
         self.process_ids: list[int] = []
 
@@ -82,20 +84,21 @@ class Pipeline:
 
     def submit(self, job: Job) -> None:
         self._open[job.key] = len(self._stages)
-        for stage in self._stages:
-            self._pending[stage.process.remote(job)] = job.key
+        for index, stage in enumerate(self._stages):
+            self._pending[stage.process.remote(job)] = job.key, index
 
     def outcomes(self, wait_seconds: float) -> Iterator[Outcome]:
         """Runs that ended within the next ``wait_seconds``. Raises :class:`StageDiedError`."""
         ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=wait_seconds)
         for reference in ready:
-            key = self._pending.pop(reference)
+            key, stage = self._pending.pop(reference)
             try:
                 ray.get(reference)
             except RayActorError as error:
-                raise StageDiedError(f"a stage died during {key}; the same command goes on from here") from error
+                # Also raised by a stage that could not hand over to one that died.
+                raise self._death(stage, key) from error
             except RayTaskError as error:
-                self._fail(key, error)
+                self._fail(key, stage, error)
             self._open[key] -= 1
             if self._open[key] == 0:
                 del self._open[key]
@@ -108,15 +111,38 @@ class Pipeline:
     def statuses(self) -> list[Status]:
         """Where every stage is; empty where the stages do not answer at once."""
         try:
-            return ray.get([stage.status.remote() for stage in self._stages], timeout=2.0)
+            self._seen = ray.get([stage.status.remote() for stage in self._stages], timeout=2.0)
+        except (GetTimeoutError, RayActorError):
+            return []
+        return self._seen
+
+    def spans(self) -> list[list[Span]]:
+        """What every stage did since the last call; empty where the stages do not answer at once."""
+        try:
+            return ray.get([stage.spans.remote() for stage in self._stages], timeout=2.0)
         except (GetTimeoutError, RayActorError):
             return []
 
-    def _fail(self, key: str, error: RayTaskError) -> None:
+    def _fail(self, key: str, stage: int, error: RayTaskError) -> None:
         """The first error of a run counts; the other stages are told to give it up."""
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, RunAbandonedError):
             return
         if key not in self._errors:
             self._errors[key] = cause
-            ray.get([stage.abandon.remote(key) for stage in self._stages])
+            try:
+                ray.get([one.abandon.remote(key) for one in self._stages])
+            except RayActorError as death:
+                raise self._death(stage, key) from death
+
+    def _death(self, stage: int, key: str) -> StageDiedError:
+        """Which stage died, and in which run it was last seen; ``stage`` and ``key`` where none is found dead."""
+        for index, one in enumerate(self._stages):
+            try:
+                ray.get(one.status.remote(), timeout=2.0)
+            except RayActorError:
+                stage, key = index, self._seen[index].run or key
+                break
+            except GetTimeoutError:
+                continue
+        return StageDiedError(f"stage {stage + 1} died during {key}; the same command goes on from here", key)

@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.offload import AUTO, RUNS_HELD, Offload, Room, StoreMaker, TierName, look_around
+from mbs_ray.cluster.timeline import Span
 from mbs_ray.cluster.worker import Status, Worker
 
 #: Microbatches a sender may have under way that the receiver has not yet stored.
@@ -58,6 +59,11 @@ class Stage:
     @ray.method(concurrency_group="control")
     def status(self) -> Status:
         return self._worker.status
+
+    @ray.method(concurrency_group="control")
+    def spans(self) -> list[Span]:
+        """What this stage did since the last call."""
+        return self._worker.timeline.take()
 
     @ray.method(concurrency_group="control")
     def abandon(self, key: str) -> None:

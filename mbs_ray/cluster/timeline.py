@@ -1,5 +1,6 @@
 """What a stage did when: disjoint spans of time, and the share of each kind of work."""
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,21 +40,25 @@ class Timeline:
         self._spans: list[Span] = []
         self._open: list[tuple[str, int, str]] = []
         self._since = 0.0
+        self._lock = threading.Lock()
 
     @contextmanager
     def part(self, run: str, block: int, part: str) -> Iterator[None]:
-        self._cut()
-        self._open.append((run, block, part))
+        with self._lock:
+            self._cut()
+            self._open.append((run, block, part))
         try:
             yield
         finally:
-            self._cut()
-            self._open.pop()
+            with self._lock:
+                self._cut()
+                self._open.pop()
 
     def take(self) -> list[Span]:
-        """The spans that ended since the last call."""
-        taken, self._spans = self._spans, []
-        return taken
+        """The spans that ended since the last call; for another thread."""
+        with self._lock:
+            taken, self._spans = self._spans, []
+            return taken
 
     def _cut(self) -> None:
         now = time.time()

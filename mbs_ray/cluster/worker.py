@@ -1,15 +1,19 @@
 """What a stage does with a run: plain computing, no actor; the stage hands in where microbatches go."""
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
+from mbs_ray.cluster.activations import ActivationStore
 from mbs_ray.cluster.host_memory import return_freed_memory
 from mbs_ray.cluster.job import Job, Microbatch
+from mbs_ray.cluster.timeline import Timeline
 from mbs_ray.compression import collect, solve, turns
 from mbs_ray.methods import Method, Statistic, build_method
 from mbs_ray.model.block_files import read_block, write_block
@@ -45,7 +49,9 @@ class Worker:
         self._index, self._stages, self._threads = index, stages, threads
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._decoder: tuple[tuple, Decoder] | None = None
+        self._ahead = ThreadPoolExecutor(1)
         self.status = Status()
+        self.timeline = Timeline()
         return_freed_memory()
 
     def process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
@@ -63,14 +69,21 @@ class Worker:
         decoder = self._load_decoder(job)
         method = None if job.method is None else build_method(job.method)
         blocks = job.blocks[self._index]
+        reading = self._ahead.submit(_read, job, decoder, blocks[0])
         if self._index == 0:
-            for microbatch in self._follow(job, store, -1, "embed", job.microbatches()):
-                token_ids = _token_ids(microbatch)
-                store.put(microbatch.index, 0, decoder.embed(token_ids))
+            with self.timeline.part(job.key, -1, "embed"):
+                for microbatch in self._follow(job, -1, "embed", job.microbatches()):
+                    token_ids = _token_ids(microbatch)
+                    store.put(microbatch.index, 0, decoder.embed(token_ids))
         for index in blocks:
-            self._block(job, store, decoder, method, index, send if index == blocks[-1] else None)
+            with self.timeline.part(job.key, index, "read"):
+                stored = reading.result()
+            if index != blocks[-1]:
+                reading = self._ahead.submit(_read, job, decoder, index + 1)
+            self._block(job, store, decoder, method, index, stored, send if index == blocks[-1] else None)
         if self._index == self._stages - 1:
-            self._evaluate(job, store, decoder)
+            with self.timeline.part(job.key, decoder.blocks, "evaluate"):
+                self._evaluate(job, store, decoder)
 
     def _block(
         self,
@@ -79,31 +92,32 @@ class Worker:
         decoder: Decoder,
         method: Method | None,
         index: int,
+        stored: "_Stored",
         send: Send | None,
     ) -> None:
         """One block; one that the run directory already holds is only propagated through."""
-        finished = None if method is None else read_block(job.blocks_folder, index)
-        report = BlockReport(index)
-        names = decoder.block_tensors(index)
-        if finished is not None:
-            tensors = {name: finished[stored] for name, stored in names.items()}
-        else:
-            with report.timed("read"):
-                tensors = decoder.read_block(index)
-            if method is not None:
-                packed = self._compress(job, store, decoder, method, report, tensors)
-                with report.timed("write"):
-                    dense = {names[name]: tensors[name] for name in names}
-                    # The block file last: where it lies, all else of the block lies too.
-                    write_report(job.blocks_folder, report)
-                    if packed:
-                        by_stored_name = {names[weight]: parts for weight, parts in packed.items()}
-                        write_block(RunDirectory(job.directory).packed, index, packed_block(dense, by_stored_name))
-                    write_block(job.blocks_folder, index, dense)
-        with report.timed("propagate"):
+        report = BlockReport(index, seconds={"read": stored.seconds})
+        names, tensors = decoder.block_tensors(index), stored.tensors
+        solving = method is not None and not stored.finished
+        if method is not None and solving:
+            packed = self._compress(job, store, decoder, method, report, tensors)
+            with self._timed(job, report, "write"):
+                dense = {names[name]: tensors[name] for name in names}
+                # The block file last: where it lies, all else of the block lies too.
+                write_report(job.blocks_folder, report)
+                if packed:
+                    by_stored_name = {names[weight]: parts for weight, parts in packed.items()}
+                    write_block(RunDirectory(job.directory).packed, index, packed_block(dense, by_stored_name))
+                write_block(job.blocks_folder, index, dense)
+        with self._timed(job, report, "propagate"):
             self._propagate(job, store, decoder, index, tensors, send)
-        if method is not None and finished is None:
+        if solving:
             write_report(job.blocks_folder, report)
+
+    @contextmanager
+    def _timed(self, job: Job, report: BlockReport, part: str) -> Iterator[None]:
+        with report.timed(part), self.timeline.part(job.key, report.block, part):
+            yield
 
     def _compress(
         self,
@@ -118,13 +132,13 @@ class Worker:
         index, packed = report.block, {}
         linears = list(decoder.linears(index))
         for turn in self._turns(job, store, decoder, method, index, tensors):
-            with report.timed("collect"):
-                calibrating = self._follow(job, store, index, "collect", job.calibrating())
-                hidden = (store.get(microbatch.index, index, self._device) for microbatch in calibrating)
+            with self._timed(job, report, "collect"):
+                calibrating = self._follow(job, index, "collect", job.calibrating())
+                hidden = (self._get(job, store, microbatch, index) for microbatch in calibrating)
                 block = decoder.load_block(index, tensors)
                 collected = collect(decoder, block, index, hidden, method.statistic, turn)
                 del block
-            with report.timed("solve"):
+            with self._timed(job, report, "solve"):
                 self.status = Status(job.key, index, "solve", 0, 1)
                 solved = solve(tensors, turn, collected, method, self._device, f"block {index}")
             tensors.update(solved.weights)
@@ -164,32 +178,35 @@ class Worker:
         if index == job.blocks[-1][-1]:
             # Nothing follows the last block but the head, which calibration segments never see.
             microbatches = [one for one in microbatches if one.file is not job.calibration]
-        for microbatch in self._follow(job, store, index, "propagate", microbatches):
-            hidden = decoder.run_block(block, index, store.get(microbatch.index, index, self._device))
+        for microbatch in self._follow(job, index, "propagate", microbatches):
+            hidden = decoder.run_block(block, index, self._get(job, store, microbatch, index))
             if send is None:
                 store.put(microbatch.index, index + 1, hidden)
             else:
-                send(microbatch.index, index + 1, hidden)
+                with self.timeline.part(job.key, index, "send"):
+                    send(microbatch.index, index + 1, hidden)
                 store.pop(microbatch.index)
 
     def _evaluate(self, job: Job, store: ActivationStore, decoder: Decoder) -> None:
         end = decoder.blocks
         for file, microbatches in job.evaluating():
-            for microbatch in self._follow(job, store, end, "evaluate", microbatches):
-                hidden = store.get(microbatch.index, end, self._device)
+            for microbatch in self._follow(job, end, "evaluate", microbatches):
+                hidden = self._get(job, store, microbatch, end)
                 store.put(microbatch.index, end + 1, decoder.finish(hidden))
             pairs = _Finished(store, end + 1, [(one.index, _token_ids(one)) for one in microbatches])
             write_token_scores(job.scores_file(file.name), SegmentSet.open(file.path), score(decoder, pairs))
 
-    def _follow(
-        self, job: Job, store: ActivationStore, block: int, part: str, microbatches: list[Microbatch]
-    ) -> Iterator[Microbatch]:
+    def _follow(self, job: Job, block: int, part: str, microbatches: list[Microbatch]) -> Iterator[Microbatch]:
         """The microbatches one by one, telling whoever asks where this stage is."""
         for done, microbatch in enumerate(microbatches):
-            if store.abandoned:
-                raise RunAbandonedError
             self.status = Status(job.key, block, part, done, len(microbatches), microbatch.language)
             yield microbatch
+
+    def _get(self, job: Job, store: ActivationStore, microbatch: Microbatch, block: int) -> torch.Tensor:
+        """The input of a block; raises :class:`RunAbandonedError` where the run was given up."""
+        with self.timeline.part(job.key, block, "receive"):
+            store.wait(microbatch.index)
+        return store.get(microbatch.index, block, self._device)
 
     def _load_decoder(self, job: Job) -> Decoder:
         key = (job.model, job.compute_dtype)
@@ -197,6 +214,26 @@ class Worker:
             dtype = getattr(torch, job.compute_dtype)
             self._decoder = (key, Decoder(Checkpoint(job.model), dtype, str(self._device)))
         return self._decoder[1]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A block as it lies on the disk: dense, or as the run directory holds it ``finished``."""
+
+    tensors: dict[str, torch.Tensor]
+    finished: bool
+    seconds: float
+
+
+def _read(job: Job, decoder: Decoder, index: int) -> _Stored:
+    """Read a block in another thread while the one before is computed."""
+    begun = time.monotonic()
+    done = None if job.method is None else read_block(job.blocks_folder, index)
+    if done is None:
+        tensors = decoder.read_block(index)
+    else:
+        tensors = {name: done[stored] for name, stored in decoder.block_tensors(index).items()}
+    return _Stored(tensors, done is not None, time.monotonic() - begun)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ class Decoder:
     def vocabulary(self) -> int:
         return int(self._head_info().shape[0])
 
+    @property
+    def width(self) -> int:
+        """Columns of the head."""
+        return int(self._head_info().shape[1])
+
     def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rows of the head's weight and bias for a range of the vocabulary, on the device."""
         name, bias = self._head_names()

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.layout import shard_blocks
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
-from mbs_ray.cluster.plan import shard_blocks
 from mbs_ray.methods import Moment, build_method
 from mbs_ray.model.block_files import write_outside
 from mbs_ray.model.checkpoint import Checkpoint
@@ -57,7 +57,7 @@ def make_job(
         calibration=None if calibration is None else segment_file("calibration", calibration),
         evaluation=(segment_file("held-out", evaluation),),
         directory=directory,
-        blocks=tuple(shard_blocks(blocks, stages)),
+        blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
         true_sequential=true_sequential,
     )
 

@@ -1,0 +1,23 @@
+"""When a run whose stages keep dying is given up."""
+
+from mbs_ray.cluster.job import Job
+
+#: Deaths of a stage in one run, without anything finished in between, after which the run is given up.
+DEATHS_ALLOWED = 3
+
+
+class Deaths:
+    """Counts deaths of stages by run; whatever the run finished since the last one forgives it."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def hopeless(self, run: str, job: Job | None) -> bool:
+        """Note a death during a run (``job`` None: while the stages were started). True when it was one too many."""
+        finished = 0
+        if job is not None:
+            finished = sum(path.suffix in (".safetensors", ".parquet") for path in job.directory.rglob("*"))
+        point, count = self._last.get(run, (finished, 0))
+        count = count + 1 if point == finished else 1
+        self._last[run] = finished, count
+        return count >= DEATHS_ALLOWED
