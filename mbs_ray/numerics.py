@@ -21,7 +21,16 @@ class Numerics:
 
 
 def resolve_numerics(stages: int, threads: int | None) -> Numerics:
-    """For the connected Ray: CUDA where there is a GPU per stage; threads share the CPUs unless given."""
+    """For the connected Ray: CUDA where there is a GPU per stage; stages on a node share its CPUs unless told."""
     resources = ray.cluster_resources()
     device = "cuda" if resources.get("GPU", 0) >= stages else "cpu"
-    return Numerics(device, threads or max(1, int(resources.get("CPU", 1)) // stages))
+    return Numerics(device, threads or _threads_of_each(stages))
+
+
+def _threads_of_each(stages: int) -> int:
+    """As many as every stage finds when they are spread evenly over the nodes that have CPUs."""
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    largest = sorted((int(cpus) for cpus in nodes if cpus), reverse=True)[:stages]
+    if not largest:
+        return 1
+    return max(1, min(largest) // -(-stages // len(largest)))

@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mbs_ray.cluster.activations import RunAbandonedError
 from mbs_ray.cluster.job import Job
@@ -15,6 +17,7 @@ from mbs_ray.cluster.timeline import Span
 from mbs_ray.cluster.worker import Status
 from mbs_ray.errors import InputError, StageDiedError
 
+PLACE_SECONDS = 30.0
 START_SECONDS = 180.0
 
 
@@ -39,6 +42,7 @@ class Pipeline:
         self._count, self._threads = stages, threads
         self._offload, self._say = offload, say
         self._stages: list[Any] = []
+        self._placement: PlacementGroup | None = None
         self._pending: dict[ray.ObjectRef, tuple[str, int]] = {}
         self._open: dict[str, int] = {}
         self._seen = [Status()] * stages
@@ -55,7 +59,7 @@ class Pipeline:
                 f"the cluster has {resources.get('CPU', 0):.0f}; ask for fewer stages or threads"
             )
         actor: Any = Stage
-        actor = actor.options(num_cpus=self._threads, num_gpus=gpus)
+        actor = actor.options(num_cpus=self._threads, num_gpus=gpus, scheduling_strategy=self._place(gpus))
         self._stages = [actor.remote(index, self._count, self._threads) for index in range(self._count)]
         following = [*self._stages[1:], None]
         ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
@@ -64,8 +68,8 @@ class Pipeline:
         except GetTimeoutError as error:
             self.__exit__()
             raise InputError(
-                f"stages: {self._count} actors of {self._threads} CPUs found no place within "
-                f"{START_SECONDS:.0f} s; free the cluster or ask for fewer stages"
+                f"stages: {self._count} actors of {self._threads} CPUs did not start within "
+                f"{START_SECONDS:.0f} s; see the logs of Ray"
             ) from error
         except RayActorError as error:
             self.__exit__()
@@ -81,6 +85,24 @@ class Pipeline:
         for stage in self._stages:
             ray.kill(stage)
         self._stages = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    def _place(self, gpus: int) -> PlacementGroupSchedulingStrategy:
+        """A place for every stage, all or none. On GPUs neighbours share a node if they can, on CPUs they spread."""
+        bundle = {"CPU": float(self._threads)} | ({"GPU": 1.0} if gpus else {})
+        self._placement = placement_group([bundle] * self._count, strategy="PACK" if gpus else "SPREAD")
+        if not self._placement.wait(PLACE_SECONDS):
+            self.__exit__()
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
+            each = f"{self._threads} CPUs{' and a GPU' if gpus else ''} each"
+            raise InputError(
+                f"stages: {self._count} stages of {each} found no place within {PLACE_SECONDS:.0f} s "
+                f"on nodes of {there}; free the cluster, or ask for fewer stages or threads"
+            )
+        return PlacementGroupSchedulingStrategy(self._placement)
 
     def submit(self, job: Job) -> None:
         self._open[job.key] = len(self._stages)

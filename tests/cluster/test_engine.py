@@ -18,6 +18,7 @@ from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
+from mbs_ray.numerics import resolve_numerics
 from mbs_ray.report import read_reports
 from tests.cluster.engine import assemble_run, compress_in_sequence, compress_plainly, digest, draw, make_job, run_all
 from tests.conftest import OBJECT_STORE_BYTES
@@ -224,3 +225,19 @@ def test_more_stages_than_cpus_and_than_blocks_are_refused(
         pass
     with pytest.raises(InputError, match="5 stages are more than the 4 blocks"):
         make_job("run", bloom, tmp_path, 5, None, held_out, None)
+
+
+def test_stages_that_no_node_can_hold_are_refused_after_a_short_wait(
+    ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbs_ray.cluster.pipeline.PLACE_SECONDS", 2.0)
+    # Six CPUs in all, but two on each node.
+    with pytest.raises(InputError, match="1 stages of 5 CPUs each found no place within 2 s on nodes of 2 CPUs"):
+        Pipeline(1, 5).__enter__()
+
+
+def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Cluster) -> None:
+    assert [resolve_numerics(stages, None).threads for stages in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 1]
+    assert resolve_numerics(2, 5).threads == 5
+    with Pipeline(3, 2) as pipeline:
+        assert len(pipeline.process_ids) == 3
