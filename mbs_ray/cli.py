@@ -12,6 +12,22 @@ from rich.console import Console
 
 from mbs_ray.arguments import named_spec
 from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.options import (
+    METHOD_HELP,
+    SAMPLING_HELP,
+    Address,
+    ComputeDtype,
+    Distribution,
+    FileOffloadTier,
+    Languages,
+    NvmePath,
+    OffloadTier,
+    Out,
+    Revision,
+    SequenceLength,
+    Stages,
+    Threads,
+)
 
 app = typer.Typer(
     name="mbs",
@@ -21,25 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for everything: runs, figures, MLflow database.")]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", help="Ray cluster to work on; default: a local Ray, or the job's own."),
-]
-Stages = Annotated[int, typer.Option("--stages", min=1, help="Actors the blocks are sharded over.")]
-Languages = Annotated[str, typer.Option("--languages", help="'paper' (its 20), 'all', or codes: en,sw,ta")]
-Distribution = Annotated[
-    Path | None,
-    typer.Option("--distribution", help="language_distribution.json; default: beside the model, or BLOOM's own."),
-]
-_SAMPLING_HELP = "monolingual[:language=en], equal, proportional, temperature:alpha=0.3, counts:counts={en: 9}"
-_METHOD_HELP = "magnitude, rtn, wanda, sparsegpt, gptq, with fields: sparsegpt:sparsity=0.5 or gptq:bits=3"
-
 
 @app.command(epilog="Example: mbs allocate --model bigscience/bloom-7b1 --sampling proportional --segments 256")
 def allocate(
     model: Annotated[str, typer.Option("--model", help="Folder of a checkpoint, or a hub id.")],
-    sampling: Annotated[str, typer.Option("--sampling", help=_SAMPLING_HELP)] = "proportional",
+    sampling: Annotated[str, typer.Option("--sampling", help=SAMPLING_HELP)] = "proportional",
     segments: Annotated[int, typer.Option("--segments", min=1, help="Segments in all.")] = 256,
     languages: Languages = "paper",
     distribution: Distribution = None,
@@ -64,20 +66,20 @@ def allocate(
 def compress(
     model: Annotated[str, typer.Option("--model", help="Folder of a checkpoint, or a hub id.")],
     corpus: Annotated[Path, typer.Option("--corpus", help="Folder of <language>.parquet|.jsonl|.txt")],
-    method: Annotated[str, typer.Option("--method", help=_METHOD_HELP)],
+    method: Annotated[str, typer.Option("--method", help=METHOD_HELP)],
     out: Out,
-    sampling: Annotated[str, typer.Option("--sampling", help=_SAMPLING_HELP)] = "proportional",
+    sampling: Annotated[str, typer.Option("--sampling", help=SAMPLING_HELP)] = "proportional",
     evaluate: Annotated[
         list[Path] | None, typer.Option("--evaluate", help="Folder with text to score; may be repeated.")
     ] = None,
     name: Annotated[
         str, typer.Option("--name", help="Of the folder under --out and the MLflow experiment.")
     ] = "compress",
-    revision: Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")] = None,
+    revision: Revision = None,
     languages: Languages = "paper",
     distribution: Distribution = None,
     segments: Annotated[int, typer.Option("--segments", min=1, help="Calibration segments in all.")] = 256,
-    sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")] = 2048,
+    sequence_length: SequenceLength = 2048,
     evaluation_segments: Annotated[
         int, typer.Option("--evaluation-segments", min=1, help="At most so many per language.")
     ] = 64,
@@ -85,12 +87,12 @@ def compress(
     allow_repeat: Annotated[
         bool, typer.Option("--allow-repeat", help="Draw overlapping windows where text is short.")
     ] = False,
-    compute_dtype: Annotated[
-        str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")
-    ] = "auto",
+    compute_dtype: ComputeDtype = "auto",
     microbatch: Annotated[str, typer.Option("--microbatch", help="Segments in one forward, or auto.")] = "auto",
     stages: Stages = 1,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of an actor.")] = None,
+    threads: Threads = None,
+    offload: OffloadTier = "auto",
+    nvme_path: NvmePath = None,
     address: Address = None,
 ) -> None:
     """Compress one model with one method and one sampling: a sweep of a single run."""
@@ -113,7 +115,14 @@ def compress(
             "compute_dtype": compute_dtype,
             "microbatch": int(microbatch) if microbatch.isdigit() else microbatch,
         }
-        content = {"name": name, "run": run, "stages": stages, "threads": threads or "auto"}
+        content = {
+            "name": name,
+            "run": run,
+            "stages": stages,
+            "threads": threads or "auto",
+            "offload": offload,
+            "nvme_path": nvme_path and nvme_path.absolute(),
+        }
         _conduct(validated(SweepSpec, content), out, address)
 
 
@@ -122,21 +131,22 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
     corpus: Annotated[list[Path], typer.Option("--corpus", help="Folder with text to score; may be repeated.")],
     out: Out,
-    revision: Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")] = None,
+    revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[
         int | None, typer.Option("--segments", min=1, help="At most so many per language; default: all text.")
     ] = None,
-    sequence_length: Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")] = 2048,
-    compute_dtype: Annotated[
-        str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")
-    ] = "auto",
+    sequence_length: SequenceLength = 2048,
+    compute_dtype: ComputeDtype = "auto",
     stages: Stages = 1,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of an actor.")] = None,
+    threads: Threads = None,
+    offload: OffloadTier = "auto",
+    nvme_path: NvmePath = None,
     address: Address = None,
 ) -> None:
     """Score a checkpoint, dense or compressed: perplexity and bits per byte of every language."""
     with _one_line_errors():
+        from mbs_ray.cluster.offload import Offload
         from mbs_ray.evaluate import evaluate_model
         from mbs_ray.progress import Progress
         from mbs_ray.specs import EvaluationSpec, validated
@@ -157,6 +167,7 @@ def evaluate(
             out=_absolute(out),
             address=address,
             progress=Progress(console),
+            offload=Offload(offload, nvme_path and nvme_path.absolute()),
         )
         for set_name, (path, scores) in scored.items():
             console.print(score_table(f"{Path(model).name} on {set_name}", scores))
@@ -170,14 +181,17 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="Sweep file in YAML; see jobs/sweeps/.")],
     out: Out,
     stages: Annotated[int | None, typer.Option("--stages", min=1, help="Actors; default: as the file says.")] = None,
+    offload: FileOffloadTier = None,
+    nvme_path: NvmePath = None,
     address: Address = None,
 ) -> None:
     """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
-    from mbs_ray.specs import load_sweep
+    from mbs_ray.specs import SweepSpec, load_sweep, validated
 
     with _one_line_errors():
-        spec = load_sweep(file)
-        _conduct(spec if stages is None else spec.model_copy(update={"stages": stages}), out, address)
+        given = {"stages": stages, "offload": offload, "nvme_path": nvme_path and nvme_path.absolute()}
+        changes = {field: value for field, value in given.items() if value is not None}
+        _conduct(validated(SweepSpec, {**load_sweep(file).model_dump(), **changes}), out, address)
 
 
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")
@@ -223,11 +237,13 @@ def ui(
     """Open MLflow on the results of earlier commands."""
     with _one_line_errors():
         from mbs_ray.tracking import database_uri
+        from mbs_ray.ui_links import ui_links
 
         uri = database_uri(out)
         if not (out / "mlflow.db").is_file():
             raise InputError(f"{out}: no mlflow.db; give the --out of an earlier mbs compress or mbs sweep")
-        typer.echo(f"MLflow on http://{host}:{port} (stop with Ctrl-C)")
+        address = f"http://{host}:{port}"
+        typer.echo("\n".join([f"MLflow on {address} (stop with Ctrl-C)", *ui_links(uri, address)]))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # Looking at results needs none of MLflow's background workers.
         os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mbs_ray.evaluation.report import increase_table, mean_over, to_markdown
+from mbs_ray.evaluation.report import SUMMARIES, increase_table, mean_over, to_markdown
 from mbs_ray.plots import allocation_bars, increase_heatmap, save_figure
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.sweep_jobs import SweepJobs
@@ -53,7 +53,8 @@ def conclude(
             parent.artifact(path)
             figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
             _keep(figure, f"increase-{title}", jobs, parent, result)
-            notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{to_markdown(table)}")
+            shown = to_markdown(_summaries_first(table))
+            notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{shown}")
     allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(runs)}
     if allocations:
         _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
@@ -67,6 +68,11 @@ def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
     for run in runs:
         first.setdefault(json.dumps(run.allocation), run)
     return list(first.values())
+
+
+def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
+    """MLflow folds a long note: what is seen of it should be the result."""
+    return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
 
 
 def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

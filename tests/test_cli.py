@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from mbs_ray.cli import app
 from mbs_ray.tracking import Tracking, database_uri
 from tests.models import documents, write_corpus
-from tests.test_tracking_server import listening, wait_until_healthy
+from tests.tracking_server import listening, wait_until_healthy
 
 PAPER = [87, 47, 37, 31, 14, 13, 7, 4, 3, 3] + [1] * 10
 

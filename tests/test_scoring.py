@@ -1,6 +1,8 @@
 """nll per token equals the plain model's cross-entropy, whatever the chunks."""
 
 import math
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,30 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     expected = torch.logsumexp(logits[:, :-1], -1) - logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     assert [tuple(part.shape) for part in parts] == [(3, 11), (2, 11)]
     torch.testing.assert_close(torch.cat(parts).double(), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_VOCABULARY_CHUNK", 100)
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    ids = [torch.randint(0, 400, (rows, 12), generator=generator) for rows in (3, 1, 2)]
+    hidden = [finished(decoder, one) for one in ids]
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    class Stored:
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for states, tokens in zip(hidden, ids, strict=True):
+                read = states.clone()
+                alive.append(weakref.ref(read))
+                yield read, tokens
+                assert sum(reference() is not None for reference in alive) <= 2
+                del read
+
+    with torch.inference_mode():
+        parts = score(decoder, Stored())
+        alone = [score(decoder, [pair])[0] for pair in zip(hidden, ids, strict=True)]
+    assert len(alive) > len(ids)
+    assert all(torch.equal(part, one) for part, one in zip(parts, alone, strict=True))
 
 
 def test_aggregates_follow_from_the_rows_of_tokens(tmp_path: Path) -> None:

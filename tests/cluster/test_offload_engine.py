@@ -81,12 +81,12 @@ def test_host_memory_is_bounded_by_buffers_and_nothing_is_spilled(
         with MemorySampler(pipeline.process_ids[0]) as sampler:
             pipeline.submit(large)
             assert [outcome.error for outcome in _outcomes(pipeline)] == [None]
-    assert sampler.grown < offload.needed / 3
+    assert sampler.grown < 60 * MIB
     assert "Spilled" not in memory_summary(ray_cluster.address, stats_only=True)
     with MemorySampler(os.getpid()) as sampler:
         held = torch.ones(200 * MIB, dtype=torch.uint8)
         time.sleep(0.1)
-    assert sampler.grown >= held.nbytes
+    assert sampler.grown > 0.9 * held.nbytes
 
 
 def test_what_a_killed_stage_leaves_is_removed_by_the_next_start(
