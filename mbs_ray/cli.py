@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | sweep | export | demo | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | sweep | export | track | demo | ui``."""
 
 import os
 import sys
@@ -226,6 +226,24 @@ def demo(
         console = Console()
         result = run_demo(_absolute(out), address, console, model)
         _show(result, out, console, conclusion(result))
+
+
+@app.command(epilog="Example: mbs track ./results/bloom-560m   (or one run of it: …/runs/gptq-3bit-equal)")
+def track(
+    folder: Annotated[Path, typer.Argument(help="Folder of a sweep, or of one of its runs.")],
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="Default: MLFLOW_TRACKING_URI, or the sweep's own database.")
+    ] = None,
+) -> None:
+    """Tell MLflow what a sweep measured while it was away. What it knows already is not doubled."""
+    with _one_line_errors():
+        from mbs_ray.track_runs import track_runs
+
+        taken = dict(track_runs(folder, tracking_uri))
+        for run, whole in taken.items():
+            typer.echo(f"{run}: {'up to date' if whole else 'not taken whole; try again'}")
+        if not all(taken.values()):
+            raise typer.Exit(1)
 
 
 @app.command(epilog="Example: mbs ui ./results --port 5000")

@@ -12,6 +12,7 @@ from mbs_ray.model.card import CardFacts
 
 SIGNATURE = "signature.json"
 RESULT = "result.json"
+TRACKING = "tracking.json"
 CARD = "card.json"
 
 
@@ -66,6 +67,14 @@ class RunDirectory:
         """What the model card of a finished run says; None where no run was finished."""
         path = self.path / CARD
         return CardFacts.from_json(json.loads(path.read_text())) if path.is_file() else None
+
+    def keep_told(self, told: Mapping[str, Any]) -> None:
+        write_json(self.path / TRACKING, told)
+
+    def told(self) -> dict[str, Any] | None:
+        """Under which keys and names MLflow knows the run and its sweep; None where it was never told of them."""
+        path = self.path / TRACKING
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / RESULT, result)

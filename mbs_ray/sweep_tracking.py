@@ -26,12 +26,13 @@ class SweepTracking:
 
     def __init__(self, tracking: Tracking, places: Places, params: Mapping[str, Any]) -> None:
         self._tracking, self._places = tracking, places
-        self.parent = tracking.sweep(
-            key=digest(str(places.sweep)),
-            name=places.name,
-            params={**params, "mbs_ray": __version__},
-            tags={"mbs.folder": str(places.sweep)},
-        )
+        self._told: dict[str, Any] = {
+            "key": digest(str(places.sweep)),
+            "name": places.name,
+            "params": {**params, "mbs_ray": __version__},
+            "tags": {"mbs.folder": str(places.sweep)},
+        }
+        self.parent = tracking.sweep(**self._told)
         self._open: dict[str, tuple[PreparedRun, TrackedRun]] = {}
         self._viewed: set[str] = set()
 
@@ -39,11 +40,10 @@ class SweepTracking:
         """Open, or find again, the MLflow run of a run that is about to be worked on."""
         directory = self._places.run(run.label)
         spec = run.spec.model_dump(mode="json")
-        tracked = self._tracking.run(
-            self.parent,
-            key=digest(str(directory.path), str(sorted(signature.items()))),
-            name=_shown_name(run),
-            params={
+        told: dict[str, Any] = {
+            "key": digest(str(directory.path), str(sorted(signature.items()))),
+            "name": _shown_name(run),
+            "params": {
                 **{field: value for field, value in spec.items() if field not in ("languages", "evaluation")},
                 "languages": ",".join(run.languages),
                 "evaluation": ",".join(run.evaluation),
@@ -51,7 +51,7 @@ class SweepTracking:
                 "resolved": resolved,
                 "version": {"mbs_ray": __version__, "ray": ray.__version__},
             },
-            tags={
+            "tags": {
                 "model": run.model.name,
                 "method": run.spec.method.label,
                 "sampling": run.spec.sampling.label,
@@ -59,8 +59,9 @@ class SweepTracking:
                 "mbs.folder": str(directory.path),
                 RUN_COLOUR_TAG: SAMPLING_COLOURS.get(run.spec.sampling.name, OTHER_SAMPLING),
             },
-            journal=Journal(directory.journal),
-        )
+        }
+        directory.keep_told({"experiment": self._places.name, "sweep": self._told, "run": told})
+        tracked = self._tracking.run(self.parent, **told, journal=Journal(directory.journal))
         self._open[run.label] = run, tracked
         inputs = dataset_inputs(run)
         tracked.enqueue(lambda client: client.log_inputs(tracked.run_id, inputs))
@@ -75,14 +76,13 @@ class SweepTracking:
     def sync(self) -> None:
         """Journal the blocks that were finished since, and bring MLflow up to date."""
         for label, (_, tracked) in self._open.items():
-            _journal_blocks(self._places.run(label), over=False)
+            journal_blocks(self._places.run(label), over=False)
             tracked.sync()
 
     def finish(self, label: str, metrics: Mapping[str, float]) -> bool:
         """Deliver a finished run; False when MLflow has not taken all of it yet."""
         directory = self._places.run(label)
-        _journal_blocks(directory, over=True)
-        _append_missing(Journal(directory.journal), {0: metrics})
+        journal_result(directory, metrics)
         run, tracked = self._open.pop(label)
         tracked.note(_note(run, metrics))
         tracked.artifact(_linears_table(directory), "reports")
@@ -134,7 +134,13 @@ def _note(run: PreparedRun, metrics: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
-def _journal_blocks(directory: RunDirectory, over: bool) -> None:
+def journal_result(directory: RunDirectory, metrics: Mapping[str, float]) -> None:
+    """Journal all that a finished run measured and that its journal lacks."""
+    journal_blocks(directory, over=True)
+    _append_missing(Journal(directory.journal), {0: metrics})
+
+
+def journal_blocks(directory: RunDirectory, over: bool) -> None:
     """Journal the reports of blocks that are through, or of all where the run is ``over``."""
     # Without this part the block is being worked on, or its stage was killed right after writing it.
     reports = [one for one in read_reports(directory.blocks) if over or "propagate" in one.seconds]

@@ -44,7 +44,9 @@ class TrackedRun:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         journal: Journal | None,
+        reopen: bool = True,
     ) -> None:
+        """reopen: whether a run that ended counts as running again."""
         if "'" in key:
             raise InputError(f"{key!r} cannot be the key of a run: it holds a quotation mark")
         self.run_id = ""
@@ -55,6 +57,7 @@ class TrackedRun:
         self._identity = {_KIND_TAG: "sweep" if parent is None else "run", _KEY_TAG: key}
         self._tags = {tag: str(value) for tag, value in tags.items() if not looks_secret(tag)}
         self._journal = journal
+        self._reopen = reopen
         self._delivered = 0
         self._children: list[TrackedRun] = []
         self._queue: deque[Callable[[MlflowClient], None]] = deque()
@@ -132,7 +135,7 @@ class TrackedRun:
         found = self._find(client, identity)
         if found is None:
             found = client.create_run(self._tracking.experiment_id, tags=self._tags | identity, run_name=self._name)
-        else:
+        elif self._reopen:
             client.update_run(found.info.run_id, status="RUNNING")
         self._describe(client, found)
         self.run_id = found.info.run_id

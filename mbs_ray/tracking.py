@@ -78,9 +78,11 @@ class Tracking:
         except failures() as error:
             raise InputError(f"{self._address}: cannot be used for tracking: {_one_line(error)}") from error
 
-    def sweep(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
+    def sweep(
+        self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], reopen: bool = True
+    ) -> TrackedRun:
         """The parent run with this key in the experiment, continued where it exists."""
-        return TrackedRun(self, None, key, name, params, tags, None)
+        return TrackedRun(self, None, key, name, params, tags, None, reopen)
 
     def run(
         self,
@@ -90,9 +92,10 @@ class Tracking:
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         journal: Journal,
+        reopen: bool = True,
     ) -> TrackedRun:
         """The child of `parent` with this key, continued where it exists; its metrics come from `journal`."""
-        return TrackedRun(self, parent, key, name, params, tags, journal)
+        return TrackedRun(self, parent, key, name, params, tags, journal, reopen)
 
     def attempt(self, work: Callable[[], None], urgent: bool = False) -> bool:
         """Do `work` with MLflow and say whether that succeeded; `urgent` work does not wait for a pause."""

@@ -24,6 +24,7 @@ from mbs_ray.evaluation.perplexity import geometric_mean
 from mbs_ray.progress import Progress
 from mbs_ray.specs import EvaluationSpec, SweepSpec, validated
 from mbs_ray.sweep import SweepResult, conduct
+from mbs_ray.track_runs import track_runs
 from tests.models import write_corpus
 
 LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
@@ -194,6 +195,30 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
     _, scores = alone["held-out"]
     for language, score in scores.items():
         assert score.perplexity == pytest.approx(result["metrics"][f"ppl/{language}"], rel=1e-6)
+
+
+def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, SweepResult, str], tmp_path: Path) -> None:
+    out, _, _ = swept
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    one = out / "tiny" / "runs" / LABELS[2]
+    assert dict(track_runs(one, uri)) == {LABELS[2]: True}
+    assert dict(track_runs(out / "tiny", uri)) == dict.fromkeys(LABELS, True)
+    there, here = MlflowClient(uri), MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    metrics = {}
+    for client in (here, there):
+        runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+        children = [run for run in runs if "sampling" in run.data.tags]
+        assert len(runs) == 5 and {run.info.status for run in runs} == {"FINISHED"}
+        metrics[client] = {
+            run.info.run_name: {
+                key: sorted((one.step, one.value) for one in client.get_metric_history(run.info.run_id, key))
+                for key in run.data.metrics
+            }
+            for run in children
+        }
+    assert metrics[there] == metrics[here]
+    with pytest.raises(InputError, match="neither the folder of a run nor that of a sweep"):
+        list(track_runs(out, uri))
 
 
 def stage_processes() -> list[int]:

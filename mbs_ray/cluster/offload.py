@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.activations import ActivationStore, MemoryTier
@@ -20,7 +20,7 @@ from mbs_ray.cluster.host_memory import available_host_memory
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.nvme_tier import NvmeTier, remove_stale
 from mbs_ray.cluster.slot_file import BUFFERS
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
 
 TierName = Literal["none", "host", "nvme"]
@@ -28,7 +28,6 @@ TierName = Literal["none", "host", "nvme"]
 RUNS_HELD = 2
 #: What activations may take of free memory unless a tier is asked for: blocks, moments and factors need the rest.
 _MEMORY_SHARE = 0.6
-_ROOM_SECONDS = 120.0
 _WHERE = {"none": "device memory", "host": "host memory", "nvme": "disk"}
 
 
@@ -101,10 +100,10 @@ def choose(offload: Offload, rooms: Sequence[Room]) -> list[TierName]:
 def settle(offload: Offload, stages: Sequence[Any], say: Callable[[str], None]) -> None:
     """Have every stage make ready the tier that suits its node; ``stages`` are handles of actors.
 
-    ``say`` is told before minutes are spent on a build. Raises :class:`InputError`.
+    ``say`` is told before minutes are spent on a build. Raises :class:`InputError`, or :class:`StageDiedError`.
     """
     try:
-        rooms = ray.get([stage.room.remote(offload.nvme_path) for stage in stages], timeout=_ROOM_SECONDS)
+        rooms = ray.get([stage.room.remote(offload.nvme_path) for stage in stages], timeout=BUILD_SECONDS)
         tiers = choose(offload, rooms)
         unbuilt = [room.node for room, tier in zip(rooms, tiers, strict=True) if tier == "nvme" and not room.aio_built]
         if unbuilt:
@@ -113,6 +112,10 @@ def settle(offload: Offload, stages: Sequence[Any], say: Callable[[str], None]) 
         ray.get(ready, timeout=BUILD_SECONDS)
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, InputError) else error from None
+    except GetTimeoutError as error:
+        raise InputError(f"offload: a stage was not ready after {BUILD_SECONDS:.0f} s; see the logs of Ray") from error
+    except RayActorError as error:
+        raise StageDiedError(f"a stage died while it made its activation tier ready: {error}") from error
 
 
 class StoreMaker:

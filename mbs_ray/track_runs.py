@@ -1,0 +1,41 @@
+"""``mbs track``: bring MLflow up to date with what run directories hold, without Ray and without the model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mbs_ray.errors import InputError
+from mbs_ray.journal import Journal
+from mbs_ray.run_directory import TRACKING, RunDirectory
+from mbs_ray.sweep_tracking import journal_blocks, journal_result
+from mbs_ray.tracking import Tracking, default_tracking_uri
+
+
+def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
+    """Replay the journal of a run, or of all runs of a sweep: (run, whether MLflow has taken everything).
+
+    What MLflow has already is not doubled. Raises :class:`InputError` where the folder is neither, or the server
+    at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
+    """
+    alone = (folder / TRACKING).is_file()
+    paths = [folder] if alone else sorted(one.parent for one in folder.glob(f"runs/*/{TRACKING}"))
+    if not paths:
+        raise InputError(f"{folder}: neither the folder of a run nor that of a sweep; give <out>/<sweep>[/runs/<run>]")
+    for path in paths:
+        yield path.name, _track(RunDirectory(path.resolve()), uri)
+
+
+def _track(directory: RunDirectory, uri: str | None) -> bool:
+    told, result = directory.told(), directory.result()
+    assert told is not None
+    out = directory.path.parents[2]
+    tracking = Tracking(uri or default_tracking_uri(out), told["experiment"], out / "artifacts")
+    sweep = tracking.sweep(**told["sweep"], reopen=False)
+    run = tracking.run(sweep, **told["run"], journal=Journal(directory.journal), reopen=False)
+    if result is None:
+        journal_blocks(directory, over=False)
+    else:
+        journal_result(directory, result["metrics"])
+        run.finish("FINISHED")
+        if all(RunDirectory(path).result() for path in directory.path.parent.iterdir()):
+            sweep.finish("FINISHED")
+    return run.sync()
