@@ -64,11 +64,10 @@ def solved_loss(errors: Tensor, weight: Tensor, written: Tensor, factor: Inverse
 
     errors, written: [columns, rows] in their own order of solving; weight: [rows, columns] as it was.
     """
-    columns = torch.arange(len(written), device=weight.device) if factor.order is None else factor.order
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     for start in range(0, len(written), COLUMNS_AT_ONCE):
         part = slice(start, start + COLUMNS_AT_ONCE)
-        own = columns[part]
+        own = part if factor.order is None else factor.order[part]
         change = written[part].float() - weight[:, own].t()
         of_column = _squares(errors[part]) - factor.damping * _squares(change)
         # A dead column stands alone, and what no token activates costs nothing.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.factor import InverseFactor
-from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_groups
+from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_few
 
 
 class PruningMask:
@@ -44,7 +44,8 @@ class PruningMask:
         if self._kept is not None:
             scores.masked_fill_(self._kept[start:stop], -1)
         if self._group is not None:
-            chosen = lowest_of_groups(scores.t(), *self._group).t()
+            keep, group = self._group
+            chosen = lowest_of_few(scores, group - keep, dim=0)
         else:
             scores.masked_fill_(self._factor.dead[start:stop, None], math.inf)
             choose = lowest_of_all if self._scope == "block" else lowest

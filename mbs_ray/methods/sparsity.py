@@ -12,6 +12,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods.fields import require_fraction
 
 UNSTRUCTURED = "unstructured"
+COMPARED_GROUP = 16
 
 
 def parse_pattern(method: str, pattern: object) -> tuple[int, int] | None:
@@ -115,4 +116,19 @@ def lowest_of_all(scores: Tensor, count: int) -> Tensor:
 
 def lowest_of_groups(scores: Tensor, keep: int, group: int) -> Tensor:
     """Mask of the group - keep lowest scores in every `group` consecutive columns of [rows, columns]."""
-    return lowest(scores.reshape(scores.shape[0], -1, group), group - keep).view(scores.shape)
+    grouped = scores.reshape(scores.shape[0], -1, group)
+    return lowest_of_few(grouped, group - keep, dim=2).view(scores.shape)
+
+
+def lowest_of_few(scores: Tensor, count: int, dim: int) -> Tensor:
+    """As `lowest`, along a short dimension: there comparing every pair is many times faster than selecting."""
+    if scores.shape[dim] > COMPARED_GROUP:
+        return lowest(scores.movedim(dim, -1), count).movedim(-1, dim)
+    places = scores.unbind(dim)
+    ranks = [torch.zeros_like(place, dtype=torch.int8) for place in places]
+    for later in range(len(places)):
+        for earlier in range(later):
+            first = places[earlier] <= places[later]
+            ranks[later] += first
+            ranks[earlier] += ~first
+    return torch.stack([rank < count for rank in ranks], dim)

@@ -73,3 +73,23 @@ def test_a_pattern_that_does_not_divide_the_columns_names_the_linear(cls: type) 
         cls(pattern="2:4").check(3, 10, "h.0.dense")
     with pytest.raises(InputError, match="multiples of 4"):
         cls(pattern="2:4").compress(torch.ones(3, 10), None)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    group=st.sampled_from([2, 4, 8, 16, 17, 32]),
+    data=st.data(),
+    values=st.integers(1, 6),
+    seed=st.integers(0, 5),
+)
+def test_groups_lose_their_lowest_the_first_of_equals_whatever_their_length(
+    group: int, data: st.DataObject, values: int, seed: int
+) -> None:
+    keep = data.draw(st.integers(1, group - 1))
+    scores = torch.randint(0, values, (3, 2 * group), generator=torch.Generator().manual_seed(seed)).float()
+    mask = lowest_of_groups(scores, keep, group)
+    for row in range(3):
+        for start in (0, group):
+            order = sorted(range(group), key=lambda i, row=row, start=start: (float(scores[row, start + i]), i))
+            expected = {start + i for i in order[: group - keep]}
+            assert set((mask[row, start : start + group]).nonzero().flatten().add(start).tolist()) == expected
