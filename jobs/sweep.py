@@ -1,6 +1,6 @@
-"""Entry point for ``ray job submit``: a sweep on the cluster the job runs on.
+"""``mbs sweep`` as a job on a cluster, see docs/cluster.md.
 
-ray job submit --working-dir . -- python jobs/sweep.py jobs/sweeps/bloom-560m.yaml --out /shared/results
+ray job submit --working-dir . -- python jobs/sweep.py jobs/sweeps/paper.yaml --out /shared/results
 """
 
 import sys

@@ -90,6 +90,7 @@ def test_a_spec_round_trips_through_plain_values(tmp_path: Path) -> None:
         ({"grid": {"method": ["rtn", "rtn"], "sampling": ["equal"]}}, "two runs would both be named rtn"),
         ({"stages": 0}, "stages: Input should be greater than 0"),
         ({"grid": {"method": ["rtn"]}}, "sampling: Field required"),
+        ({"offload": "disk"}, "offload: Input should be 'auto', 'none', 'host' or 'nvme'"),
     ],
 )
 def test_each_mistake_is_one_line_that_names_the_field(tmp_path: Path, changes: dict, message: str) -> None:

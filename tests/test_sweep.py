@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
@@ -221,17 +222,10 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
         list(track_runs(out, uri))
 
 
-def stage_processes() -> list[int]:
-    """Process ids of the stages that are alive on this machine under this session's Ray."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::Stage"):
-            found.append(int(process.name))
-    return found
+def stage_processes() -> set[int]:
+    """Process ids of the stages that this test session's Ray runs."""
+    actors = ray._private.state.actors().values()
+    return {one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"}
 
 
 def checkpoint_bits(out: Path) -> dict[str, str]:
@@ -245,15 +239,12 @@ def test_a_killed_stage_is_started_anew_and_costs_no_bit_and_no_metric(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
 ) -> None:
     undisturbed, _, _ = swept
-    before = set(stage_processes())
     first_block = tmp_path / "tiny" / "runs" / LABELS[2] / "blocks" / "block-00000.safetensors"
 
     def kill_one() -> None:
         while not first_block.is_file():
             time.sleep(0.005)
-        for process in set(stage_processes()) - before:
-            os.kill(process, signal.SIGKILL)
-            break
+        os.kill(stage_processes().pop(), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()

@@ -64,7 +64,7 @@ class Offload:
             self,
             needed=_largest(held, (sum(map(padded, run)) for run in sizes)),
             pinned=_largest(held, (sum(1 << (size - 1).bit_length() for size in run) for run in sizes)),
-            microbatch=max(max(run, default=0) for run in sizes),
+            microbatch=max((size for run in sizes for size in run), default=0),
         )
 
 
@@ -149,6 +149,8 @@ class StoreMaker:
 
 def _choose(offload: Offload, index: int, room: Room, sharing: int) -> TierName:
     """``sharing``: stages on this node, which have the host's memory and disk together."""
+    if offload.asked == "nvme" and room.disk is None:
+        raise InputError(f"nvme_path: no folder {offload.nvme_path} on the node of stage {index}; make it there")
     cuda, host = room.device is not None, room.host // sharing
     free: dict[TierName, tuple[int, int | None]] = {
         "none": (offload.needed, room.device if cuda else host),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_pinned_memory_comes_from_the_accelerator() -> None:
     assert store.get(0, 0, CPU).is_pinned() == torch.cuda.is_available()
 
 
-def _raised_while_waiting(store: ActivationStore, act: object) -> BaseException:
+def _raised_while_waiting(store: ActivationStore, act: Callable[[], None]) -> BaseException:
     raised: list[BaseException] = []
 
     def wait() -> None:

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from mbs_ray.cluster.aio_op import OPS, clear_locks
+from mbs_ray.cluster.aio_op import OPS, clear_locks, is_built
 from mbs_ray.errors import InputError
+
+
+def test_built_is_what_torch_keeps_of_both_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    for op in OPS:
+        assert not is_built()
+        (tmp_path / op).mkdir(exist_ok=True)
+        (tmp_path / op / f"{op}.so").touch()
+    assert is_built()
 
 
 def test_locks_of_our_own_killed_build_are_removed(tmp_path: Path) -> None:

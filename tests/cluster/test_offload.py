@@ -69,8 +69,10 @@ def test_what_fits_nowhere_says_what_is_needed_and_what_there_is() -> None:
         choose(big, [room(3, 9)])
     with pytest.raises(InputError, match=r"9.00 GiB of host memory, 20.00 GiB of disk for it"):
         choose(replace(big, nvme_path=NVME), [room(None, 9, 20)])
-    with pytest.raises(InputError, match=r"offload: nvme: .* no folder /nvme"):
-        choose(Offload("nvme", NVME, 1, 1), [room(None, 9)])
+    with pytest.raises(InputError, match=r"9.00 GiB of host memory, no folder /nvme for it"):
+        choose(replace(big, nvme_path=NVME), [room(None, 9)])
+    with pytest.raises(InputError, match=r"nvme_path: no folder /nvme on the node of stage 1; make it there"):
+        choose(Offload("nvme", NVME, 1, 1), [room(None, 9, 9), room(None, 9)])
 
 
 def test_nvme_wants_an_absolute_folder() -> None:
@@ -119,7 +121,7 @@ def test_jobs_that_fit_nowhere_are_refused_before_they_start(ray_cluster: Cluste
     with pytest.raises(InputError, match=r"activations of stage 0 need 1073741824.00 GiB"), Pipeline(2, 1, offload):
         pass
     with (
-        pytest.raises(InputError, match=r"offload: nvme: .* no folder"),
+        pytest.raises(InputError, match=r"nvme_path: no folder .*/x on the node"),
         Pipeline(1, 1, Offload("nvme", tmp_path / "x")),
     ):
         pass
