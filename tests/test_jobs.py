@@ -138,7 +138,7 @@ def head() -> Iterator[Head]:
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)  # Ray drains a node for half a minute where an actor is alive
+            process.wait(timeout=5)  # Ray drains a node for half a minute where an actor is alive
         while left := head.processes():
             for one in left:
                 with contextlib.suppress(ProcessLookupError):
@@ -157,7 +157,7 @@ def sweep(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": str(write_bloom(folder / "bloom", layers=6, hidden=64)),
         "corpus": str(corpus),
         "languages": ["en", "fr", "sw", "hi"],
-        "segments": 1024,
+        "segments": 512,
         "sequence_length": 64,
         "allow_repeat": True,
         "microbatch": 4,
