@@ -120,7 +120,8 @@ class _Conductor:
             self._spans.conclude(self._jobs.places, self._tracked.parent, result, self._progress.say)
             status = "FAILED" if self._failed else "FINISHED"
             return result
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
+            # Ray, once connected, turns SIGTERM into the second.
             status = "KILLED"
             raise
         finally:

@@ -155,7 +155,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(
     outcomes = run_all(2, jobs)
     assert outcomes["first"].error is None and outcomes["last"].error is None
     assert isinstance(outcomes["broken"].error, InputError)
-    assert "block 0 self_attention.query_key_value" in str(outcomes["broken"].error)
+    assert "block 0 mlp.dense_4h_to_h: pattern 3:5" in str(outcomes["broken"].error)
     assert outcomes["late"].error is not None
     assert digest(jobs[0].directory) == digest(jobs[3].directory)
 
