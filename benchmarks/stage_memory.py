@@ -21,6 +21,7 @@ from transformers.models.bloom.modeling_bloom import BloomBlock
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.plots import save_figure
 from mbs_ray.report import read_reports
@@ -123,7 +124,7 @@ def main() -> None:
             files = segment_file("calibration", segments), segment_file("evaluation", segments)
             blocks = (range(arguments.layers),)
             job = Job("memory", model, "float32", 8, method, files[0], files[1:], directory, blocks)
-            with Pipeline(1, arguments.threads) as pipeline:
+            with Pipeline(Layout(1), arguments.threads) as pipeline:
                 sampler = Sampler(pipeline.process_ids[0])
                 sampler.start()
                 begun = time.monotonic()

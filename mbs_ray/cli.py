@@ -23,6 +23,7 @@ from mbs_ray.options import (
     NvmePath,
     OffloadTier,
     Out,
+    Replicas,
     Revision,
     SequenceLength,
     Stages,
@@ -89,7 +90,8 @@ def compress(
     ] = False,
     compute_dtype: ComputeDtype = "auto",
     microbatch: Annotated[str, typer.Option("--microbatch", help="Segments in one forward, or auto.")] = "auto",
-    stages: Stages = 1,
+    stages: Stages = None,
+    replicas: Replicas = None,
     threads: Threads = None,
     offload: OffloadTier = "auto",
     nvme_path: NvmePath = None,
@@ -118,7 +120,7 @@ def compress(
         content = {
             "name": name,
             "run": run,
-            "stages": stages,
+            "layout": _given(stages=stages, replicas=replicas),
             "threads": threads or "auto",
             "offload": offload,
             "nvme_path": nvme_path and nvme_path.absolute(),
@@ -138,7 +140,8 @@ def evaluate(
     ] = None,
     sequence_length: SequenceLength = 2048,
     compute_dtype: ComputeDtype = "auto",
-    stages: Stages = 1,
+    stages: Stages = None,
+    replicas: Replicas = None,
     threads: Threads = None,
     offload: OffloadTier = "auto",
     nvme_path: NvmePath = None,
@@ -163,6 +166,7 @@ def evaluate(
             },
             compute_dtype=compute_dtype,
             stages=stages,
+            replicas=replicas,
             threads=threads,
             out=_absolute(out),
             address=address,
@@ -180,7 +184,8 @@ def evaluate(
 def sweep(
     file: Annotated[Path, typer.Argument(help="Sweep file in YAML; see jobs/sweeps/.")],
     out: Out,
-    stages: Annotated[int | None, typer.Option("--stages", min=1, help="Actors; default: as the file says.")] = None,
+    stages: Stages = None,
+    replicas: Replicas = None,
     offload: FileOffloadTier = None,
     nvme_path: NvmePath = None,
     address: Address = None,
@@ -189,9 +194,10 @@ def sweep(
     from mbs_ray.specs import SweepSpec, load_sweep, validated
 
     with _one_line_errors():
-        given = {"stages": stages, "offload": offload, "nvme_path": nvme_path and nvme_path.absolute()}
-        changes = {field: value for field, value in given.items() if value is not None}
-        _conduct(validated(SweepSpec, {**load_sweep(file).model_dump(), **changes}), out, address)
+        content = load_sweep(file).model_dump()
+        content["layout"] |= _given(stages=stages, replicas=replicas)
+        content |= _given(offload=offload, nvme_path=nvme_path and nvme_path.absolute())
+        _conduct(validated(SweepSpec, content), out, address)
 
 
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")
@@ -293,6 +299,11 @@ def _show(result: Any, out: Path, console: Console, conclusion: str = "") -> Non
         typer.echo(f"failed: {label}: {reason}", err=True)
     if result.failed:
         raise typer.Exit(1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that stand on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _model(model: str) -> str:

@@ -1,5 +1,6 @@
 """One block of one run: collect second moments, solve every linear, propagate. Knows no Ray."""
 
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,31 @@ class Solved:
         self.reports += other.reports
 
 
+def solving_costs(
+    shapes: Mapping[str, tuple[int, int]], linears: Sequence[str], collected: Collected, statistic: Statistic
+) -> list[tuple[list[str], float]]:
+    """Linears that are solved together, because they share an input, and the operations that takes.
+
+    ``shapes`` are (rows, columns). A full moment is factorised once for all of them.
+    """
+    if statistic is Statistic.NONE:
+        return [([name], float(math.prod(shapes[name]))) for name in linears]
+    costs = []
+    for group in collected.inputs():
+        columns = collected.moments[group[0]].columns
+        rows = sum(shapes[name][0] for name in group)
+        full = statistic is Statistic.FULL
+        costs.append((group, 2 / 3 * columns**3 + rows * columns**2 if full else float(rows * columns)))
+    return costs
+
+
+def check_called(linears: Sequence[str], collected: Collected, statistic: Statistic, where: str) -> None:
+    """:class:`InputError` naming a linear that needs a moment and has none."""
+    for name in linears:
+        if statistic is not Statistic.NONE and name not in collected.moments:
+            raise InputError(f"{where} {name}: the forward never called this linear, so it has no second moment")
+
+
 def solve(
     tensors: Mapping[str, torch.Tensor],
     linears: Sequence[str],
@@ -112,9 +138,7 @@ def solve(
     if method.statistic is Statistic.NONE:
         inputs = [[name] for name in linears]
     else:
-        for name in linears:
-            if name not in collected.moments:
-                raise InputError(f"{where} {name}: the forward never called this linear, so it has no second moment")
+        check_called(linears, collected, method.statistic, where)
         inputs = [[name for name in group if name in linears] for group in collected.inputs()]
         inputs.sort(key=lambda group: collected.moments[group[0]].columns, reverse=True)
     solved = Solved()

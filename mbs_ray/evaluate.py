@@ -6,7 +6,7 @@ from pathlib import Path
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, SegmentFile, segment_file
-from mbs_ray.cluster.layout import block_costs, head_cost, shard_blocks
+from mbs_ray.cluster.layout import block_costs, head_cost, resolve_layout, shard_blocks
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.plan import auto_microbatch
@@ -14,7 +14,7 @@ from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.languages import parse_languages
 from mbs_ray.methods import Statistic
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.numerics import resolve_numerics
+from mbs_ray.numerics import resolve_numerics, room_for_actors
 from mbs_ray.prepare import Texts, evaluation_requests, read_through
 from mbs_ray.progress import Progress
 from mbs_ray.run_directory import digest
@@ -30,7 +30,8 @@ def evaluate_model(
     languages: str,
     sets: Mapping[str, EvaluationSpec],
     compute_dtype: str,
-    stages: int,
+    stages: int | None,
+    replicas: int | None,
     threads: int | None,
     out: Path,
     address: str | None,
@@ -46,26 +47,36 @@ def evaluate_model(
     requests = evaluation_requests(sets, opened, asked, 0)
     checked = Texts()
     texts = {name: checked.check(request) for name, request in requests.items()}
-    with connected(address, stages * (threads or 1)):
-        numerics = resolve_numerics(stages, threads)
+    with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
         files = []
         for name, text in texts.items():
             progress.say(f"drawing evaluation text {name}")
             drawn = draw_segments(text, out / "segments")
             files.append(segment_file(name, drawn))
+        microbatch = auto_microbatch(max(request.sequence_length for request in requests.values()))
+        layout = resolve_layout(
+            stages,
+            replicas,
+            actors=room_for_actors(threads),
+            runs=1,
+            blocks=opened.decoder.blocks,
+            microbatches=max(-(-len(file.languages) // microbatch) for file in files),
+        )
+        numerics = resolve_numerics(layout.actors, threads)
         job = Job(
             key=opened.name,
             model=opened.checkpoint.folder,
             compute_dtype=numerics.compute_dtype(compute_dtype, opened.decoder.stored_dtype),
-            microbatch=auto_microbatch(max(request.sequence_length for request in requests.values())),
+            microbatch=microbatch,
             method=None,
             calibration=None,
             evaluation=tuple(files),
             directory=out / "evaluated" / digest(opened.fingerprint, *(text.fingerprint for text in texts.values())),
-            blocks=tuple(_shards(opened.decoder, files, texts, stages)),
+            blocks=tuple(_shards(opened.decoder, files, texts, layout.stages)),
+            replicas=layout.replicas,
         )
         with (
-            Pipeline(stages, numerics.threads, offload.of([job], stages), progress.say) as pipeline,
+            Pipeline(layout, numerics.threads, offload.of([job], layout.stages), progress.say) as pipeline,
             progress.runs({job.key: job}) as show,
         ):
             pipeline.submit(job)

@@ -10,7 +10,14 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="Ray cluster to work on; default: a local Ray, or the job's own."),
 ]
-Stages = Annotated[int, typer.Option("--stages", min=1, help="Actors the blocks are sharded over.")]
+Stages = Annotated[
+    int | None,
+    typer.Option("--stages", min=1, help="Shards of the blocks; default: as many as GPUs, runs and blocks allow."),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, help="Actors that share a stage's segments; default: what GPUs are left."),
+]
 Languages = Annotated[str, typer.Option("--languages", help="'paper' (its 20), 'all', or codes: en,sw,ta")]
 Distribution = Annotated[
     Path | None,

@@ -93,13 +93,30 @@ class RunSpec(_Spec):
         return sets
 
 
+class LayoutSpec(_Spec):
+    """How the actors of a sweep are arranged; the number of stages changes no bit, that of replicas does."""
+
+    stages: PositiveInt | Literal["auto"] = Field(
+        "auto", description="shards of the blocks; auto: as many as there are GPUs (nodes of CPUs), runs and blocks"
+    )
+    replicas: PositiveInt | Literal["auto"] = Field(
+        "auto", description="actors that share a stage's segments; auto: what GPUs are left, 1 where stages are given"
+    )
+
+
+def _layout(value: Any) -> Any:
+    return {} if value == "auto" else value
+
+
 class SweepSpec(_Spec):
     """A grid of runs. Every other field of a run stands at the top level and holds for all of them."""
 
     name: str = Field(description="of the sweep: its folder under --out, its MLflow experiment")
     run: dict[str, Any] = Field(description="fields of RunSpec that hold for all runs")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="fields of RunSpec with several values")
-    stages: PositiveInt = Field(1, description="actors the blocks are sharded over")
+    layout: Annotated[LayoutSpec, BeforeValidator(_layout)] = Field(
+        default_factory=lambda: LayoutSpec.model_validate({}), description="stages and replicas, or auto"
+    )
     threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads of an actor")
     offload: Literal["auto", "none", "host", "nvme"] = Field(
         "auto",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from mbs_ray.cluster.layout import Place
 from mbs_ray.cluster.timeline import KINDS, Span, shares
 from mbs_ray.conclusion import SweepResult
 from mbs_ray.places import Places
@@ -12,28 +13,31 @@ from mbs_ray.tracking import TrackedRun
 
 
 class StageSpans:
-    """Spans of all stages of one command, in the order of the stages."""
+    """Spans of all actors of one command."""
 
     def __init__(self) -> None:
-        self._spans: list[tuple[int, Span]] = []
+        self._spans: list[tuple[Place, Span]] = []
 
-    def add(self, spans: Sequence[Sequence[Span]]) -> None:
-        self._spans += [(stage, span) for stage, own in enumerate(spans) for span in own]
+    def add(self, spans: Sequence[tuple[Place, Span]]) -> None:
+        self._spans += spans
 
-    def conclude(self, places: Places, parent: TrackedRun, result: SweepResult, say: Callable[[str], None]) -> None:
+    def conclude(self, folders: Places, parent: TrackedRun, result: SweepResult, say: Callable[[str], None]) -> None:
         """Say and log the share of each kind of work per stage; nothing where nothing was computed."""
         if not self._spans:
             return
-        for stage in sorted({stage for stage, _ in self._spans}):
-            parts = shares(span for own, span in self._spans if own == stage)
-            say(
-                f"stage {stage + 1}: "
-                + ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items() if share)
-            )
-        table = pd.DataFrame([{"stage": stage, "kind": KINDS[span.part], **vars(span)} for stage, span in self._spans])
-        path = places.sweep / "timeline.parquet"
+        places = sorted({place for place, _ in self._spans}, key=lambda place: (place.stage, place.replica))
+        for place in places:
+            parts = shares(span for own, span in self._spans if own == place)
+            say(f"{place}: " + ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items() if share))
+        table = pd.DataFrame(
+            [
+                {"stage": place.stage, "replica": place.replica, "kind": KINDS[span.part], **vars(span)}
+                for place, span in self._spans
+            ]
+        )
+        path = folders.sweep / "timeline.parquet"
         table.to_parquet(path, index=False)
         parent.artifact(path)
-        figure = save_figure(stage_timeline(table), places.sweep / "figures" / "timeline.png")
+        figure = save_figure(stage_timeline(table), folders.sweep / "figures" / "timeline.png")
         parent.artifact(figure, "figures")
         result.figures.append(figure)

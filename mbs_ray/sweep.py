@@ -8,6 +8,7 @@ from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.layout import resolve_layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations
@@ -18,7 +19,7 @@ from mbs_ray.interrupt import interrupted_by_sigterm
 from mbs_ray.model.block_files import block_file, write_outside
 from mbs_ray.model.card import DENSE_FORMAT, model_card
 from mbs_ray.model.export import assemble
-from mbs_ray.numerics import resolve_numerics
+from mbs_ray.numerics import resolve_numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun, prepare_runs
 from mbs_ray.progress import Progress
@@ -52,23 +53,34 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
         progress.allocation(run.spec.sampling.label, run.allocation, run.spec.segments)
     uri = default_tracking_uri(places.out)
     tracking = Tracking(uri, sweep.name, places.artifacts)
-    threads = sweep.threads if sweep.threads != "auto" else _stored_threads(places, runs)
-    with connected(address, sweep.stages * (threads or 1)):
+    threads = sweep.threads if sweep.threads != "auto" else _stored("threads", places, runs)
+    replicas = sweep.layout.replicas if sweep.layout.replicas != "auto" else _stored("replicas", places, runs)
+    stages = sweep.layout.stages if sweep.layout.stages != "auto" else None
+    with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
+        layout = resolve_layout(
+            stages,
+            replicas,
+            actors=room_for_actors(threads),
+            runs=len(runs),
+            blocks=min(run.model.decoder.blocks for run in runs),
+            microbatches=min(-(-sum(run.allocation.values()) // run.microbatch) for run in runs),
+        )
         segments: dict[str, SegmentSet] = {}
-        jobs = SweepJobs(places, resolve_numerics(sweep.stages, threads), sweep.stages, segments)
+        jobs = SweepJobs(places, resolve_numerics(layout.actors, threads), layout, segments)
+        progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
         for run in runs:
             places.run(run.label).refuse_changed(jobs.signature(run))
         segments.update(_draw(runs, places, progress))
         for run in runs:
             places.run(run.label).claim(jobs.signature(run))
-        tracked = SweepTracking(tracking, places, {"stages": sweep.stages, "runs": len(runs)})
+        tracked = SweepTracking(tracking, places, {"layout": vars(layout), "runs": len(runs)})
         return _Conductor(runs, jobs, tracked, offload, progress).conduct(uri)
 
 
-def _stored_threads(places: Places, runs: Sequence[PreparedRun]) -> int | None:
-    """What ``threads: auto`` was resolved to when the sweep was begun."""
+def _stored(field: str, places: Places, runs: Sequence[PreparedRun]) -> int | None:
+    """What ``auto`` was resolved to when the sweep was begun."""
     signatures = (places.run(run.label).stored_signature() for run in runs)
-    return next((int(signature["threads"]) for signature in signatures if signature is not None), None)
+    return next((int(signature[field]) for signature in signatures if signature is not None), None)
 
 
 def _draw(runs: Sequence[PreparedRun], places: Places, progress: Progress) -> dict[str, SegmentSet]:
@@ -170,9 +182,10 @@ class _Conductor:
     def _drive(self, todo: dict[str, Job]) -> None:
         """Take jobs through the stages; those that end are taken out of ``todo``."""
         synced = time.monotonic()
-        stages, say = self._jobs.stages, self._progress.say
+        layout, say = self._jobs.layout, self._progress.say
+        offload = self._offload.of(todo.values(), layout.stages)
         with (
-            Pipeline(stages, self._jobs.numerics.threads, self._offload.of(todo.values(), stages), say) as pipeline,
+            Pipeline(layout, self._jobs.numerics.threads, offload, say) as pipeline,
             self._progress.runs(dict(todo)) as show,
         ):
             for job in todo.values():

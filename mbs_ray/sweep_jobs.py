@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest
 from mbs_ray.cluster.job import Job, SegmentFile, scores_file, segment_file
-from mbs_ray.cluster.layout import block_costs, head_cost, shard_blocks
+from mbs_ray.cluster.layout import Layout, block_costs, head_cost, shard_blocks
+from mbs_ray.errors import InputError
 from mbs_ray.methods import method_spec
-from mbs_ray.numerics import Numerics
+from mbs_ray.numerics import Numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.run_directory import digest
@@ -26,25 +26,31 @@ class SweepJobs:
 
     places: Places
     numerics: Numerics
-    stages: int
+    layout: Layout
     segments: Mapping[str, SegmentSet]
 
     def fitting(self, say: Callable[[str], None]) -> "SweepJobs":
-        """The same with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for."""
-        room = ray.cluster_resources()
-        fit = int(room.get("CPU", 0)) // self.numerics.threads
-        if self.numerics.device == "cuda":
-            fit = min(fit, int(room.get("GPU", 0)))
-        if fit >= self.stages or fit < 1:
+        """The same with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for.
+
+        :class:`InputError` where there is no room for the replicas of one stage, on whose number the bits depend.
+        """
+        room, replicas = room_for_actors(self.numerics.threads), self.layout.replicas
+        if room >= self.layout.actors:
             return self
-        say(f"the cluster has room for {fit} of {self.stages} stages: going on with those")
-        return replace(self, stages=fit)
+        if room < replicas:
+            raise InputError(
+                f"layout.replicas: the cluster has room for {room} of the {replicas} replicas with which this was "
+                "begun; bring nodes back and give the same command again"
+            )
+        fit = Layout(room // replicas, replicas)
+        say(f"the cluster has room for {fit.stages} of {self.layout.stages} stages: going on with those")
+        return replace(self, layout=fit)
 
     def sharded(self, job: Job) -> Job:
         """A job over as many stages as there are now, blocks counted as equally costly."""
-        if len(job.blocks) == self.stages:
+        if len(job.blocks) == self.layout.stages:
             return job
-        return replace(job, blocks=tuple(shard_blocks([1.0] * job.blocks[-1].stop, 0.0, self.stages)))
+        return replace(job, blocks=tuple(shard_blocks([1.0] * job.blocks[-1].stop, 0.0, self.layout.stages)))
 
     def signature(self, run: PreparedRun) -> dict[str, Any]:
         """All that can change a bit of the run's weights."""
@@ -54,6 +60,7 @@ class SweepJobs:
             "method": method_spec(run.spec.method),
             "statistics": "propagated",
             "true_sequential": run.spec.true_sequential,
+            "replicas": self.layout.replicas,
             **self.bits(run),
         }
 
@@ -62,7 +69,6 @@ class SweepJobs:
         return {
             "compute_dtype": self._compute_dtype(run),
             "microbatch": run.microbatch,
-            "replicas": 1,
             "device": self.numerics.device,
             "threads": self.numerics.threads,
             "torch": torch.__version__,
@@ -127,6 +133,7 @@ class SweepJobs:
             directory=directory,
             blocks=tuple(self._shards(run, calibration, evaluation)),
             true_sequential=run.spec.true_sequential,
+            replicas=self.layout.replicas,
         )
 
     def _shards(
@@ -136,7 +143,7 @@ class SweepJobs:
         calibrating = 0 if calibration is None else len(calibration.languages) * run.calibration.sequence_length
         evaluating = sum(len(one.languages) * run.evaluation[one.name].sequence_length for one in evaluation)
         costs = block_costs(decoder, run.spec.method.statistic, calibrating, evaluating)
-        return shard_blocks(costs, head_cost(decoder, evaluating), self.stages)
+        return shard_blocks(costs, head_cost(decoder, evaluating), self.layout.stages)
 
     def _file(self, name: str, text: SegmentRequest) -> SegmentFile:
         return segment_file(name, self.segments[text.fingerprint])

@@ -62,7 +62,7 @@ def sweep_once(model: Path, corpus: Path, held_out: Path, out: Path) -> None:
             },
         },
         "grid": {"method": [{"name": "gptq", "bits": 4, "group_size": 32}, {"name": "wanda", "sparsity": 0.5}]},
-        "stages": 2,
+        "layout": {"stages": 2},
         "threads": 1,
     }
     result = conduct(validated(SweepSpec, sweep), out, None, Progress(Console(file=io.StringIO())))

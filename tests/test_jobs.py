@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from typer.testing import CliRunner
 
@@ -38,6 +39,7 @@ class Head:
 
     folder: Path
     address: str
+    metrics_port: int
     environment: dict[str, str] = field(repr=False)
 
     def submit(self, submission: str, log: Path, variables: dict[str, str], *command: str) -> subprocess.Popen[bytes]:
@@ -64,6 +66,12 @@ class Head:
             return error.code, b""
         except OSError:
             return 0, b""
+
+    def metrics(self) -> str:
+        """What Prometheus would be given by the node."""
+        address = f"http://{ray.util.get_node_ip_address()}:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return answer.read().decode()
 
     def status(self, submission: str) -> str:
         token = (self.folder / "token").read_text()
@@ -112,13 +120,15 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    dashboard = free_port()
+    dashboard, metrics = free_port(), free_port()
     options = {
         "port": free_port(),
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
         "dashboard-agent-listen-port": free_port(),
         "ray-client-server-port": free_port(),
+        "metrics-export-port": metrics,
+        "system-config": json.dumps({"metrics_report_interval_ms": 500}),
         "min-worker-port": 0,  # or it would share the default range with another Ray on this machine
         "max-worker-port": 0,
         "num-cpus": 2,
@@ -126,7 +136,7 @@ def head() -> Iterator[Head]:
         "temp-dir": folder / "ray",
     }
     command = ["ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())]
-    head = Head(folder, f"http://127.0.0.1:{dashboard}", environment)
+    head = Head(folder, f"http://127.0.0.1:{dashboard}", metrics, environment)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
@@ -162,7 +172,7 @@ def sweep(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "allow_repeat": True,
         "microbatch": 4,
         "evaluation": {"held-out": {"corpus": str(corpus), "segments": 4}},
-        "stages": 2,
+        "layout": {"stages": 2},
         "threads": 1,
         "grid": {"method": [{"name": "gptq", "bits": bits} for bits in BITS], "sampling": ["equal"]},
     }
@@ -176,6 +186,20 @@ def wait_for(pattern: str, log: Path, process: subprocess.Popen[bytes]) -> None:
     while not re.search(pattern, log.read_text()):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)
+
+
+def wait_for_metrics(head: Head, process: subprocess.Popen[bytes]) -> None:
+    """Until the node tells of blocks that each of the two stages wrote, of tokens, and of activations by tier."""
+    wanted = [rf'ray_mbs_blocks_done(_total)?{{[^}}]*stage="{stage}"[^}}]*}} [1-9]' for stage in (1, 2)] + [
+        r"ray_mbs_tokens_per_second{[^}]*} [1-9]",
+        r'ray_mbs_activation_bytes{[^}]*tier="device"[^}]*} [1-9]',
+    ]
+    deadline = time.monotonic() + 300
+    while wanted:
+        assert process.poll() is None and time.monotonic() < deadline, wanted
+        told = head.metrics()
+        wanted = [pattern for pattern in wanted if not re.search(pattern, told)]
+        time.sleep(0.5)
 
 
 def tracked(uri: str) -> dict[str, Any]:
@@ -212,6 +236,7 @@ def test_a_submitted_sweep_can_be_stopped_and_submitted_again(
     assert {runs[name].info.status for name in ("submitted", *RUNS) if name not in finished} == {"KILLED"}
 
     second = head.submit("second", tmp_path / "second.log", variables, *command)
+    wait_for_metrics(head, second)
     assert second.wait(timeout=400) == 0, (tmp_path / "second.log").read_text()
     assert head.status("second") == "SUCCEEDED"
     log = (tmp_path / "second.log").read_text()

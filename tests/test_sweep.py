@@ -19,12 +19,16 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.errors import InputError
 from mbs_ray.evaluate import evaluate_model
 from mbs_ray.evaluation.perplexity import geometric_mean
+from mbs_ray.numerics import Numerics
+from mbs_ray.places import Places
 from mbs_ray.progress import Progress
-from mbs_ray.specs import EvaluationSpec, SweepSpec, validated
+from mbs_ray.specs import EvaluationSpec, LayoutSpec, SweepSpec, validated
 from mbs_ray.sweep import SweepResult, conduct
+from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.track_runs import track_runs
 from tests.models import write_corpus
 
@@ -48,7 +52,7 @@ def spec(bloom: Path, corpus: Path, held_out: Path, stages: int = 2, **changes: 
         "sampling": ["equal", "proportional"],
     }
     return validated(
-        SweepSpec, {"name": "tiny", "run": {**run, **changes}, "grid": grid, "stages": stages, "threads": 1}
+        SweepSpec, {"name": "tiny", "run": {**run, **changes}, "grid": grid, "layout": {"stages": stages}, "threads": 1}
     )
 
 
@@ -188,6 +192,7 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
         sets={"held-out": validated(EvaluationSpec, {"corpus": str(held_out), "segments": 5, "sequence_length": 32})},
         compute_dtype="auto",
         stages=1,
+        replicas=1,
         threads=1,
         out=out,
         address=None,
@@ -220,6 +225,37 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
     assert metrics[there] == metrics[here]
     with pytest.raises(InputError, match="neither the folder of a run nor that of a sweep"):
         list(track_runs(out, uri))
+
+
+def test_a_single_run_is_shared_by_replicas_and_goes_on_with_as_many(
+    ray_cluster: Cluster, bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
+) -> None:
+    one = {"method": [{"name": "sparsegpt", "sparsity": 0.5}], "sampling": ["equal"]}
+    whole = spec(bloom, corpus, held_out, microbatch=3, evaluation={})
+    auto = whole.model_copy(update={"grid": one, "layout": validated(LayoutSpec, {})})
+    _, printed = run_sweep(auto, tmp_path)
+    # Twelve segments in four microbatches, on six CPUs.
+    assert "layout: 1 × 4 (stages × replicas), 1 thread(s) each, on cpu" in printed
+    _, printed = run_sweep(auto, tmp_path)
+    assert "layout: 1 × 4" in printed and "all runs are finished" in printed
+    fewer = auto.model_copy(update={"layout": validated(LayoutSpec, {"replicas": 2})})
+    with pytest.raises(InputError, match="was begun with replicas 4, now it is 2"):
+        run_sweep(fewer, tmp_path)
+
+
+def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    def fitting(stages: int, replicas: int) -> tuple[int, int]:
+        jobs = SweepJobs(Places(tmp_path, "x"), Numerics("cpu", 1), Layout(stages, replicas), {})
+        layout = jobs.fitting(print).layout
+        return layout.stages, layout.replicas
+
+    assert fitting(6, 1) == (6, 1)
+    assert fitting(9, 1) == (6, 1)
+    assert fitting(3, 3) == (2, 3)
+    with pytest.raises(InputError, match="has room for 6 of the 7 replicas with which this was begun"):
+        fitting(1, 7)
 
 
 def stage_processes() -> set[int]:

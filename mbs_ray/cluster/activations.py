@@ -23,6 +23,9 @@ class Tier(Protocol):
     def drop(self, microbatch: int) -> None:
         """Forget a microbatch."""
 
+    def held(self) -> int:
+        """Bytes of memory or disk that are taken."""
+
     def close(self) -> None:
         """Give all memory and space back; what is kept from here on is dropped."""
 
@@ -51,6 +54,10 @@ class MemoryTier:
 
     def drop(self, microbatch: int) -> None:
         self._held.pop(microbatch, None)
+
+    def held(self) -> int:
+        # Other threads may keep and drop meanwhile.
+        return sum(place.nbytes for place in list(self._held.values()))
 
     def close(self) -> None:
         self._closed = True
@@ -88,6 +95,11 @@ class ActivationStore:
             self._blocks[microbatch] = block
             self._changed.notify_all()
 
+    def holds(self, microbatch: int) -> bool:
+        """Whether a microbatch is there."""
+        with self._changed:
+            return microbatch in self._blocks
+
     def wait(self, microbatch: int) -> None:
         """Until a microbatch is there. Raises :class:`RunAbandonedError`, or why one could not be stored."""
         with self._changed:
@@ -116,6 +128,10 @@ class ActivationStore:
         with self._changed:
             self.abandoned = True
             self._changed.notify_all()
+
+    def held(self) -> int:
+        """Bytes that the tier holds for the run."""
+        return self._tier.held()
 
     def close(self) -> None:
         """Give back what the run holds, at its end."""

@@ -31,7 +31,7 @@ def scores_file(directory: Path, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Segments ``start`` to ``stop`` of one segment file; ``index`` counts over all files of the run."""
+    """Segments ``start`` to ``stop`` of one segment file; ``index`` counts over all files, in one replica."""
 
     index: int
     file: SegmentFile
@@ -50,7 +50,8 @@ class Job:
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
     of the block's inputs.
     ``blocks`` holds the shard of each stage. Evaluation segments follow the calibration segments
-    through every block and never enter its moments.
+    through every block and never enter its moments. Each of ``replicas`` takes a contiguous part of the microbatches
+    of every file.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Job:
     directory: Path
     blocks: tuple[range, ...]
     true_sequential: bool = False
+    replicas: int = 1
 
     @property
     def blocks_folder(self) -> Path:
@@ -71,18 +73,23 @@ class Job:
     def scores_file(self, name: str) -> Path:
         return scores_file(self.directory, name)
 
-    def microbatches(self) -> list[Microbatch]:
+    def microbatches(self, replica: int = 0) -> list[Microbatch]:
+        """Those of one replica, in order; ``index`` counts them."""
         files = [self.calibration, *self.evaluation] if self.calibration else list(self.evaluation)
-        parts = ((file, start) for file in files for start in range(0, len(file.languages), self.microbatch))
+        parts = ((file, start) for file in files for start in self._starts(file, replica))
         return [
             Microbatch(index, file, start, min(start + self.microbatch, len(file.languages)))
             for index, (file, start) in enumerate(parts)
         ]
 
-    def calibrating(self) -> list[Microbatch]:
-        return [one for one in self.microbatches() if one.file is self.calibration]
+    def calibrating(self, replica: int = 0) -> list[Microbatch]:
+        return [one for one in self.microbatches(replica) if one.file is self.calibration]
 
-    def evaluating(self) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
-        microbatches = self.microbatches()
+    def evaluating(self, replica: int = 0) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+        microbatches = self.microbatches(replica)
         for file in self.evaluation:
             yield file, [one for one in microbatches if one.file is file]
+
+    def _starts(self, file: SegmentFile, replica: int) -> range:
+        starts = range(0, len(file.languages), self.microbatch)
+        return starts[len(starts) * replica // self.replicas : len(starts) * (replica + 1) // self.replicas]

@@ -43,6 +43,9 @@ class NvmeTier:
     def drop(self, microbatch: int) -> None:
         self._file.drop(microbatch)
 
+    def held(self) -> int:
+        return self._file.size
+
     def close(self) -> None:
         self._file.close()
         self._remove()

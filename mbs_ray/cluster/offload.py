@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +123,7 @@ class StoreMaker:
     """Makes the activation stores of a stage, one per run. :class:`InputError` where its tier cannot work here."""
 
     def __init__(self, offload: Offload, tier: TierName) -> None:
-        self._tier, self._nvme_path = tier, offload.nvme_path
+        self.tier, self._nvme_path = tier, offload.nvme_path
         try:
             if self._nvme_path is not None and self._nvme_path.is_dir():
                 remove_stale(self._nvme_path)
@@ -134,12 +135,12 @@ class StoreMaker:
             raise InputError(f"nvme_path: {self._nvme_path}: {error.strerror}") from error
 
     def __call__(self) -> ActivationStore:
-        if self._tier == "nvme":
+        if self.tier == "nvme":
             assert self._nvme_path is not None
             return ActivationStore(NvmeTier(self._aio, self._nvme_path))
         cuda = torch.cuda.is_available()
-        device = torch.device("cuda" if cuda and self._tier == "none" else "cpu")
-        return ActivationStore(MemoryTier(device, pinned=cuda and self._tier == "host"))
+        device = torch.device("cuda" if cuda and self.tier == "none" else "cpu")
+        return ActivationStore(MemoryTier(device, pinned=cuda and self.tier == "host"))
 
     def _try_out(self) -> None:
         with closing(self()) as store:
@@ -178,10 +179,13 @@ def _gib(size: int) -> str:
 
 
 def _microbatch_bytes(job: Job, hidden_size: int) -> list[int]:
+    """Of the replica that has the most."""
     token = hidden_size * getattr(torch, job.compute_dtype).itemsize
-    files = {one.file.path for one in job.microbatches()}
-    lengths = {path: SegmentSet.open(path).sequence_length for path in files}
-    return [(one.stop - one.start) * lengths[one.file.path] * token for one in job.microbatches()]
+    shares = [job.microbatches(replica) for replica in range(job.replicas)]
+    lengths = {path: SegmentSet.open(path).sequence_length for path in {one.file.path for one in chain(*shares)}}
+    return max(
+        ([(one.stop - one.start) * lengths[one.file.path] * token for one in share] for share in shares), key=sum
+    )
 
 
 def _largest(count: int, sizes: Iterable[int]) -> int:

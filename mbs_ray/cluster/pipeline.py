@@ -1,5 +1,6 @@
 """The driver's side of the stages: start them, feed them runs, learn how the runs ended."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mbs_ray.cluster.activations import RunAbandonedError
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.layout import Layout, Place
 from mbs_ray.cluster.offload import AUTO, Offload, settle
+from mbs_ray.cluster.replicas import START_SECONDS as GROUP_SECONDS
+from mbs_ray.cluster.replicas import ReplicaLostError
 from mbs_ray.cluster.stage import Stage
 from mbs_ray.cluster.timeline import Span
 from mbs_ray.cluster.worker import Status
@@ -19,6 +23,9 @@ from mbs_ray.errors import InputError, StageDiedError
 
 PLACE_SECONDS = 30.0
 START_SECONDS = 180.0
+#: A stage that does not answer for so long counts as dead: it is stopped, or its node is cut off.
+ANSWER_SECONDS = 60.0
+_LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -38,47 +45,30 @@ class Pipeline:
     activations of the runs as ``offload`` tells of them, find no place.
     """
 
-    def __init__(self, stages: int, threads: int, offload: Offload = AUTO, say: Callable[[str], None] = print) -> None:
-        self._count, self._threads = stages, threads
+    def __init__(
+        self, layout: Layout, threads: int, offload: Offload = AUTO, say: Callable[[str], None] = print
+    ) -> None:
+        self._places, self._replicas, self._threads = layout.places(), layout.replicas, threads
         self._offload, self._say = offload, say
         self._stages: list[Any] = []
         self._placement: PlacementGroup | None = None
         self._pending: dict[ray.ObjectRef, tuple[str, int]] = {}
         self._open: dict[str, int] = {}
-        self._seen = [Status()] * stages
+        self._looking: dict[ray.ObjectRef, int] = {}
+        self._answered = [0.0] * len(self._places)
+        self._seen = [Status() for _ in self._places]
+        self._spans: list[tuple[Place, Span]] = []
         self._errors: dict[str, Exception] = {}
         self.process_ids: list[int] = []
 
     def __enter__(self) -> "Pipeline":
-        resources = ray.cluster_resources()
-        gpus = 1 if resources.get("GPU", 0) >= self._count else 0
-        wanted = self._count * self._threads
-        if resources.get("CPU", 0) < wanted:
-            raise InputError(
-                f"stages: {self._count} stages of {self._threads} threads want {wanted} CPUs, "
-                f"the cluster has {resources.get('CPU', 0):.0f}; ask for fewer stages or threads"
-            )
-        actor: Any = Stage
-        actor = actor.options(num_cpus=self._threads, num_gpus=gpus, scheduling_strategy=self._place(gpus))
-        self._stages = [actor.remote(index, self._count, self._threads) for index in range(self._count)]
-        following = [*self._stages[1:], None]
-        ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
         try:
-            self.process_ids = ray.get(ready, timeout=START_SECONDS)
-        except GetTimeoutError as error:
-            self.__exit__()
-            raise InputError(
-                f"stages: {self._count} actors of {self._threads} CPUs did not start within "
-                f"{START_SECONDS:.0f} s; see the logs of Ray"
-            ) from error
-        except RayActorError as error:
-            self.__exit__()
-            raise StageDiedError(f"a stage did not start: {error}") from error
-        try:
+            self._start()
             settle(self._offload, self._stages, self._say)
         except BaseException:
             self.__exit__()
             raise
+        self._answered = [time.monotonic()] * len(self._places)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,20 +79,74 @@ class Pipeline:
             remove_placement_group(self._placement)
             self._placement = None
 
-    def _place(self, gpus: int) -> PlacementGroupSchedulingStrategy:
-        """A place for every stage, all or none. On GPUs neighbours share a node if they can, on CPUs they spread."""
+    def _start(self) -> None:
+        count = len(self._places)
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        self._check_resources(gpus)
+        actor: Any = Stage
+        actor = actor.options(num_cpus=self._threads, num_gpus=gpus, scheduling_strategy=self._reserve(gpus))
+        self._stages = [actor.remote(place, self._threads) for place in self._places]
+        following = [*self._stages[self._replicas :], *[None] * self._replicas]
+        ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
+        try:
+            self.process_ids = ray.get(ready, timeout=START_SECONDS)
+            self._form_groups()
+        except GetTimeoutError as error:
+            raise InputError(
+                f"layout: {count} actors of {self._threads} CPUs did not start within "
+                f"{START_SECONDS:.0f} s; see the logs of Ray"
+            ) from error
+        except RayActorError as error:
+            raise StageDiedError(f"a stage did not start: {error}") from error
+
+    def _check_resources(self, gpus: int) -> None:
+        count, resources = len(self._places), ray.cluster_resources()
+        wanted = count * self._threads
+        if gpus and resources["GPU"] < count:
+            raise InputError(
+                f"layout: {count} actors want a GPU each, the cluster has {resources['GPU']:.0f}; "
+                "ask for fewer stages or replicas"
+            )
+        if resources.get("CPU", 0) < wanted:
+            raise InputError(
+                f"layout: {count} actors of {self._threads} threads want {wanted} CPUs, "
+                f"the cluster has {resources.get('CPU', 0):.0f}; ask for fewer stages, replicas or threads"
+            )
+
+    def _reserve(self, gpus: int) -> PlacementGroupSchedulingStrategy:
+        """A place for every actor, all or none. On GPUs neighbours share a node if they can, on CPUs they spread."""
+        count = len(self._places)
         bundle = {"CPU": float(self._threads)} | ({"GPU": 1.0} if gpus else {})
-        self._placement = placement_group([bundle] * self._count, strategy="PACK" if gpus else "SPREAD")
+        self._placement = placement_group([bundle] * count, strategy="PACK" if gpus else "SPREAD")
         if not self._placement.wait(PLACE_SECONDS):
-            self.__exit__()
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
             each = f"{self._threads} CPUs{' and a GPU' if gpus else ''} each"
             raise InputError(
-                f"stages: {self._count} stages of {each} found no place within {PLACE_SECONDS:.0f} s "
-                f"on nodes of {there}; free the cluster, or ask for fewer stages or threads"
+                f"layout: {count} actors of {each} found no place within {PLACE_SECONDS:.0f} s "
+                f"on nodes of {there}; free the cluster, or ask for fewer stages, replicas or threads"
             )
         return PlacementGroupSchedulingStrategy(self._placement)
+
+    def _form_groups(self) -> None:
+        """Bring the replicas of every stage together."""
+        if self._replicas == 1:
+            return
+        try:
+            addresses = ray.get(
+                [stage.host.remote() for stage in self._stages[:: self._replicas]], timeout=GROUP_SECONDS
+            )
+            joined = [
+                stage.join.remote(*addresses[place.stage])
+                for stage, place in zip(self._stages, self._places, strict=True)
+            ]
+            ray.get(joined, timeout=GROUP_SECONDS)
+        except (RayTaskError, GetTimeoutError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no answer"
+            raise StageDiedError(
+                f"the replicas of a stage did not find each other within {GROUP_SECONDS} s ({reason}); "
+                "nodes must reach each other on all ports"
+            ) from error
 
     def submit(self, job: Job) -> None:
         self._open[job.key] = len(self._stages)
@@ -120,6 +164,8 @@ class Pipeline:
                 # Also raised by a stage that could not hand over to one that died.
                 raise self._death(stage, key) from error
             except RayTaskError as error:
+                if isinstance(error.cause, ReplicaLostError):
+                    raise self._death(stage, key) from error
                 self._fail(key, stage, error)
             self._open[key] -= 1
             if self._open[key] == 0:
@@ -131,19 +177,27 @@ class Pipeline:
         return bool(self._pending)
 
     def statuses(self) -> list[Status]:
-        """Where every stage is; empty where the stages do not answer at once."""
-        try:
-            self._seen = ray.get([stage.status.remote() for stage in self._stages], timeout=2.0)
-        except (GetTimeoutError, RayActorError):
-            return []
-        return self._seen
+        """Where every stage is, or was when it last answered. Raises :class:`StageDiedError`."""
+        idle = set(range(len(self._stages))) - set(self._looking.values())
+        self._looking |= {self._stages[index].look.remote(): index for index in sorted(idle)}
+        ready, _ = ray.wait(list(self._looking), num_returns=len(self._looking), timeout=_LOOK_SECONDS)
+        for reference in ready:
+            index = self._looking.pop(reference)
+            try:
+                self._seen[index], spans = ray.get(reference)
+            except RayActorError:
+                continue  # its run ends with the same error
+            self._answered[index] = time.monotonic()
+            self._spans += [(self._places[index], span) for span in spans]
+        for place, answered, seen in zip(self._places, self._answered, self._seen, strict=True):
+            if time.monotonic() - answered > ANSWER_SECONDS:
+                raise StageDiedError(f"{place} has not answered for {ANSWER_SECONDS:.0f} s", seen.run)
+        return self._seen[:: self._replicas]
 
-    def spans(self) -> list[list[Span]]:
-        """What every stage did since the last call; empty where the stages do not answer at once."""
-        try:
-            return ray.get([stage.spans.remote() for stage in self._stages], timeout=2.0)
-        except (GetTimeoutError, RayActorError):
-            return []
+    def spans(self) -> list[tuple[Place, Span]]:
+        """What the stages were seen to do since the last call."""
+        taken, self._spans = self._spans, []
+        return taken
 
     def _fail(self, key: str, stage: int, error: RayTaskError) -> None:
         """The first error of a run counts; the other stages are told to give it up."""
@@ -157,14 +211,14 @@ class Pipeline:
             except RayActorError as death:
                 raise self._death(stage, key) from death
 
-    def _death(self, stage: int, key: str) -> StageDiedError:
-        """Which stage died, and in which run it was last seen; ``stage`` and ``key`` where none is found dead."""
-        for index, one in enumerate(self._stages):
+    def _death(self, index: int, key: str) -> StageDiedError:
+        """Which actor died, and in which run it was last seen; ``index`` and ``key`` where none is found dead."""
+        for other, one in enumerate(self._stages):
             try:
-                ray.get(one.status.remote(), timeout=2.0)
+                ray.get(one.look.remote(), timeout=_LOOK_SECONDS)
             except RayActorError:
-                stage, key = index, self._seen[index].run or key
+                index, key = other, self._seen[other].run or key
                 break
             except GetTimeoutError:
                 continue
-        return StageDiedError(f"stage {stage + 1} died during {key}; the same command goes on from here", key)
+        return StageDiedError(f"{self._places[index]} died during {key}; the same command goes on from here", key)

@@ -39,7 +39,8 @@ class SlotFile:
     def __init__(self, module: Any, path: Path) -> None:
         self.path = path
         self._slots: dict[int, _Slot] = {}
-        self._end = 0
+        #: Bytes that the file takes.
+        self.size = 0
         self._closed = False
         # Opened as the transfers will: a file system that takes none of them says so now.
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
@@ -131,11 +132,11 @@ class SlotFile:
         if shutil.disk_usage(self.path.parent).free < size:
             raise OSError(errno.ENOSPC, f"the disk has no room for {size} bytes more", str(self.path))
         try:
-            os.posix_fallocate(self._file, self._end, size)
+            os.posix_fallocate(self._file, self.size, size)
         except OSError as error:
             raise OSError(error.errno, f"no room for {size} bytes more: {error.strerror}", str(self.path)) from error
-        self._end += size
-        return self._end - size
+        self.size += size
+        return self.size - size
 
 
 def _larger(lane: AioLane, buffer: torch.Tensor | None, size: int) -> torch.Tensor:

@@ -13,7 +13,10 @@ from ray.exceptions import RayTaskError
 
 from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.layout import Place
+from mbs_ray.cluster.metrics import StageMetrics
 from mbs_ray.cluster.offload import AUTO, RUNS_HELD, Offload, Room, StoreMaker, TierName, look_around
+from mbs_ray.cluster.replicas import ReplicaGaveUpError, ReplicaLostError, Replicas, hosted_store, joined_store
 from mbs_ray.cluster.timeline import Span
 from mbs_ray.cluster.worker import Status, Worker
 
@@ -29,11 +32,14 @@ class Stage:
 
     ``process`` works; meanwhile ``receive`` takes the next stage's input and ``control`` methods
     answer. Nothing here is retried: a block that is done lies in the run directory.
+    Of several replicas of a stage each is such an actor, and hands over to the one of its number in the next stage.
     """
 
-    def __init__(self, index: int, stages: int, threads: int) -> None:
-        self._index = index
-        self._worker = Worker(index, stages, threads)
+    def __init__(self, place: Place, threads: int) -> None:
+        self._place = place
+        self._worker = Worker(place, threads)
+        self._metrics = StageMetrics(place)
+        self._store: Any = None
         self._next: Any = None
         self._new_store = StoreMaker(AUTO, "host")
         self._stores: dict[str, ActivationStore] = {}
@@ -48,6 +54,20 @@ class Stage:
         return os.getpid()
 
     @ray.method(concurrency_group="control")
+    def host(self) -> tuple[str, int]:
+        """Where the other replicas of this stage find this one, their first."""
+        node_ip = ray.util.get_node_ip_address()
+        self._store = hosted_store(node_ip)
+        return node_ip, self._store.port
+
+    @ray.method(concurrency_group="control")
+    def join(self, host: str, port: int) -> None:
+        """Build the group of this stage's replicas; returns when all of them have come."""
+        store = self._store or joined_store(host, port)
+        rank, size = self._place.replica, self._place.layout.replicas
+        self._worker.replicas = Replicas(rank, size, store, ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group="control")
     def room(self, nvme_path: Path | None) -> Room:
         return look_around(nvme_path)
 
@@ -57,13 +77,12 @@ class Stage:
         self._new_store = StoreMaker(offload, tier)
 
     @ray.method(concurrency_group="control")
-    def status(self) -> Status:
-        return self._worker.status
-
-    @ray.method(concurrency_group="control")
-    def spans(self) -> list[Span]:
-        """What this stage did since the last call."""
-        return self._worker.timeline.take()
+    def look(self) -> tuple[Status, list[Span]]:
+        """Where this stage is, and what it did since the last call."""
+        with self._changed:
+            held = sum(store.held() for store in self._stores.values())
+        self._metrics.tell(self._worker.blocks_done, self._worker.tokens_done, self._new_store.tier, held)
+        return self._worker.status, self._worker.timeline.take()
 
     @ray.method(concurrency_group="control")
     def abandon(self, key: str) -> None:
@@ -90,9 +109,21 @@ class Stage:
             store.put(microbatch, block, _unpack(carried, dtype))
 
     def process(self, job: Job) -> None:
-        """Take a run through this stage's blocks."""
+        """Take a run through this stage's blocks; ends when all replicas are through."""
+        replicas = self._worker.replicas
+        try:
+            self._process(job)
+            replicas.agree()
+        except (ReplicaGaveUpError, ReplicaLostError):
+            raise
+        except Exception:
+            replicas.give_up()
+            raise
+
+    def _process(self, job: Job) -> None:
         with self._changed:
-            if self._index == 0:
+            # A replica that nothing is sent to, because there are so few microbatches, waits for nothing.
+            if self._place.first or not job.microbatches(self._place.replica):
                 self._stores[job.key] = self._new_store()
             self._changed.wait_for(lambda: job.key in self._stores or job.key in self._over)
             if job.key in self._over:

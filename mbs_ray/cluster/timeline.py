@@ -17,6 +17,7 @@ KINDS = {
     "evaluate": "computing",
     "read": "reading",
     "write": "writing",
+    "meet": "waiting",
     "receive": "waiting",
     "send": "waiting",
 }

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,10 @@ from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.activations import ActivationStore
 from mbs_ray.cluster.host_memory import return_freed_memory
 from mbs_ray.cluster.job import Job, Microbatch
+from mbs_ray.cluster.layout import Place, deal
+from mbs_ray.cluster.replicas import Alone
 from mbs_ray.cluster.timeline import Timeline
-from mbs_ray.compression import collect, solve, turns
+from mbs_ray.compression import Collected, Solved, check_called, collect, solve, solving_costs, turns
 from mbs_ray.methods import Method, Statistic, build_method
 from mbs_ray.model.block_files import read_block, write_block
 from mbs_ray.model.checkpoint import Checkpoint
@@ -43,15 +45,23 @@ class Status:
 
 
 class Worker:
-    """The blocks of one stage of ``stages``, on the device of this process, with ``threads`` CPU threads."""
+    """The blocks of one stage, on the device of this process, with ``threads`` CPU threads.
 
-    def __init__(self, index: int, stages: int, threads: int) -> None:
-        self._index, self._stages, self._threads = index, stages, threads
+    ``replicas`` are the others that hold the same blocks: each takes its microbatches through them, their moments
+    are summed, and each solves linears for all. The first one writes.
+    """
+
+    def __init__(self, place: Place, threads: int, replicas: Alone | None = None) -> None:
+        self._place, self._threads = place, threads
+        self.replicas = replicas or Alone()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._decoder: tuple[tuple, Decoder] | None = None
         self._ahead = ThreadPoolExecutor(1)
         self.status = Status()
         self.timeline = Timeline()
+        #: Blocks written, and tokens taken through a block, since the start.
+        self.blocks_done = 0
+        self.tokens_done = 0
         return_freed_memory()
 
     def process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
@@ -68,11 +78,11 @@ class Worker:
     def _process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         decoder = self._load_decoder(job)
         method = None if job.method is None else build_method(job.method)
-        blocks = job.blocks[self._index]
+        blocks = job.blocks[self._place.stage]
         reading = self._ahead.submit(_read, job, decoder, blocks[0])
-        if self._index == 0:
+        if self._place.first:
             with self.timeline.part(job.key, -1, "embed"):
-                for microbatch in self._follow(job, -1, "embed", job.microbatches()):
+                for microbatch in self._follow(job, -1, "embed", self._microbatches(job)):
                     token_ids = _token_ids(microbatch)
                     store.put(microbatch.index, 0, decoder.embed(token_ids))
         for index in blocks:
@@ -81,7 +91,7 @@ class Worker:
             if index != blocks[-1]:
                 reading = self._ahead.submit(_read, job, decoder, index + 1)
             self._block(job, store, decoder, method, index, stored, send if index == blocks[-1] else None)
-        if self._index == self._stages - 1:
+        if self._place.last:
             with self.timeline.part(job.key, decoder.blocks, "evaluate"):
                 self._evaluate(job, store, decoder)
 
@@ -96,23 +106,43 @@ class Worker:
         send: Send | None,
     ) -> None:
         """One block; one that the run directory already holds is only propagated through."""
+        finished = self._agree(job, index, stored.finished)
+        if stored.finished and not finished:
+            # A shared folder may show a file to one node before it shows it to another.
+            stored = _read_dense(decoder, index)
         report = BlockReport(index, seconds={"read": stored.seconds})
         names, tensors = decoder.block_tensors(index), stored.tensors
-        solving = method is not None and not stored.finished
+        solving = method is not None and not finished
         if method is not None and solving:
             packed = self._compress(job, store, decoder, method, report, tensors)
-            with self._timed(job, report, "write"):
-                dense = {names[name]: tensors[name] for name in names}
-                # The block file last: where it lies, all else of the block lies too.
-                write_report(job.blocks_folder, report)
-                if packed:
-                    by_stored_name = {names[weight]: parts for weight, parts in packed.items()}
-                    write_block(RunDirectory(job.directory).packed, index, packed_block(dense, by_stored_name))
-                write_block(job.blocks_folder, index, dense)
+            if self._writes:
+                with self._timed(job, report, "write"):
+                    self._write(job, index, {names[name]: tensors[name] for name in names}, names, packed, report)
+                self.blocks_done += 1
         with self._timed(job, report, "propagate"):
             self._propagate(job, store, decoder, index, tensors, send)
-        if solving:
+        if solving and self._writes:
             write_report(job.blocks_folder, report)
+
+    @property
+    def _writes(self) -> bool:
+        return self._place.replica == 0
+
+    def _write(
+        self,
+        job: Job,
+        index: int,
+        dense: dict[str, torch.Tensor],
+        names: dict[str, str],
+        packed: dict[str, dict[str, torch.Tensor]],
+        report: BlockReport,
+    ) -> None:
+        """The block file last: where it lies, all else of the block lies too."""
+        write_report(job.blocks_folder, report)
+        if packed:
+            by_stored_name = {names[weight]: parts for weight, parts in packed.items()}
+            write_block(RunDirectory(job.directory).packed, index, packed_block(dense, by_stored_name))
+        write_block(job.blocks_folder, index, dense)
 
     @contextmanager
     def _timed(self, job: Job, report: BlockReport, part: str) -> Iterator[None]:
@@ -133,19 +163,57 @@ class Worker:
         linears = list(decoder.linears(index))
         for turn in self._turns(job, store, decoder, method, index, tensors):
             with self._timed(job, report, "collect"):
-                calibrating = self._follow(job, index, "collect", job.calibrating())
+                calibrating = self._follow(job, index, "collect", job.calibrating(self._place.replica))
                 hidden = (self._get(job, store, microbatch, index) for microbatch in calibrating)
                 block = decoder.load_block(index, tensors)
                 collected = collect(decoder, block, index, hidden, method.statistic, turn)
                 del block
-            with self._timed(job, report, "solve"):
-                self.status = Status(job.key, index, "solve", 0, 1)
-                solved = solve(tensors, turn, collected, method, self._device, f"block {index}")
+            solved = self._solve(job, decoder, method, report, tensors, turn, collected)
             tensors.update(solved.weights)
             packed.update(solved.packed)
             report.linears += solved.reports
         report.linears.sort(key=lambda linear: linears.index(linear.name))
         return packed
+
+    def _solve(
+        self,
+        job: Job,
+        decoder: Decoder,
+        method: Method,
+        report: BlockReport,
+        tensors: dict[str, torch.Tensor],
+        turn: list[str],
+        collected: Collected,
+    ) -> Solved:
+        """Linears of a block, dealt out to the replicas; all of them have all weights at the end."""
+        where, statistic = f"block {report.block}", method.statistic
+        check_called(turn, collected, statistic, where)
+        costs = solving_costs(decoder.linears(report.block), turn, collected, statistic)
+        dealt = deal([cost for _, cost in costs], self.replicas.size)
+        owners = {name: owner for (group, _), owner in zip(costs, dealt, strict=True) for name in group}
+        with self._exchanged(job, report, "reduce"):
+            self._agree(job, report.block)
+            collected = self.replicas.gather(collected, owners)
+        with self._timed(job, report, "solve"):
+            self.status = Status(job.key, report.block, "solve", 0, 1)
+            own = [name for name in turn if owners[name] == self.replicas.rank]
+            solved = solve(tensors, own, collected, method, self._device, where)
+        with self._exchanged(job, report, "broadcast"):
+            self._agree(job, report.block)
+            return self.replicas.share(solved, owners, tensors)
+
+    def _agree(self, job: Job, block: int, yes: bool = True) -> bool:
+        """Wait for the other replicas: whether all say yes."""
+        if self.replicas.size == 1:
+            return yes
+        with self.timeline.part(job.key, block, "meet"):
+            return self.replicas.agree(yes)
+
+    @contextmanager
+    def _exchanged(self, job: Job, report: BlockReport, part: str) -> Iterator[None]:
+        """Timed only where there is somebody to exchange with."""
+        with nullcontext() if self.replicas.size == 1 else self._timed(job, report, part):
+            yield
 
     def _turns(
         self,
@@ -159,7 +227,7 @@ class Worker:
         """Linears that are solved after one forward: all, or in a true sequence those that share an input."""
         if not job.true_sequential or method.statistic is Statistic.NONE:
             return [list(decoder.linears(index))]
-        first = job.calibrating()[0]
+        first = job.calibrating(self._place.replica)[0]
         hidden = store.get(first.index, index, self._device)
         return turns(decoder, decoder.load_block(index, tensors), index, hidden)
 
@@ -174,7 +242,7 @@ class Worker:
     ) -> None:
         """Input of the next block, kept here or handed to the next stage."""
         block = decoder.load_block(index, tensors)
-        microbatches = job.microbatches()
+        microbatches = self._microbatches(job)
         if index == job.blocks[-1][-1]:
             # Nothing follows the last block but the head, which calibration segments never see.
             microbatches = [one for one in microbatches if one.file is not job.calibration]
@@ -189,12 +257,22 @@ class Worker:
 
     def _evaluate(self, job: Job, store: ActivationStore, decoder: Decoder) -> None:
         end = decoder.blocks
-        for file, microbatches in job.evaluating():
+        for file, microbatches in job.evaluating(self._place.replica):
             for microbatch in self._follow(job, end, "evaluate", microbatches):
                 hidden = self._get(job, store, microbatch, end)
                 store.put(microbatch.index, end + 1, decoder.finish(hidden))
             pairs = _Finished(store, end + 1, [(one.index, _token_ids(one)) for one in microbatches])
-            write_token_scores(job.scores_file(file.name), SegmentSet.open(file.path), score(decoder, pairs))
+            segments = SegmentSet.open(file.path)
+            nll = torch.zeros(len(segments), segments.sequence_length - 1)
+            for microbatch, scored in zip(microbatches, score(decoder, pairs) if microbatches else [], strict=True):
+                nll[microbatch.start : microbatch.stop] = scored
+            self._agree(job, end)
+            self.replicas.merge_rows(nll)
+            if self._writes:
+                write_token_scores(job.scores_file(file.name), segments, [nll])
+
+    def _microbatches(self, job: Job) -> list[Microbatch]:
+        return job.microbatches(self._place.replica)
 
     def _follow(self, job: Job, block: int, part: str, microbatches: list[Microbatch]) -> Iterator[Microbatch]:
         """The microbatches one by one, telling whoever asks where this stage is."""
@@ -204,9 +282,12 @@ class Worker:
 
     def _get(self, job: Job, store: ActivationStore, microbatch: Microbatch, block: int) -> torch.Tensor:
         """The input of a block; raises :class:`RunAbandonedError` where the run was given up."""
-        with self.timeline.part(job.key, block, "receive"):
-            store.wait(microbatch.index)
-        return store.get(microbatch.index, block, self._device)
+        if not store.holds(microbatch.index):
+            with self.timeline.part(job.key, block, "receive"):
+                store.wait(microbatch.index)
+        hidden = store.get(microbatch.index, block, self._device)
+        self.tokens_done += hidden.shape[0] * hidden.shape[1]
+        return hidden
 
     def _load_decoder(self, job: Job) -> Decoder:
         key = (job.model, job.compute_dtype)
@@ -230,10 +311,14 @@ def _read(job: Job, decoder: Decoder, index: int) -> _Stored:
     begun = time.monotonic()
     done = None if job.method is None else read_block(job.blocks_folder, index)
     if done is None:
-        tensors = decoder.read_block(index)
-    else:
-        tensors = {name: done[stored] for name, stored in decoder.block_tensors(index).items()}
-    return _Stored(tensors, done is not None, time.monotonic() - begun)
+        return _read_dense(decoder, index)
+    tensors = {name: done[stored] for name, stored in decoder.block_tensors(index).items()}
+    return _Stored(tensors, True, time.monotonic() - begun)
+
+
+def _read_dense(decoder: Decoder, index: int) -> _Stored:
+    begun = time.monotonic()
+    return _Stored(decoder.read_block(index), False, time.monotonic() - begun)
 
 
 @dataclass(frozen=True)

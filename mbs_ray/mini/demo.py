@@ -54,7 +54,7 @@ def demo_sweep(models: Sequence[Path]) -> SweepSpec:
         "sampling": [{"name": "monolingual", "language": "en"}, EQUAL, PROPORTIONAL],
     }
     # One thread always, so that the bits of the demo do not depend on the number of cores.
-    return validated(SweepSpec, {"name": "demo", "run": run, "grid": grid, "stages": 2, "threads": 1})
+    return validated(SweepSpec, {"name": "demo", "run": run, "grid": grid, "layout": {"stages": 2}, "threads": 1})
 
 
 def run_demo(out: Path, address: str | None, console: Console, models: Sequence[Path] | None = None) -> SweepResult:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.job import Job, segment_file
-from mbs_ray.cluster.layout import shard_blocks
+from mbs_ray.cluster.layout import Layout, shard_blocks
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
 from mbs_ray.methods import Moment, build_method
 from mbs_ray.model.block_files import write_outside
@@ -46,6 +46,7 @@ def make_job(
     blocks: int = 4,
     microbatch: int = 3,
     true_sequential: bool = False,
+    replicas: int = 1,
 ) -> Job:
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
     return Job(
@@ -59,12 +60,13 @@ def make_job(
         directory=directory,
         blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
         true_sequential=true_sequential,
+        replicas=replicas,
     )
 
 
 def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome]:
     outcomes = {}
-    with Pipeline(stages, threads) as pipeline:
+    with Pipeline(Layout(stages, jobs[0].replicas), threads) as pipeline:
         for job in jobs:
             pipeline.submit(job)
         while pipeline.busy:
@@ -147,4 +149,40 @@ def compress_in_sequence(
             compressed = solver.compress(stored.get_submodule(name).weight.detach(), moment).weight
             linear.weight.data = compressed.float()
             result[f"{name}.weight"] = compressed
+    return result
+
+
+def compress_in_parts(
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], parts: list[range], microbatch: int
+) -> dict[str, torch.Tensor]:
+    """The plain way with the segments in parts: a moment of each, added at the end."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(model_folder)
+    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
+    solver = build_method(method)
+    result = {}
+    for index, block in enumerate(model.transformer.h):
+        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
+        sums: dict[str, list[Moment]] = {name: [] for name in linears}
+        for part in parts:
+            moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
+            hooks = [
+                module.register_forward_pre_hook(lambda _, inputs, own=moments[name]: own.add(inputs[0]))
+                for name, module in linears.items()
+            ]
+            with torch.no_grad():
+                for rows in token_ids[part.start : part.stop].split(microbatch):
+                    model(rows)
+            for hook in hooks:
+                hook.remove()
+            for name, moment in moments.items():
+                sums[name].append(moment)
+        for name, module in linears.items():
+            whole, *others = sums[name]
+            for other in others:
+                whole.merge(other)
+            weight = stored.get_submodule(f"transformer.h.{index}.{name}").weight.detach()
+            compressed = solver.compress(weight, whole).weight
+            module.weight.data = compressed.float()
+            result[f"transformer.h.{index}.{name}.weight"] = compressed
     return result

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
@@ -166,7 +167,7 @@ def test_a_killed_stage_costs_the_block_in_work_and_no_bit(
     undisturbed = make_job("run", bloom, tmp_path / "undisturbed", 2, calibration, held_out, SPARSE)
     run_all(2, [undisturbed])
     job = make_job("run", bloom, tmp_path / "killed", 2, calibration, held_out, SPARSE)
-    with pytest.raises(StageDiedError), Pipeline(2, 1) as pipeline:
+    with pytest.raises(StageDiedError), Pipeline(Layout(2), 1) as pipeline:
         pipeline.submit(job)
         while not (job.blocks_folder / "block-00001.safetensors").is_file():
             time.sleep(0.005)
@@ -221,7 +222,7 @@ def test_activations_eight_times_the_object_store_are_handed_over_without_spilli
 def test_more_stages_than_cpus_and_than_blocks_are_refused(
     ray_cluster: Cluster, bloom: Path, held_out: SegmentSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="stages: 4 stages of 9 threads want 36 CPUs"), Pipeline(4, 9):
+    with pytest.raises(InputError, match="layout: 4 actors of 9 threads want 36 CPUs"), Pipeline(Layout(4), 9):
         pass
     with pytest.raises(InputError, match="5 stages are more than the 4 blocks"):
         make_job("run", bloom, tmp_path, 5, None, held_out, None)
@@ -232,12 +233,12 @@ def test_stages_that_no_node_can_hold_are_refused_after_a_short_wait(
 ) -> None:
     monkeypatch.setattr("mbs_ray.cluster.pipeline.PLACE_SECONDS", 2.0)
     # Six CPUs in all, but two on each node.
-    with pytest.raises(InputError, match="1 stages of 5 CPUs each found no place within 2 s on nodes of 2 CPUs"):
-        Pipeline(1, 5).__enter__()
+    with pytest.raises(InputError, match="1 actors of 5 CPUs each found no place within 2 s on nodes of 2 CPUs"):
+        Pipeline(Layout(1), 5).__enter__()
 
 
 def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Cluster) -> None:
     assert [resolve_numerics(stages, None).threads for stages in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 1]
     assert resolve_numerics(2, 5).threads == 5
-    with Pipeline(3, 2) as pipeline:
+    with Pipeline(Layout(3), 2) as pipeline:
         assert len(pipeline.process_ids) == 3

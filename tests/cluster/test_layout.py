@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbs_ray.cluster.layout import block_costs, head_cost, shard_blocks
+from mbs_ray.cluster.layout import Layout, block_costs, head_cost, resolve_layout, shard_blocks
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic
 from mbs_ray.model.checkpoint import Checkpoint
@@ -57,3 +57,39 @@ def test_costs_count_two_passes_of_calibration_moments_solver_and_one_pass_of_ev
     full = block_costs(decoder, Statistic.FULL, 100, 10)[0]
     assert full - diagonal == sum(100 * c**2 + c**3 + r * c**2 for r, c in shapes)
     assert head_cost(decoder, 10) == 20.0 * decoder.vocabulary * decoder.checkpoint.config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("asked", "actors", "runs", "layout"),
+    [
+        ((None, None), 8, 9, (8, 1)),  # a sweep: stages
+        ((None, None), 8, 1, (1, 8)),  # a single run: replicas
+        ((None, None), 8, 2, (2, 4)),
+        ((None, None), 8, 3, (3, 2)),  # what cannot be shared out evenly is left idle
+        ((None, None), 64, 99, (24, 2)),  # no more stages than blocks
+        ((None, None), 64, 1, (1, 20)),  # nor replicas than microbatches
+        ((None, None), 0, 5, (1, 1)),
+        ((4, None), 8, 1, (4, 1)),
+        ((None, 2), 8, 9, (4, 2)),
+        ((None, 16), 8, 9, (1, 16)),
+        ((3, 5), 1, 1, (3, 5)),
+    ],
+)
+def test_a_layout_keeps_what_there_is_busy(
+    asked: tuple[int | None, int | None], actors: int, runs: int, layout: tuple[int, int]
+) -> None:
+    assert resolve_layout(*asked, actors=actors, runs=runs, blocks=24, microbatches=20) == Layout(*layout)
+
+
+def test_more_replicas_than_microbatches_are_refused() -> None:
+    with pytest.raises(InputError, match=r"layout\.replicas: 4 replicas want a microbatch .* a run has 3"):
+        resolve_layout(1, 4, actors=8, runs=1, blocks=4, microbatches=3)
+
+
+def test_actors_are_counted_stage_by_stage() -> None:
+    places = Layout(2, 3).places()
+    assert [(place.stage, place.replica) for place in places] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert [place.first for place in places] == [True] * 3 + [False] * 3
+    assert [place.last for place in places] == [False] * 3 + [True] * 3
+    assert str(places[4]) == "stage 2 replica 2"
+    assert str(Layout(2).places()[1]) == "stage 2"

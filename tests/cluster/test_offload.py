@@ -8,6 +8,7 @@ from ray.cluster_utils import Cluster
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.host_memory import available_host_memory, left_by_groups
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO, Offload, Room, choose, look_around
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError
@@ -118,10 +119,13 @@ def test_a_stage_looks_around_on_its_node(ray_cluster: Cluster, tmp_path: Path) 
 
 def test_jobs_that_fit_nowhere_are_refused_before_they_start(ray_cluster: Cluster, tmp_path: Path) -> None:
     offload = Offload("auto", tmp_path, 2**60, 2**60)
-    with pytest.raises(InputError, match=r"activations of stage 0 need 1073741824.00 GiB"), Pipeline(2, 1, offload):
+    with (
+        pytest.raises(InputError, match=r"activations of stage 0 need 1073741824.00 GiB"),
+        Pipeline(Layout(2), 1, offload),
+    ):
         pass
     with (
         pytest.raises(InputError, match=r"nvme_path: no folder .*/x on the node"),
-        Pipeline(1, 1, Offload("nvme", tmp_path / "x")),
+        Pipeline(Layout(1), 1, Offload("nvme", tmp_path / "x")),
     ):
         pass

@@ -14,6 +14,7 @@ from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 
 from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.nvme_tier import NvmeTier, remove_stale
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
@@ -53,7 +54,7 @@ def test_every_tier_gives_the_same_bits_whatever_the_number_of_stages(
         for offload in (Offload("host"), Offload("nvme", nvme)):
             directories = [tmp_path / f"{offload.asked}-{stages}-{run}" for run in range(3)]
             jobs = [make_job(path.name, bloom, path, stages, calibration, held_out, SPARSE) for path in directories]
-            with Pipeline(stages, 1, offload.of(jobs, stages)) as pipeline:
+            with Pipeline(Layout(stages), 1, offload.of(jobs, stages)) as pipeline:
                 for job in jobs:
                     pipeline.submit(job)
                 assert all(outcome.error is None for outcome in _outcomes(pipeline))
@@ -77,7 +78,7 @@ def test_host_memory_is_bounded_by_buffers_and_nothing_is_spilled(
     assert offload.needed >= 200 * MIB
     # An earlier test of the session may have spilled on purpose.
     spilled = _spilled(ray_cluster)
-    with Pipeline(1, 1, offload) as pipeline:
+    with Pipeline(Layout(1), 1, offload) as pipeline:
         pipeline.submit(warm)
         _outcomes(pipeline)
         with MemorySampler(pipeline.process_ids[0]) as sampler:
@@ -97,10 +98,10 @@ def test_what_a_killed_stage_leaves_is_removed_by_the_next_start(
     undisturbed, killed = (
         make_job("run", bloom, tmp_path / name, 1, calibration, held_out, SPARSE) for name in ("undisturbed", "killed")
     )
-    with Pipeline(1, 1, Offload("nvme", nvme)) as pipeline:
+    with Pipeline(Layout(1), 1, Offload("nvme", nvme)) as pipeline:
         pipeline.submit(undisturbed)
         _outcomes(pipeline)
-    with pytest.raises(StageDiedError), Pipeline(1, 1, Offload("nvme", nvme)) as pipeline:
+    with pytest.raises(StageDiedError), Pipeline(Layout(1), 1, Offload("nvme", nvme)) as pipeline:
         pipeline.submit(killed)
         while not (killed.blocks_folder / "block-00001.safetensors").is_file():
             time.sleep(0.005)
@@ -108,7 +109,7 @@ def test_what_a_killed_stage_leaves_is_removed_by_the_next_start(
         _outcomes(pipeline)
     (left,) = folders(nvme)
     assert (left / "activations").stat().st_size > 0
-    with Pipeline(1, 1, Offload("nvme", nvme)) as pipeline:
+    with Pipeline(Layout(1), 1, Offload("nvme", nvme)) as pipeline:
         assert folders(nvme) == []
         pipeline.submit(killed)
         assert [outcome.error for outcome in _outcomes(pipeline)] == [None]
@@ -120,7 +121,7 @@ def test_a_stage_without_room_for_what_it_receives_fails_its_run_alone(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, nvme: Path, tmp_path: Path
 ) -> None:
     full, later = (make_job(n, bloom, tmp_path / n, 2, calibration, held_out, SPARSE) for n in ("full", "later"))
-    with Pipeline(2, 1, Offload("nvme", nvme)) as pipeline:
+    with Pipeline(Layout(2), 1, Offload("nvme", nvme)) as pipeline:
         before = resource.prlimit(pipeline.process_ids[1], resource.RLIMIT_FSIZE)
         resource.prlimit(pipeline.process_ids[1], resource.RLIMIT_FSIZE, (100_000, before[1]))
         pipeline.submit(full)
@@ -135,7 +136,7 @@ def test_a_stage_without_room_for_what_it_receives_fails_its_run_alone(
 
 def test_a_folder_that_cannot_be_used_is_refused_before_any_run(ray_cluster: Cluster, aio: Any) -> None:
     # /proc takes no new folders, not even from the privileged.
-    with pytest.raises(InputError, match=r"nvme_path: /proc: "), Pipeline(1, 1, Offload("nvme", Path("/proc"))):
+    with pytest.raises(InputError, match=r"nvme_path: /proc: "), Pipeline(Layout(1), 1, Offload("nvme", Path("/proc"))):
         pass
 
 

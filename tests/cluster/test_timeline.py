@@ -60,10 +60,14 @@ def test_shares_add_up_to_the_whole_time() -> None:
 
 def test_the_figure_shows_every_stage_and_run() -> None:
     spans = [(0, Span("a", 0, "collect", 1, 2)), (1, Span("b", 0, "read", 1.5, 2.5)), (1, Span("b", 0, "send", 2.5, 3))]
-    table = pd.DataFrame([{"stage": stage, "kind": KINDS[span.part], **vars(span)} for stage, span in spans])
+    rows = [{"stage": stage, "replica": 0, "kind": KINDS[span.part], **vars(span)} for stage, span in spans]
+    table = pd.DataFrame(rows)
     figure = stage_timeline(table)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["stage 1", "stage 2"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     assert len(figure.axes[0].collections) == 2
+    shared = stage_timeline(pd.concat([table, table.assign(replica=1)]))
+    labels = [label.get_text() for label in shared.axes[0].get_yticklabels()]
+    assert labels == ["stage 1.1", "stage 1.2", "stage 2.1", "stage 2.2"]
     with pytest.raises(InputError, match="at least one span"):
         stage_timeline(table.iloc[:0])
