@@ -18,7 +18,7 @@ import torch
 
 from mbs_ray.cluster.activations import ActivationStore, MemoryTier
 from mbs_ray.cluster.aio_op import load_aio
-from mbs_ray.cluster.host_memory import return_freed_memory
+from mbs_ray.cluster.host_memory import return_large_tensors
 from mbs_ray.cluster.nvme_tier import NvmeTier
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def main() -> None:
     hidden = torch.randn(1, arguments.tokens, arguments.hidden)
     count, repeats = arguments.microbatches, arguments.repeats
     module = load_aio()
-    return_freed_memory()
+    return_large_tensors()
     with tempfile.TemporaryDirectory(dir=arguments.folder.resolve()) as name:
         folder = Path(name)
         ways: dict[str, Callable[[], Any]] = {

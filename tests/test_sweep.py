@@ -271,14 +271,15 @@ def checkpoint_bits(out: Path) -> dict[str, str]:
     }
 
 
-def test_a_killed_stage_is_started_anew_and_costs_no_bit_and_no_metric(
+def test_a_killed_stage_costs_no_bit_and_no_metric_and_a_run_that_cannot_be_written_fails_alone(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
 ) -> None:
     undisturbed, _, _ = swept
-    first_block = tmp_path / "tiny" / "runs" / LABELS[2] / "blocks" / "block-00000.safetensors"
+    runs = tmp_path / "tiny" / "runs"
+    (runs / LABELS[0] / "blocks" / "block-00001.safetensors").mkdir(parents=True)
 
     def kill_one() -> None:
-        while not first_block.is_file():
+        while not (runs / LABELS[2] / "blocks" / "block-00000.safetensors").is_file():
             time.sleep(0.005)
         os.kill(stage_processes().pop(), signal.SIGKILL)
 
@@ -287,12 +288,15 @@ def test_a_killed_stage_is_started_anew_and_costs_no_bit_and_no_metric(
     result, printed = run_sweep(spec(bloom, corpus, held_out), tmp_path)
     killer.join()
     assert "starting the stages anew" in printed
-    assert not result.failed
-    assert checkpoint_bits(tmp_path) == checkpoint_bits(undisturbed)
+    assert list(result.failed) == [LABELS[0]]
+    assert "Is a directory" in result.failed[LABELS[0]]
+    kept = {path: bits for path, bits in checkpoint_bits(undisturbed).items() if LABELS[0] not in path}
+    assert checkpoint_bits(tmp_path) == kept
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 5
-    for run in runs:
-        if "sampling" in run.data.tags:
+    tracked = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    statuses = {run.info.run_name: run.info.status for run in tracked}
+    assert statuses == {"tiny": "FAILED", LABELS[0]: "FAILED"} | dict.fromkeys(LABELS[1:], "FINISHED")
+    for run in tracked:
+        if run.info.run_name in LABELS[1:]:
             history = client.get_metric_history(run.info.run_id, "block/seconds")
             assert sorted(one.step for one in history) == [0, 1, 2, 3]

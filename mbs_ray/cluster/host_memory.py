@@ -4,22 +4,32 @@ import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
-_M_MMAP_THRESHOLD = -3  # <malloc.h>
-_THRESHOLD_BYTES = 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_THRESHOLD_BYTES = 32 * 2**20
+#: For the processes of stages: torch asks for large pages, which cost a fraction of the faults of small ones.
+LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def return_freed_memory() -> bool:
-    """Make freed tensors go back to the system at once; False where the C library is not glibc.
+def return_large_tensors() -> bool:
+    """Make freed tensors of 32 MiB and more go back to the system at once; False where the C library is not glibc.
 
-    glibc raises its threshold for memory of its own (mmap) to the largest block that was freed, up to 32 MiB, and
-    then keeps blocks below it on a heap that never shrinks: a stage held four times the memory it used. A threshold
-    that is set once stays.
+    Smaller ones stay for the next: giving back and faulting in again every tensor of a forward took more time than
+    the forward. What piles up of them is given back by :func:`return_freed_memory`. glibc would raise its threshold
+    as it goes; one that is set once stays.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _THRESHOLD_BYTES) and mallopt(_M_TRIM_THRESHOLD, 2 * _THRESHOLD_BYTES))
+
+
+def return_freed_memory() -> None:
+    """Give back what freed tensors left behind; cheap, but not for every microbatch. Nothing without glibc."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def available_host_memory() -> int:

@@ -11,6 +11,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mbs_ray.cluster.activations import RunAbandonedError
+from mbs_ray.cluster.host_memory import LARGE_PAGES
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, Place
 from mbs_ray.cluster.offload import AUTO, Offload, settle
@@ -84,7 +85,12 @@ class Pipeline:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         self._check_resources(gpus)
         actor: Any = Stage
-        actor = actor.options(num_cpus=self._threads, num_gpus=gpus, scheduling_strategy=self._reserve(gpus))
+        actor = actor.options(
+            num_cpus=self._threads,
+            num_gpus=gpus,
+            scheduling_strategy=self._reserve(gpus),
+            runtime_env={"env_vars": LARGE_PAGES},
+        )
         self._stages = [actor.remote(place, self._threads) for place in self._places]
         following = [*self._stages[self._replicas :], *[None] * self._replicas]
         ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]

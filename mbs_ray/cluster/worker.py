@@ -11,7 +11,7 @@ import torch
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.activations import ActivationStore
-from mbs_ray.cluster.host_memory import return_freed_memory
+from mbs_ray.cluster.host_memory import return_freed_memory, return_large_tensors
 from mbs_ray.cluster.job import Job, Microbatch
 from mbs_ray.cluster.layout import Place, deal
 from mbs_ray.cluster.replicas import Alone
@@ -62,7 +62,7 @@ class Worker:
         #: Blocks written, and tokens taken through a block, since the start.
         self.blocks_done = 0
         self.tokens_done = 0
-        return_freed_memory()
+        return_large_tensors()
 
     def process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
@@ -148,6 +148,7 @@ class Worker:
     def _timed(self, job: Job, report: BlockReport, part: str) -> Iterator[None]:
         with report.timed(part), self.timeline.part(job.key, report.block, part):
             yield
+            return_freed_memory()
 
     def _compress(
         self,
