@@ -11,6 +11,8 @@ import statistics
 import threading
 import time
 from bisect import bisect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +31,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class CpuSampler:
     """CPU seconds of every process of a stage, as they were at each moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: int) -> None:
+        self._stages = stages
         self._samples: dict[int, list[tuple[float, float]]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -49,7 +52,7 @@ class CpuSampler:
     def _sample(self) -> None:
         processes: list[int] = []
         while not self._over.wait(0.05):
-            if not processes:
+            if len(processes) < self._stages:
                 actors = ray._private.state.actors().values()
                 processes = [
                     one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"
@@ -67,14 +70,14 @@ def _at(samples: list[tuple[float, float]], moment: float) -> float:
     return samples[min(bisect(samples, (moment, 0.0)), len(samples) - 1)][1]
 
 
-def sweep(name: str, stages: int, seeds: int, arguments: argparse.Namespace) -> SweepSpec:
+def sweep(name: str, stages: int, method: str, segments: int) -> SweepSpec:
     run = {
         "model": str(_MINI / "models" / "bloom-mini-5m"),
         "corpus": str(_MINI / "text" / "calibration"),
         "languages": "paper",
-        "method": {"name": arguments.method, "sparsity": 0.5},
+        "method": {"name": method, "sparsity": 0.5},
         "sampling": "equal",
-        "segments": arguments.segments,
+        "segments": segments,
         "sequence_length": 128,
         "allow_repeat": True,
         "evaluation": {"parallel": {"corpus": str(_MINI / "text" / "evaluation"), "segments": 4}},
@@ -82,7 +85,7 @@ def sweep(name: str, stages: int, seeds: int, arguments: argparse.Namespace) -> 
     content = {
         "name": name,
         "run": run,
-        "grid": {"seed": list(range(seeds))},
+        "grid": {"seed": list(range(8))},
         "layout": {"stages": stages},
         "threads": 1,
     }
@@ -92,31 +95,37 @@ def sweep(name: str, stages: int, seeds: int, arguments: argparse.Namespace) -> 
 def busy(timeline: Path, sampler: CpuSampler) -> list[float]:
     """CPU seconds over wall of each stage, from the last one's first microbatch to the first one's last write."""
     spans = pd.read_parquet(timeline)
-    last = spans[(spans["stage"] == spans["stage"].max()) & (spans["part"] == "receive")]
-    begin = float(last["end"].min())
+    begin = float(spans[spans["stage"] == spans["stage"].max()]["begin"].min())
     end = float(spans[(spans["stage"] == 0) & (spans["part"] == "write")]["end"].max())
     return [seconds / (end - begin) for seconds in sampler.seconds(begin, end)]
+
+
+@contextmanager
+def started() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--segments", type=int, default=512)
+    parser.add_argument("--segments", type=int, default=256)
     parser.add_argument("--method", default="sparsegpt")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     out, progress = arguments.out.resolve(), Progress(Console(file=io.StringIO()))
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    # Segments and dense scores, which all sweeps below find there.
-    conduct(sweep("first", 1, 8, arguments), out, None, progress)
+    # Segments and dense scores, which all sweeps below find there; Ray Data leaves actors behind that poll.
+    with started():
+        conduct(sweep("first", 1, "magnitude", arguments.segments), out, None, progress)
     walls: dict[int, list[float]] = {1: [], 2: []}
     print("| sweep | stages | wall s | busy |\n|---:|---:|---:|---|")
     for repeat in range(arguments.repeats):
         for stages, taken in walls.items():
             name = f"stages-{stages}-{repeat}"
-            with CpuSampler() as sampler:
+            with started(), CpuSampler(stages) as sampler:
                 begun = time.monotonic()
-                conduct(sweep(name, stages, 8, arguments), out, None, progress)
+                conduct(sweep(name, stages, arguments.method, arguments.segments), out, None, progress)
                 taken.append(time.monotonic() - begun)
             shares = busy(out / name / "timeline.parquet", sampler) if stages > 1 else []
             shown = ", ".join(f"{share:.0%}" for share in shares)

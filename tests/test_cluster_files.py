@@ -65,7 +65,9 @@ def test_the_cluster_has_the_gpus_and_the_torch_that_are_asked_for() -> None:
 
 
 def stages(sweep: str) -> int:
-    return load_sweep(ROOT / "jobs" / "sweeps" / f"{sweep}.yaml").stages
+    stages = load_sweep(ROOT / "jobs" / "sweeps" / f"{sweep}.yaml").layout.stages
+    assert isinstance(stages, int)
+    return stages
 
 
 def run_mount(tmp_path: Path, drives: int, mounted: tuple[str, ...] = ()) -> tuple[int, list[str], str]:

@@ -49,7 +49,7 @@ def test_every_sweep_file_suits_its_models(path: Path) -> None:
     for run in runs:
         hidden, blocks = size(run.model)
         check_linears(run.method, hidden)
-        assert sweep.stages <= blocks
+        assert sweep.layout.stages == "auto" or sweep.layout.stages <= blocks
 
 
 def test_groups_of_1024_columns_do_not_suit_every_bloom() -> None:
@@ -59,7 +59,7 @@ def test_groups_of_1024_columns_do_not_suit_every_bloom() -> None:
 
 def test_the_demo_as_a_file_is_the_demo() -> None:
     sweep, demo = load_sweep(FOLDER / "demo.yaml"), demo_sweep(packaged_models())
-    assert (sweep.name, sweep.stages, sweep.threads) == (demo.name, demo.stages, demo.threads)
+    assert (sweep.name, sweep.layout, sweep.threads) == (demo.name, demo.layout, demo.threads)
     assert sweep.runs() == demo.runs()
 
 

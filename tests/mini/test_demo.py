@@ -27,7 +27,7 @@ def test_the_sweep_is_three_methods_by_three_samplings_on_each_model() -> None:
         f"{model}-{method}-{sampling}" for model in ("small", "large") for method in METHODS for sampling in SAMPLINGS
     ]
     assert sweep.labels(runs) == expected
-    assert (sweep.name, sweep.stages, sweep.threads) == ("demo", 2, 1)
+    assert (sweep.name, sweep.layout.stages, sweep.threads) == ("demo", 2, 1)
     for run in runs:
         assert (run.segments, run.sequence_length, run.allow_repeat, run.seed) == (64, 64, False, 0)
         assert list(run.evaluation) == ["parallel"]
