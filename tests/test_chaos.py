@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.chaos.__main__ import sweep_spec
+from tests.chaos.__main__ import METHODS, sweep_spec
 from tests.chaos.evidence import bits, metrics
 from tests.chaos.nodes import Nodes
 from tests.chaos.orders import Order
@@ -11,22 +11,21 @@ from tests.chaos.sweeps import Server, endure
 
 ORDERS = [
     Order(1, "stage", "collect", 0.01),
-    Order(2, "server", "track", 0.0, "deliver"),
-    Order(3, "node", "propagate", 0.0),
-    Order(4, "driver", "solve", 0.0),
+    Order(2, "node", "propagate", 0.0),
+    Order(3, "driver", "solve", 0.0),
+    Order(4, "server", "track", 0.0, "deliver"),
 ]
 
 
 def test_kills_of_everything_cost_no_bit_and_no_metric(tmp_path: Path) -> None:
-    methods = [{"name": "gptq", "bits": 4, "group_size": 16}]
     with Nodes(3) as nodes, Server(tmp_path) as server:
-        calm = sweep_spec(tmp_path, "calm", methods)
+        calm = sweep_spec(tmp_path, "calm", METHODS)
         endure(calm, tmp_path, nodes, server, lambda _: None, tmp_path / "calm.log")
         orders: Iterator[Order] = iter(ORDERS)
         spec = {**calm, "name": "chaos"}
         chaos = endure(spec, tmp_path, nodes, server, lambda _: next(orders, None), tmp_path / "chaos.log")
         assert [kill.order.target for kill in chaos.kills] == [order.target for order in ORDERS]
-        assert chaos.starts == 2
+        assert chaos.starts == 3
         assert bits(tmp_path / "chaos") == bits(tmp_path / "calm")
         undisturbed = metrics(server.uri, "calm")
         assert metrics(server.uri, "chaos") == undisturbed

@@ -60,7 +60,9 @@ def main() -> None:
             spec = sweep_spec(out, name, METHODS, **changes)
             return endure(spec, out, nodes, server, orders, out / f"{name}.log")  # type: ignore[arg-type]
 
-        endured("undisturbed", lambda _: None)
+        longer = {"segments": 384}
+
+        endured("undisturbed", lambda _: None, **longer)
         expected = bits(out / "undisturbed"), metrics(server.uri, "undisturbed")
         sweep = 0
         while kills < arguments.kills or min(hits[phase] for phase in PHASES) < 3:
@@ -75,7 +77,7 @@ def main() -> None:
                 return draw(before + len(so_far.kills) + 1, Counter({p: current[p] for p in PHASES}), source)
 
             offload = {"offload": "nvme", "nvme_path": str(nodes.nvme)} if sweep % 2 else {"offload": "host"}
-            done = endured(name, next_order, **offload)
+            done = endured(name, next_order, **longer, **offload)
             same = bits(out / name) == expected[0]
             complete = metrics(server.uri, name) == expected[1]
             result = f"{'same bits' if same else 'OTHER BITS'}, metrics {'once each' if complete else 'DIFFER'}"

@@ -78,7 +78,7 @@ class Nodes:
     def kill(self, name: str) -> None:
         """SIGKILL all processes of a node, and delete what was its own."""
         process = self._alive.pop(name)
-        while left := _processes(name, self.folder):
+        while left := _processes(self.folder / name):
             for one in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(one, signal.SIGKILL)
@@ -88,9 +88,7 @@ class Nodes:
 
     def of_process(self, process: int) -> str:
         """The node to which a process belongs."""
-        told = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        prefix = f"{_NODE}={self.folder}/".encode()
-        return next(one.removeprefix(prefix).decode() for one in told if one.startswith(prefix))
+        return next(name for name in self._alive if _belongs(Path(f"/proc/{process}"), self.folder / name))
 
     def _start(self, name: str, *options: str) -> None:
         own = self.folder / name
@@ -124,11 +122,14 @@ def _isolation() -> list[str]:
     return []
 
 
-def _processes(name: str, folder: Path) -> list[int]:
-    mark = f"{_NODE}={folder / name}\0".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            if mark in (process / "environ").read_bytes():
-                found.append(int(process.name))
-    return found
+def _processes(own: Path) -> list[int]:
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if _belongs(process, own)]
+
+
+def _belongs(process: Path, own: Path) -> bool:
+    """By its variables, or by its logs: a process that gives itself a title may write it over its variables."""
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        if f"{_NODE}={own}\0".encode() in (process / "environ").read_bytes():
+            return True
+        return any(file.readlink().is_relative_to(own) for file in (process / "fd").iterdir())
+    return False

@@ -80,7 +80,8 @@ def endure(
 ) -> Endured:
     """Run a sweep under orders, each of which is asked for when the one before is obeyed and a block is complete.
 
-    AssertionError, with the end of the driver's log, where the sweep does not come to a good end.
+    A driver that was killed is started again, and so is one that ended while the MLflow server was away, as its last
+    words ask for. AssertionError, with the end of the driver's log, where the sweep does not come to a good end.
     """
     file = log.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(spec))
@@ -94,6 +95,7 @@ def endure(
     with log.open("wb") as written:
         while True:
             endured.starts += 1
+            known = len(endured.kills)
             driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
             while driver.poll() is None:
                 assert time.monotonic() < deadline, _end(log)
@@ -114,14 +116,20 @@ def endure(
             if (kill := folder.announced()) is not None:  # the driver killed itself
                 endured.kills.append(kill)
                 posted = None
-            if driver.returncode != -signal.SIGKILL:
+            if driver.returncode == -signal.SIGKILL:
+                continue
+            assert driver.returncode == 0, _end(log)
+            if folder.withdraw():
+                posted = None
+            if all(kill.order.target != "server" for kill in endured.kills[known:]):
                 break
-    folder.withdraw()
+            while back:
+                back = list(_still_away(back))
+                time.sleep(0.1)
+            server.wait()
     while back:
         back = list(_still_away(back))
         time.sleep(0.1)
-    server.wait()
-    assert driver.returncode == 0, _end(log)
     endured.solved = folder.solved()
     return endured
 

@@ -167,8 +167,8 @@ def test_gptq_equals_the_reference_with_groups_below_at_and_above_a_leaf_of_the_
     result = method.compress(weight, full_moment(inputs))
     codes, scales = reference(weight, damped64(inputs, 0.01), result, 4, symmetric)
     assert torch.equal(result.codes.double(), codes)
-    # Float32 and float64 may fall on two sides of one rounding step of the stored scale, and what updates leave of a weight is
-    # as exact as the weight was large.
+    # Float32 and float64 may fall on two sides of one rounding step of the stored scale, and what updates leave of a
+    # weight is as exact as the weight was large.
     atol = torch.finfo(torch.float32).eps * float(weight.abs().max())
     torch.testing.assert_close(result.scales.double(), scales, rtol=max(torch.finfo(dtype).eps, 1e-4), atol=atol)
     assert_on_grid(result, 4, symmetric)
