@@ -37,7 +37,7 @@ def load_aio() -> Any:
     # Asked before load(), which would first compile the part that needs no libaio.
     if not _is_installed() and not builder.is_compatible(verbose=False):
         raise InputError(_cannot("libaio or a C++ compiler is missing"))
-    with _sole_builder(_build_root()):
+    with _sole_builder(_build_root()), _own_ninja():
         try:
             return builder.load(verbose=False)
         except Exception as error:  # compilers, linkers and loaders fail in many ways, and all of them end here
@@ -73,6 +73,17 @@ def _sole_builder(root: Path) -> Iterator[None]:
             yield
         finally:
             marker.truncate(0)
+
+
+@contextmanager
+def _own_ninja() -> Iterator[None]:
+    """The ninja of this environment first: another version would not know what this one built, and build it again."""
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), path)))
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
 
 def clear_locks(root: Path, killed: bool, wait_seconds: float) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +45,12 @@ def test_without_compiler_and_libraries_the_packages_are_named(tmp_path: Path) -
     assert ended.returncode == 1
     assert "install libaio-dev, ninja-build and g++" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_another_ninja_on_the_path_does_not_build_it_again(aio: Any, tmp_path: Path) -> None:
+    other = tmp_path / "ninja"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "mbs_ray.cluster.aio_op"]
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=120)

@@ -1,0 +1,57 @@
+"""``python -m benchmarks.studies RESULTS DOCS``: figures and tables of all studies whose sweeps lie in RESULTS.
+
+The sweeps: ``mbs sweep jobs/studies/mini/NAME.yaml --out RESULTS``, one after the other.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.studies import hessian, monolingual, pairs, resistance, seeds, segments, temperature
+from benchmarks.studies.similarity import similarities
+from mbs_ray.plots import save_figure
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown, its index as first columns."""
+    names = [str(name or "") for name in table.index.names]
+    names = names if any(names) else [""] * table.index.nlevels
+    lines = ["| " + " | ".join([*names, *map(str, table.columns)]) + " |"]
+    lines.append("|" + "---|" * len(names) + "---:|" * len(table.columns))
+    for key, row in table.iterrows():
+        keys = key if isinstance(key, tuple) else (key,)
+        lines.append("| " + " | ".join(map(str, [*keys, *row])) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("docs", type=Path)
+    arguments = parser.parse_args()
+    results, docs = arguments.results, arguments.docs
+    for name, study in {
+        "resistance": (resistance, "seeds"),
+        "segments": (segments, "segments"),
+        "temperature": (temperature, "temperature"),
+        "seeds": (seeds, "seeds"),
+        "pairs": (pairs, "pairs"),
+    }.items():
+        module, sweep = study
+        if (results / sweep).is_dir():
+            print(f"## {name}\n\n{markdown(module.table(results / sweep))}", flush=True)
+            save_figure(module.figure(results / sweep), docs / f"{name}.png")
+    if (results / "monolingual").is_dir():
+        similar = similarities(results / "monolingual", results / "segments")
+        print(f"## monolingual\n\n{markdown(monolingual.table(results / 'monolingual', similar))}", flush=True)
+        for model in similar:
+            save_figure(monolingual.figure(results / "monolingual", model), docs / f"monolingual-{model}.png")
+    if (results / "temperature").is_dir() and (results / "corpus").is_dir():
+        distance = hessian.distances(results / "temperature", results / "segments", results / "corpus")
+        print(f"## hessian\n\n{markdown(hessian.table(results / 'temperature', distance))}", flush=True)
+        save_figure(hessian.figure(results / "temperature", distance), docs / "hessian.png")
+
+
+if __name__ == "__main__":
+    main()
