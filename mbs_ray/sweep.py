@@ -52,7 +52,8 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
     for run in distinct_allocations(runs):
         progress.allocation(run.spec.sampling.label, run.allocation, run.spec.segments)
     uri = default_tracking_uri(places.out)
-    tracking = Tracking(uri, sweep.name, places.artifacts)
+    told = any(places.run(run.label).told() is not None for run in runs)
+    tracking = Tracking(uri, sweep.name, places.artifacts, patient=told)
     threads = sweep.threads if sweep.threads != "auto" else _stored("threads", places, runs)
     replicas = sweep.layout.replicas if sweep.layout.replicas != "auto" else _stored("replicas", places, runs)
     stages = sweep.layout.stages if sweep.layout.stages != "auto" else None

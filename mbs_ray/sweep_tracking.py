@@ -1,9 +1,9 @@
 """What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import ray
@@ -17,6 +17,9 @@ from mbs_ray.run_directory import RunDirectory, digest, write_json
 from mbs_ray.tracked_data import dataset_inputs
 from mbs_ray.tracking import TrackedRun, Tracking
 from mbs_ray.ui_views import OTHER_SAMPLING, RUN_COLOUR_TAG, SAMPLING_COLOURS, publish_view
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -68,10 +71,13 @@ class SweepTracking:
         if run.model.name not in self._viewed:
             self._viewed.add(run.model.name)
             scored = run.languages if run.evaluation else ()
-            tracked.enqueue(partial(publish_view, self._tracking.experiment_id, run.model.name, scored))
+            tracked.enqueue(partial(self._publish_view, run.model.name, scored))
         for name, content in (("allocation.json", run.allocation), ("spec.json", spec)):
             write_json(directory.path / name, content)
             tracked.artifact(directory.path / name)
+
+    def _publish_view(self, model: str, languages: Sequence[str], client: "MlflowClient") -> None:
+        publish_view(self._tracking.experiment_id, model, languages, client)
 
     def sync(self) -> None:
         """Journal the blocks that were finished since, and bring MLflow up to date."""

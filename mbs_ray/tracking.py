@@ -55,11 +55,12 @@ class Tracking:
 
     `uri` is `sqlite:////absolute/file` or `http(s)://…`. An experiment that is made here in a database
     keeps its artefacts under `artifacts`; a server keeps them where it was told to. Raises InputError for
-    any other uri and when MLflow cannot be reached. Once constructed, no failure of MLflow is raised any
-    more: it is logged once per outage, and what it held up is retried.
+    any other uri and when MLflow cannot be reached, unless `patient`: what goes on need not wait for a server
+    that took its beginning. Once constructed, no failure of MLflow is raised any more: it is logged once per
+    outage, and what it held up is retried.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None) -> None:
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None, patient: bool = False) -> None:
         self._address = without_credentials(uri)
         self._away = False
         self._resume_at = 0.0
@@ -73,8 +74,10 @@ class Tracking:
             if database:
                 _make_file(uri)
             self.client = open_client(uri)
-            location = artifacts.resolve().as_uri() if database and artifacts else None
-            self.experiment_id = self._experiment(experiment, location)
+            self._name, self._experiment_id = experiment, ""
+            self._location = artifacts.resolve().as_uri() if database and artifacts else None
+            if not patient:
+                self._experiment_id = self._experiment()
         except failures() as error:
             raise InputError(f"{self._address}: cannot be used for tracking: {_one_line(error)}") from error
 
@@ -115,12 +118,21 @@ class Tracking:
         self._resume_at = 0.0
         return True
 
-    def _experiment(self, name: str, location: str | None) -> str:
-        found = self.client.get_experiment_by_name(name)
+    @property
+    def experiment_id(self) -> str:
+        """Raises what MLflow raises where it could not be reached yet."""
+        if not self._experiment_id:
+            self._experiment_id = self._experiment()
+        return self._experiment_id
+
+    def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self._name)
         if found is None:
-            return self.client.create_experiment(name, artifact_location=location)
+            return self.client.create_experiment(self._name, artifact_location=self._location)
         if found.lifecycle_stage != "active":
-            raise InputError(f"{self._address}: experiment {name!r} was deleted; restore it or use another name")
+            raise MlflowException(f"experiment {self._name!r} was deleted; restore it or use another name")
         return found.experiment_id
 
 

@@ -20,10 +20,10 @@ ORDERS = [
 def test_kills_of_everything_cost_no_bit_and_no_metric(tmp_path: Path) -> None:
     with Nodes(3) as nodes, Server(tmp_path) as server:
         calm = sweep_spec(tmp_path, "calm", METHODS)
-        endure(calm, tmp_path, nodes, server, lambda _: None, tmp_path / "calm.log")
+        endure(calm, tmp_path, nodes, server, lambda *_: None, tmp_path / "calm.log")
         orders: Iterator[Order] = iter(ORDERS)
         spec = {**calm, "name": "chaos"}
-        chaos = endure(spec, tmp_path, nodes, server, lambda _: next(orders, None), tmp_path / "chaos.log")
+        chaos = endure(spec, tmp_path, nodes, server, lambda *_: next(orders, None), tmp_path / "chaos.log")
         assert [kill.order.target for kill in chaos.kills] == [order.target for order in ORDERS]
         assert chaos.starts == 3
         assert bits(tmp_path / "chaos") == bits(tmp_path / "calm")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mbs_ray.errors import InputError
 from mbs_ray.tracking import Journal, TrackedRun, Tracking
 from tests.tracking_server import SERVE, free_port, listening, serving, start
 
@@ -174,6 +175,21 @@ def test_a_run_goes_on_while_the_server_is_away_and_everything_arrives_once(
         assert history(tracking, run, "ppl/en") == [(float(step), step) for step in range(outage + 1)]
         assert sum("MLflow at" in record.getMessage() for record in caplog.records) == outage
     assert {file.path for file in tracking.client.list_artifacts(run.run_id)} == {"1.txt", "2.txt"}
+
+
+def test_what_goes_on_starts_while_the_server_is_away_and_what_is_new_does_not(relay: Relay, tmp_path: Path) -> None:
+    relay.away()
+    with pytest.raises(InputError, match="cannot be used for tracking"):
+        Tracking(relay.uri, "away at first", None)
+    tracking = Tracking(relay.uri, "away at first", None, patient=True)
+    journal = Journal(tmp_path / "metrics.jsonl")
+    sweep = tracking.sweep("s", "s", {}, {})
+    run = tracking.run(sweep, "r", "r", {}, {}, journal)
+    journal.append({"ppl/en": 1.0}, 0)
+    assert not sweep.sync()
+    relay.back()
+    assert arrives(sweep)
+    assert history(tracking, run, "ppl/en") == [(1.0, 0)]
 
 
 def test_a_run_that_starts_and_ends_while_the_server_is_away_arrives_with_its_sweep(

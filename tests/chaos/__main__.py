@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.chaos.evidence import bits, metrics
 from tests.chaos.nodes import Nodes
-from tests.chaos.orders import PHASES, TARGETS, Order, draw
+from tests.chaos.orders import PHASES, TARGETS, Order, Target, draw
 from tests.chaos.sweeps import Endured, Server, endure
 from tests.models import write_bloom, write_corpus
 
@@ -60,9 +60,9 @@ def main() -> None:
             spec = sweep_spec(out, name, METHODS, **changes)
             return endure(spec, out, nodes, server, orders, out / f"{name}.log")  # type: ignore[arg-type]
 
-        longer = {"segments": 384}
+        longer = {"segments": 768}
 
-        endured("undisturbed", lambda _: None, **longer)
+        endured("undisturbed", lambda *_: None, **longer)
         expected = bits(out / "undisturbed"), metrics(server.uri, "undisturbed")
         sweep = 0
         while kills < arguments.kills or min(hits[phase] for phase in PHASES) < 3:
@@ -70,11 +70,13 @@ def main() -> None:
             name = f"chaos-{arguments.seed}-{sweep}"
             here = Counter(hits)
 
-            def next_order(so_far: Endured, here: Counter = here, before: int = kills) -> Order | None:
+            def next_order(
+                so_far: Endured, away: set[Target], here: Counter = here, before: int = kills
+            ) -> Order | None:
                 if len(so_far.kills) >= KILLS_OF_A_SWEEP:
                     return None
                 current = here + Counter(kill.phase for kill in so_far.kills)
-                return draw(before + len(so_far.kills) + 1, Counter({p: current[p] for p in PHASES}), source)
+                return draw(before + len(so_far.kills) + 1, Counter({p: current[p] for p in PHASES}), away, source)
 
             offload = {"offload": "nvme", "nvme_path": str(nodes.nvme)} if sweep % 2 else {"offload": "host"}
             done = endured(name, next_order, **longer, **offload)

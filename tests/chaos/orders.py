@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,11 +45,16 @@ class Kill:
     time: float
 
 
-def draw(number: int, hits: Counter, source: random.Random) -> Order:
-    """A phase that was hit least, and whom: in tracking there is only the driver, and the server it talks to."""
-    fewest = min(hits[phase] for phase in PHASES)
-    phase = source.choice([phase for phase in PHASES if hits[phase] == fewest])
-    target = source.choice(("driver", "server") if phase == "track" else TARGETS)
+def draw(number: int, hits: Counter, away: Collection[Target], source: random.Random) -> Order:
+    """A phase that was hit least, and whom: in tracking there is only the driver, and the server it talks to.
+
+    Nobody is killed who is ``away`` already, and while the server is away nothing is tracked.
+    """
+    possible = [phase for phase in PHASES if phase != "track" or "server" not in away]
+    fewest = min(hits[phase] for phase in possible)
+    phase = source.choice([phase for phase in possible if hits[phase] == fewest])
+    targets: tuple[Target, ...] = ("driver", "server") if phase == "track" else TARGETS
+    target = source.choice([target for target in targets if target not in away])
     delay = source.uniform(0, 0.002 if phase in ("write", "solve", "receive") else 0.03)
     return Order(number, target, phase, delay, source.choice(("describe", "deliver")) if phase == "track" else "")
 

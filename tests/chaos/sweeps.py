@@ -14,7 +14,7 @@ from typing import BinaryIO
 import yaml
 
 from tests.chaos.nodes import Nodes
-from tests.chaos.orders import FOLDER, Kill, Order, Orders
+from tests.chaos.orders import FOLDER, Kill, Order, Orders, Target
 from tests.tracking_server import free_port, start, wait_until_healthy
 
 _SERVER = "MBS_CHAOS_SERVER"
@@ -76,9 +76,16 @@ class Endured:
 
 
 def endure(
-    spec: dict, out: Path, nodes: Nodes, server: Server, orders: Callable[[Endured], Order | None], log: Path
+    spec: dict,
+    out: Path,
+    nodes: Nodes,
+    server: Server,
+    orders: Callable[[Endured, set[Target]], Order | None],
+    log: Path,
 ) -> Endured:
     """Run a sweep under orders, each of which is asked for when the one before is obeyed and a block is complete.
+
+    ``orders`` is told what was killed and is not back yet.
 
     A driver that was killed is started again, and so is one that ended while the MLflow server was away, as its last
     words ask for. AssertionError, with the end of the driver's log, where the sweep does not come to a good end.
@@ -91,7 +98,7 @@ def endure(
     command = [sys.executable, "-m", "tests.chaos.driver", str(file), str(out), nodes.address]
     deadline = time.monotonic() + _LONGEST
     posted: float | None = None
-    back: list[tuple[float, Callable[[], None]]] = []
+    back: list[_Away] = []
     with log.open("wb") as written:
         while True:
             endured.starts += 1
@@ -99,8 +106,8 @@ def endure(
             driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
             while driver.poll() is None:
                 assert time.monotonic() < deadline, _end(log)
-                if posted is None and _a_block_is_complete(endured.folder) and not back:
-                    order = orders(endured)
+                if posted is None and _a_block_is_complete(endured.folder):
+                    order = orders(endured, {one.target for one in back})
                     if order is not None:
                         folder.post(order)
                         posted = time.monotonic()
@@ -134,28 +141,35 @@ def endure(
     return endured
 
 
-def _execute(
-    kill: Kill, driver: subprocess.Popen[bytes], nodes: Nodes, server: Server
-) -> list[tuple[float, Callable[[], None]]]:
+@dataclass(frozen=True)
+class _Away:
+    """What was killed and is started again at a time of the monotonic clock."""
+
+    target: Target
+    until: float
+    start: Callable[[], None]
+
+
+def _execute(kill: Kill, driver: subprocess.Popen[bytes], nodes: Nodes, server: Server) -> list[_Away]:
     """Kill what is not dead yet; what is to be started again, and when."""
     again = time.monotonic() + _REPLACED_AFTER
     if kill.order.target == "driver":
         driver.kill()
     elif kill.order.target == "node":
         nodes.kill(nodes.of_process(kill.process))
-        return [(again, nodes.add)]
+        return [_Away("node", again, nodes.add)]
     elif kill.order.target == "server":
         server.kill()
-        return [(again, server.start)]
+        return [_Away("server", again, server.start)]
     return []
 
 
-def _still_away(back: list[tuple[float, Callable[[], None]]]) -> Iterator[tuple[float, Callable[[], None]]]:
-    for moment, begin in back:
-        if time.monotonic() >= moment:
-            begin()
+def _still_away(back: list[_Away]) -> Iterator[_Away]:
+    for one in back:
+        if time.monotonic() >= one.until:
+            one.start()
         else:
-            yield moment, begin
+            yield one
 
 
 def _a_block_is_complete(sweep: Path) -> bool:
