@@ -83,7 +83,7 @@ def endure(
     orders: Callable[[Endured, set[Target]], Order | None],
     log: Path,
 ) -> Endured:
-    """Run a sweep under orders, each of which is asked for when the one before is obeyed and a block is complete.
+    """Run a sweep under orders, each of which is asked for when a block was completed since the one before.
 
     ``orders`` is told what was killed and is not back yet.
 
@@ -98,6 +98,7 @@ def endure(
     command = [sys.executable, "-m", "tests.chaos.driver", str(file), str(out), nodes.address]
     deadline = time.monotonic() + _LONGEST
     posted: float | None = None
+    complete = 0
     back: list[_Away] = []
     with log.open("wb") as written:
         while True:
@@ -106,7 +107,7 @@ def endure(
             driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
             while driver.poll() is None:
                 assert time.monotonic() < deadline, _end(log)
-                if posted is None and _a_block_is_complete(endured.folder):
+                if posted is None and _blocks(endured.folder) > complete:
                     order = orders(endured, {one.target for one in back})
                     if order is not None:
                         folder.post(order)
@@ -115,14 +116,14 @@ def endure(
                     endured.kills.append(kill)
                     back += _execute(kill, driver, nodes, server)
                     folder.confirm()
-                    posted = None
+                    posted, complete = None, _blocks(endured.folder)
                 elif posted is not None and time.monotonic() - posted > _PATIENCE and folder.withdraw():
                     posted = None  # its phase did not come any more
                 back = list(_still_away(back))
                 time.sleep(0.005)
             if (kill := folder.announced()) is not None:  # the driver killed itself
                 endured.kills.append(kill)
-                posted = None
+                posted, complete = None, _blocks(endured.folder)
             if driver.returncode == -signal.SIGKILL:
                 continue
             assert driver.returncode == 0, _end(log)
@@ -172,8 +173,8 @@ def _still_away(back: list[_Away]) -> Iterator[_Away]:
             yield one
 
 
-def _a_block_is_complete(sweep: Path) -> bool:
-    return any(sweep.glob("runs/*/blocks/*.safetensors"))
+def _blocks(sweep: Path) -> int:
+    return len(list(sweep.glob("runs/*/blocks/*.safetensors")))
 
 
 def _environment(process: Path) -> bytes:
