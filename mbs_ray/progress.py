@@ -16,7 +16,13 @@ from mbs_ray.cluster.worker import Status
 
 PLAIN_SECONDS = 10.0
 #: Where in a block a part begins and ends, as a share of the block's time; only for the time left.
-_PARTS = {"embed": (0.0, 0.0), "collect": (0.0, 0.4), "solve": (0.4, 0.6), "propagate": (0.6, 1.0)}
+_PARTS = {
+    "embed": (0.0, 0.0),
+    "collect": (0.0, 0.4),
+    "solve": (0.4, 0.6),
+    "measure": (0.6, 0.6),
+    "propagate": (0.6, 1.0),
+}
 
 
 class Progress:
