@@ -87,27 +87,10 @@ class SweepTracking:
         run, tracked = self._open.pop(label)
         tracked.note(_note(run, metrics))
         tracked.artifact(_linears_table(directory), "reports")
-        self._track_layer_errors(run, directory, tracked)
+        _track_layer_errors(run, directory, tracked)
         tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
         tracked.finish("FINISHED")
         return tracked.sync()
-
-    def _track_layer_errors(self, run: PreparedRun, directory: RunDirectory, tracked: TrackedRun) -> None:
-        """Table and figure of what each language lost in each block, where that was measured."""
-        reports = read_reports(directory.blocks)
-        rows = [
-            {"block": report.block, **vars(one), "relative": one.relative}
-            for report in reports
-            for one in report.layer_error
-        ]
-        if not rows:
-            return
-        path = directory.path / "layer_errors.parquet"
-        pd.DataFrame(rows).to_parquet(path, index=False)
-        tracked.artifact(path, "reports")
-        errors = pd.DataFrame({report.block: report.language_errors() for report in reports})
-        figure = layer_error_heatmap(errors, f"Relative layer error: {_shown_name(run)}")
-        tracked.artifact(save_figure(figure, directory.path / "figures" / "layer_error.png"), "figures")
 
     def fail(self, label: str, reason: str) -> None:
         _, tracked = self._open.pop(label)
@@ -156,7 +139,7 @@ def _note(run: PreparedRun, metrics: Mapping[str, float]) -> str:
 def journal_result(directory: RunDirectory, metrics: Mapping[str, float]) -> None:
     """Journal all that a finished run measured and that its journal lacks."""
     journal_blocks(directory, over=True)
-    _append_missing(Journal(directory.journal), {0: metrics})
+    Journal(directory.journal).append_missing({0: metrics})
 
 
 def journal_blocks(directory: RunDirectory, over: bool) -> None:
@@ -168,16 +151,7 @@ def journal_blocks(directory: RunDirectory, over: bool) -> None:
         | {f"layer_error/{language}": value for language, value in one.language_errors().items()}
         for one in reports
     }
-    _append_missing(Journal(directory.journal), values)
-
-
-def _append_missing(journal: Journal, values: Mapping[int, Mapping[str, float]]) -> None:
-    """Metrics by step; a run that goes on after it was killed must not journal a value twice."""
-    known = {(entry.key, entry.step) for entry in journal.entries()}
-    for step, metrics in values.items():
-        new = {key: value for key, value in metrics.items() if (key, step) not in known}
-        if new:
-            journal.append(new, step=step)
+    Journal(directory.journal).append_missing(values)
 
 
 def _linears_table(directory: RunDirectory) -> Path:
@@ -190,3 +164,21 @@ def _linears_table(directory: RunDirectory) -> Path:
     path = directory.path / "linears.parquet"
     pd.DataFrame(rows).to_parquet(path, index=False)
     return path
+
+
+def _track_layer_errors(run: PreparedRun, directory: RunDirectory, tracked: TrackedRun) -> None:
+    """Table and figure of what each language lost in each block, where that was measured."""
+    reports = read_reports(directory.blocks)
+    rows = [
+        {"block": report.block, **vars(one), "relative": one.relative}
+        for report in reports
+        for one in report.layer_error
+    ]
+    if not rows:
+        return
+    path = directory.path / "layer_errors.parquet"
+    pd.DataFrame(rows).to_parquet(path, index=False)
+    tracked.artifact(path, "reports")
+    errors = pd.DataFrame({report.block: report.language_errors() for report in reports})
+    figure = layer_error_heatmap(errors, f"Relative layer error: {_shown_name(run)}")
+    tracked.artifact(save_figure(figure, directory.path / "figures" / "layer_error.png"), "figures")
