@@ -106,13 +106,14 @@ def language_similarity(
     }
     if threads:
         torch.set_num_threads(threads)
-    similarity = measure_similarity(
-        Decoder(opened.checkpoint, getattr(torch, dtype), device),
-        token_ids,
-        auto_microbatch(sequence_length),
-        ActivationStore(MemoryTier(torch.device("cpu"))),
-        lambda done, total: progress.work(f"blocks of {opened.name}", done, total),
-    )
+    with progress.steps(f"blocks of {opened.name}") as notify:
+        similarity = measure_similarity(
+            Decoder(opened.checkpoint, getattr(torch, dtype), device),
+            token_ids,
+            auto_microbatch(sequence_length),
+            ActivationStore(MemoryTier(torch.device("cpu"))),
+            notify,
+        )
     key = digest(opened.fingerprint, request.fingerprint, dtype, device)
     folder = out / EXPERIMENT / f"{opened.name}-{key[:8]}"
     files = _write(similarity, opened.name, folder)
