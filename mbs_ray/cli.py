@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | sweep | export | track | demo | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | similarity | sweep | export | track | demo | ui``."""
 
 import os
 import sys
@@ -176,6 +176,51 @@ def evaluate(
         for set_name, (path, scores) in scored.items():
             console.print(score_table(f"{Path(model).name} on {set_name}", scores))
             console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")
+def similarity(
+    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
+    corpus: Annotated[Path, typer.Argument(help="Folder of <language>.parquet|.jsonl|.txt")],
+    out: Out,
+    revision: Revision = None,
+    languages: Languages = "paper",
+    segments: Annotated[int, typer.Option("--segments", min=2, help="Segments of each language.")] = 16,
+    sequence_length: SequenceLength = 2048,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the drawing of text.")] = 0,
+    compute_dtype: ComputeDtype = "auto",
+    threads: Threads = None,
+    address: Address = None,
+) -> None:
+    """Measure how alike languages are inside a dense model: angles between the inputs of its blocks, and clusters."""
+    with _one_line_errors():
+        from mbs_ray.progress import Progress
+        from mbs_ray.similarity import language_similarity
+        from mbs_ray.tables import similarity_table
+
+        console = Console()
+        result = language_similarity(
+            _model(model),
+            str(corpus.resolve()),
+            revision=revision,
+            languages=languages,
+            segments=segments,
+            sequence_length=sequence_length,
+            seed=seed,
+            compute_dtype=compute_dtype,
+            threads=threads,
+            out=_absolute(out),
+            address=address,
+            progress=Progress(console),
+        )
+        for block in (0, result.similarity.blocks - 1):
+            title = f"{Path(model).name}, input of block {block}"
+            console.print(similarity_table(title, result.similarity, block))
+        for path in result.files:
+            console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)
+        if not result.tracked:
+            console.print("MLflow has not taken everything yet; the same command tries again")
 
 
 @app.command(

@@ -12,7 +12,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods import Compressed, Factored, Method, Moment, Statistic, method_spec
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.packed import IntegerScheme, pack_linear
-from mbs_ray.report import LinearReport
+from mbs_ray.report import LayerError, LinearReport
 
 
 @dataclass
@@ -59,8 +59,7 @@ def collect(
         if moments[name] is not seen:
             moments[name].add(inputs[0])
             latest[:] = [(inputs[0], moments[name])]
-        product = output if module.bias is None else output - module.bias
-        energies[name] += torch.linalg.vector_norm(product, dim=-1, dtype=torch.float32).double().square().sum()
+        energies[name] += _squared_norms(_without_bias(module, output)).sum()
 
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))
@@ -75,6 +74,89 @@ def collect(
         for hook in hooks:
             hook.remove()
     return collected
+
+
+def weight_changes(
+    decoder: Decoder, linears: Iterable[str], dense: Mapping[str, torch.Tensor], compressed: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """ΔW = compressed − dense of linears, from a block's tensors as stored; on the device, in the forward's type."""
+    parameters = ((name, f"{name}.weight") for name in linears)
+    return {
+        name: (compressed[parameter].float() - dense[parameter].float()).to(decoder.device, decoder.compute_dtype)
+        for name, parameter in parameters
+    }
+
+
+def language_sums(
+    decoder: Decoder,
+    block: nn.Module,
+    index: int,
+    microbatches: Iterable[tuple[Sequence[str], torch.Tensor]],
+    changes: Mapping[str, torch.Tensor],
+    languages: Sequence[str],
+) -> torch.Tensor:
+    """Σ ‖ΔW x‖² and Σ ‖W x‖² over the tokens of each language, in one forward of the dense block.
+
+    Float64 [languages, linears, 2] in host memory; linears are those of ``changes``, in its order, a linear that the
+    forward never calls has zeros. ``microbatches`` are the language of every segment, and hidden states [microbatch,
+    length, hidden_size]. Products are made in the type of the forward, norms of tokens in float32.
+
+    Raises :class:`InputError` for a linear that is given only some of the tokens (an expert): whose they are is lost.
+    """
+    sums = torch.zeros(len(languages), len(changes), 2, dtype=torch.float64, device=decoder.device)
+    # Row by row: a microbatch may begin in one language and end in the next.
+    members, tokens = torch.zeros(0, 0), 0
+    places = {name: place for place, name in enumerate(changes)}
+
+    def record(name: str, module: nn.Linear, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        products = nn.functional.linear(inputs, changes[name]), _without_bias(module, output)
+        norms = torch.stack([_squared_norms(product).flatten() for product in products], dim=1)
+        if len(norms) != tokens:
+            raise InputError(
+                f"per_language: block {index} {name} is called with {len(norms)} of {tokens} tokens, so that their "
+                "languages are not known; leave per_language out for this model"
+            )
+        sums[:, places[name]] += members @ norms.view(members.shape[1], -1, 2).sum(1)
+
+    hooks = [
+        block.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: record(name, module, inputs[0], output)
+        )
+        for name in changes
+    ]
+    try:
+        for spoken, hidden in microbatches:
+            tokens = hidden.shape[0] * hidden.shape[1]
+            members = torch.tensor(
+                [[float(one == language) for one in spoken] for language in languages],
+                dtype=torch.float64,
+                device=decoder.device,
+            )
+            decoder.run_block(block, index, hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums.cpu()
+
+
+def layer_errors(sums: torch.Tensor, languages: Sequence[str], linears: Sequence[str]) -> list[LayerError]:
+    """What :func:`language_sums` made, language by language; without linears that were never called."""
+    called = sums[..., 1].sum(0) > 0
+    return [
+        LayerError(language, linear, float(sums[row, column, 0]), float(sums[row, column, 1]))
+        for row, language in enumerate(languages)
+        for column, linear in enumerate(linears)
+        if called[column]
+    ]
+
+
+def _without_bias(module: nn.Linear, output: torch.Tensor) -> torch.Tensor:
+    return output if module.bias is None else output - module.bias
+
+
+def _squared_norms(product: torch.Tensor) -> torch.Tensor:
+    """‖y‖² of every token, float64."""
+    return torch.linalg.vector_norm(product, dim=-1, dtype=torch.float32).double().square()
 
 
 def turns(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:

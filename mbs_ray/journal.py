@@ -57,6 +57,14 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
+    def append_missing(self, values: Mapping[int, Mapping[str, float]]) -> None:
+        """Write metrics by step, but for those it holds: what goes on after it was killed doubles nothing."""
+        known = {(entry.key, entry.step) for entry in self.entries()}
+        for step, metrics in values.items():
+            new = {key: value for key, value in metrics.items() if (key, step) not in known}
+            if new:
+                self.append(new, step=step)
+
     def entries(self) -> list[Entry]:
         """Everything written so far, in order, without a last line that its killed writer left half-written.
 

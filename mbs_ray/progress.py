@@ -1,13 +1,13 @@
 """What a user sees of work under way: live bars on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -16,7 +16,13 @@ from mbs_ray.cluster.worker import Status
 
 PLAIN_SECONDS = 10.0
 #: Where in a block a part begins and ends, as a share of the block's time; only for the time left.
-_PARTS = {"embed": (0.0, 0.0), "collect": (0.0, 0.4), "solve": (0.4, 0.6), "propagate": (0.6, 1.0)}
+_PARTS = {
+    "embed": (0.0, 0.0),
+    "collect": (0.0, 0.4),
+    "solve": (0.4, 0.6),
+    "measure": (0.6, 0.6),
+    "propagate": (0.6, 1.0),
+}
 
 
 class Progress:
@@ -40,6 +46,25 @@ class Progress:
         if done >= total or now - self._last > 2.0:
             self._last = now
             self.say(f"{what}: {100 * done / max(total, 1):.0f} %")
+
+    @contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar with the time left for one long work, told (done, total); plain lines where there is no terminal."""
+        if not self._console.is_terminal:
+            printed = time.monotonic()
+
+            def tell(done: int, total: int) -> None:
+                nonlocal printed
+                if done >= total or time.monotonic() - printed > PLAIN_SECONDS:
+                    printed = time.monotonic()
+                    self.say(f"{what}: {100 * done / total:.0f} %")
+
+            yield tell
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Bars(*columns, console=self._console) as bars:
+            task = bars.add_task(what)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
 
     @contextmanager
     def runs(self, jobs: Mapping[str, Job]) -> Iterator["RunsShown"]:

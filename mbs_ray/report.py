@@ -25,13 +25,34 @@ class LinearReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class LayerError:
+    """What a linear lost in one language: ``error`` is Σ ‖ΔW x‖² over its calibration tokens, ``energy`` Σ ‖W x‖².
+
+    x is the linear's input in the dense block, which is given the block input that the moments were collected from.
+    """
+
+    language: str
+    linear: str
+    error: float
+    energy: float
+
+    @property
+    def relative(self) -> float | None:
+        return self.error / self.energy if self.energy else None
+
+
 @dataclass
 class BlockReport:
-    """One block of one run; ``seconds`` by part (read, collect, solve, write, propagate)."""
+    """One block of one run; ``seconds`` by part (read, collect, solve, measure, write, propagate).
+
+    ``layer_error`` is empty unless the run is ``per_language``.
+    """
 
     block: int
     linears: list[LinearReport] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    layer_error: list[LayerError] = field(default_factory=list)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -59,13 +80,25 @@ class BlockReport:
             values["relative_loss"] = sum(relative) / len(relative)
         return values
 
+    def language_errors(self) -> dict[str, float]:
+        """Relative error of each language: Σ ‖ΔW x‖² over Σ ‖W x‖², both over the linears as well as the tokens."""
+        languages = dict.fromkeys(one.language for one in self.layer_error)
+        errors = {}
+        for language in languages:
+            own = [one for one in self.layer_error if one.language == language]
+            energy = sum(one.energy for one in own)
+            if energy:
+                errors[language] = sum(one.error for one in own) / energy
+        return errors
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "BlockReport":
         linears = [LinearReport(**linear) for linear in content["linears"]]
-        return cls(content["block"], linears, dict(content["seconds"]))
+        layer_error = [LayerError(**one) for one in content.get("layer_error", [])]
+        return cls(content["block"], linears, dict(content["seconds"]), layer_error)
 
 
 def write_report(folder: Path, report: BlockReport) -> None:

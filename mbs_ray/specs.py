@@ -84,6 +84,9 @@ class RunSpec(_Spec):
     true_sequential: bool = Field(
         False, description="linears of a block see those before them compressed; a forward for each input of a block"
     )
+    per_language: bool = Field(
+        False, description="measure what every linear loses in each calibration language; one more forward per block"
+    )
 
     @field_validator("evaluation")
     @classmethod

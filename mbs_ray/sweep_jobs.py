@@ -53,13 +53,17 @@ class SweepJobs:
         return replace(job, blocks=tuple(shard_blocks([1.0] * job.blocks[-1].stop, 0.0, self.layout.stages)))
 
     def signature(self, run: PreparedRun) -> dict[str, Any]:
-        """All that can change a bit of the run's weights."""
+        """All that can change a bit of the run's weights, and whether its reports hold the error of each language.
+
+        The latter changes no bit, but blocks that were finished without it cannot be measured any more.
+        """
         return {
             "model": run.model.fingerprint,
             "calibration": run.calibration.fingerprint,
             "method": method_spec(run.spec.method),
             "statistics": "propagated",
             "true_sequential": run.spec.true_sequential,
+            "per_language": run.spec.per_language,
             "replicas": self.layout.replicas,
             **self.bits(run),
         }
@@ -133,6 +137,7 @@ class SweepJobs:
             directory=directory,
             blocks=tuple(self._shards(run, calibration, evaluation)),
             true_sequential=run.spec.true_sequential,
+            per_language=run.spec.per_language,
             replicas=self.layout.replicas,
         )
 
@@ -142,7 +147,9 @@ class SweepJobs:
         decoder = run.model.decoder
         calibrating = 0 if calibration is None else len(calibration.languages) * run.calibration.sequence_length
         evaluating = sum(len(one.languages) * run.evaluation[one.name].sequence_length for one in evaluation)
-        costs = block_costs(decoder, run.spec.method.statistic, calibrating, evaluating)
+        # Measuring is one more forward, and a product of the same size with every linear's change.
+        measuring = 2 * calibrating if run.spec.per_language else 0
+        costs = block_costs(decoder, run.spec.method.statistic, calibrating, evaluating + measuring)
         return shard_blocks(costs, head_cost(decoder, evaluating), self.layout.stages)
 
     def _file(self, name: str, text: SegmentRequest) -> SegmentFile:

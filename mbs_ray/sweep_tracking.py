@@ -11,6 +11,7 @@ import ray
 from mbs_ray import __version__
 from mbs_ray.journal import Journal
 from mbs_ray.places import Places
+from mbs_ray.plots import layer_error_heatmap, save_figure
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.report import read_reports
 from mbs_ray.run_directory import RunDirectory, digest, write_json
@@ -92,6 +93,7 @@ class SweepTracking:
         run, tracked = self._open.pop(label)
         tracked.note(_note(run, metrics))
         tracked.artifact(_linears_table(directory), "reports")
+        _track_layer_errors(run, directory, tracked)
         tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
         tracked.finish("FINISHED")
         return tracked.sync()
@@ -143,24 +145,19 @@ def _note(run: PreparedRun, metrics: Mapping[str, float]) -> str:
 def journal_result(directory: RunDirectory, metrics: Mapping[str, float]) -> None:
     """Journal all that a finished run measured and that its journal lacks."""
     journal_blocks(directory, over=True)
-    _append_missing(Journal(directory.journal), {0: metrics})
+    Journal(directory.journal).append_missing({0: metrics})
 
 
 def journal_blocks(directory: RunDirectory, over: bool) -> None:
     """Journal the reports of blocks that are through, or of all where the run is ``over``."""
     # Without this part the block is being worked on, or its stage was killed right after writing it.
     reports = [one for one in read_reports(directory.blocks) if over or "propagate" in one.seconds]
-    values = {one.block: {f"block/{name}": value for name, value in one.metrics().items()} for one in reports}
-    _append_missing(Journal(directory.journal), values)
-
-
-def _append_missing(journal: Journal, values: Mapping[int, Mapping[str, float]]) -> None:
-    """Metrics by step; a run that goes on after it was killed must not journal a value twice."""
-    known = {(entry.key, entry.step) for entry in journal.entries()}
-    for step, metrics in values.items():
-        new = {key: value for key, value in metrics.items() if (key, step) not in known}
-        if new:
-            journal.append(new, step=step)
+    values = {
+        one.block: {f"block/{name}": value for name, value in one.metrics().items()}
+        | {f"layer_error/{language}": value for language, value in one.language_errors().items()}
+        for one in reports
+    }
+    Journal(directory.journal).append_missing(values)
 
 
 def _linears_table(directory: RunDirectory) -> Path:
@@ -173,3 +170,21 @@ def _linears_table(directory: RunDirectory) -> Path:
     path = directory.path / "linears.parquet"
     pd.DataFrame(rows).to_parquet(path, index=False)
     return path
+
+
+def _track_layer_errors(run: PreparedRun, directory: RunDirectory, tracked: TrackedRun) -> None:
+    """Table and figure of what each language lost in each block, where that was measured."""
+    reports = read_reports(directory.blocks)
+    rows = [
+        {"block": report.block, **vars(one), "relative": one.relative}
+        for report in reports
+        for one in report.layer_error
+    ]
+    if not rows:
+        return
+    path = directory.path / "layer_errors.parquet"
+    pd.DataFrame(rows).to_parquet(path, index=False)
+    tracked.artifact(path, "reports")
+    errors = pd.DataFrame({report.block: report.language_errors() for report in reports})
+    figure = layer_error_heatmap(errors, f"Relative layer error: {_shown_name(run)}")
+    tracked.artifact(save_figure(figure, directory.path / "figures" / "layer_error.png"), "figures")

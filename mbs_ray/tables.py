@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from mbs_ray.evaluation.perplexity import LanguageScore
+from mbs_ray.evaluation.similarity import STATISTICS, Similarity
 from mbs_ray.languages import LANGUAGES
 
 
@@ -27,6 +28,26 @@ def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
         counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
         table.add_row(language, f"{one.perplexity:.3f}", f"{one.bits_per_byte:.4f}", *counts)
     return table
+
+
+def similarity_table(title: str, similarity: Similarity, block: int) -> Table:
+    """Of each language the nearest and the farthest other one, and its own two halves; by both statistics."""
+    columns = (f"{one}:\n{what}" for one in STATISTICS for what in ("nearest", "farthest", "halves"))
+    table = _table(title, "language", *columns)
+    shown: dict[str, list[str]] = {language: [] for language in similarity.languages}
+    for statistic in STATISTICS:
+        for language, angles in similarity.degrees(statistic, block).items():
+            others = angles.drop(language).sort_values()
+            for end in (0, -1):
+                shown[str(language)].append(f"{others.index[end]} {_degrees(others.iloc[end])}")
+            shown[str(language)].append(_degrees(similarity.degrees_of_halves(statistic, block)[str(language)]))
+    for language, cells in shown.items():
+        table.add_row(language, *cells)
+    return table
+
+
+def _degrees(angle: float) -> str:
+    return f"{angle:.0f}°" if angle >= 9.95 else f"{angle:.1f}°"
 
 
 def _table(title: str, *columns: str) -> Table:

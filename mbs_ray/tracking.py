@@ -82,10 +82,19 @@ class Tracking:
             raise InputError(f"{self._address}: cannot be used for tracking: {_one_line(error)}") from error
 
     def sweep(
-        self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], reopen: bool = True
+        self,
+        key: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        reopen: bool = True,
+        journal: Journal | None = None,
     ) -> TrackedRun:
-        """The parent run with this key in the experiment, continued where it exists."""
-        return TrackedRun(self, None, key, name, params, tags, None, reopen)
+        """The parent run with this key in the experiment, continued where it exists.
+
+        One that has metrics of its own, and so mostly no children, takes them from `journal`.
+        """
+        return TrackedRun(self, None, key, name, params, tags, journal, reopen)
 
     def run(
         self,

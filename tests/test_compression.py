@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.compression import Collected, collect, solve, turns
+from mbs_ray.compression import Collected, collect, language_sums, layer_errors, solve, turns, weight_changes
 from mbs_ray.errors import InputError
 from mbs_ray.methods import RTN, InverseFactor, Magnitude, Moment, SparseGPT, Statistic, Wanda, output_error
 from mbs_ray.model.checkpoint import Checkpoint
@@ -161,3 +161,90 @@ def test_the_turns_of_a_block_follow_its_forward(llama: Path) -> None:
         ["gate_proj", "up_proj"],
         ["down_proj"],
     ]
+
+
+SPOKEN = ("en", "en", "en", "sw", "sw", "hi")
+
+
+def sums_of(folder: Path, index: int, ids: torch.Tensor, rows: int) -> tuple[torch.Tensor, Collected, list[float]]:
+    """What each language of SPOKEN loses, moments of the same tokens, and the losses that the method reports."""
+    decoder = Decoder(Checkpoint(folder), torch.float32)
+    given = collected(folder, index, ids, Statistic.FULL, rows)
+    kept = Collected(dict(given.moments), given.energies)
+    tensors, linears = decoder.read_block(index), list(decoder.linears(index))
+    solved = solve(tensors, linears, given, SparseGPT(sparsity=0.5), CPU, "block")
+    with torch.inference_mode():
+        hidden = decoder.embed(ids)
+        for before in range(index):
+            hidden = decoder.run_block(decoder.load_block(before, decoder.read_block(before)), before, hidden)
+        spoken = [SPOKEN[start : start + rows] for start in range(0, len(SPOKEN), rows)]
+        sums = language_sums(
+            decoder,
+            decoder.load_block(index, tensors),
+            index,
+            zip(spoken, hidden.split(rows), strict=True),
+            weight_changes(decoder, linears, tensors, solved.weights),
+            ("en", "sw", "hi", "yo"),
+        )
+    return sums, kept, [report.loss or 0.0 for report in solved.reports]
+
+
+@pytest.mark.parametrize(("layout", "prefix"), [("bloom", "transformer.h.1."), ("llama", "model.layers.1.")])
+def test_what_a_language_loses_is_the_sum_over_its_tokens_wherever_microbatches_are_cut(
+    layout: str, prefix: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(layout)
+    ids = token_ids(6)
+    inputs = inputs_in_the_plain_model(folder, ids, prefix)
+    decoder = Decoder(Checkpoint(folder), torch.float32)
+    linears = list(decoder.linears(1))
+    dense = decoder.read_block(1)
+    given = collected(folder, 1, ids, Statistic.FULL, rows=6)
+    after = solve(dense, linears, given, SparseGPT(sparsity=0.5), CPU, "block 1").weights
+    for rows in (6, 4, 1):
+        sums, _, _ = sums_of(folder, 1, ids, rows)
+        assert sums.shape == (4, len(linears), 2) and sums.dtype == torch.float64
+        assert not sums[3].any()
+        for row, language in enumerate(("en", "sw", "hi")):
+            of_language = torch.tensor([one == language for one in SPOKEN]).repeat_interleave(16)
+            for column, name in enumerate(linears):
+                tokens, weight = inputs[name][of_language], dense[f"{name}.weight"].double()
+                change = after[f"{name}.weight"].double() - weight
+                # Solved anew for other microbatches, a float32 solver may put a weight a bit elsewhere.
+                assert float(sums[row, column, 0]) == pytest.approx(float((tokens @ change.T).square().sum()), rel=1e-3)
+                assert float(sums[row, column, 1]) == pytest.approx(float((tokens @ weight.T).square().sum()), rel=1e-4)
+
+
+def test_what_all_languages_lose_is_the_loss_that_the_method_reports(bloom: Path) -> None:
+    ids = token_ids(6)
+    sums, kept, losses = sums_of(bloom, 2, ids, rows=4)
+    # loss = tr(ΔW H ΔWᵀ) with H = 2/tokens Σ x xᵀ.
+    assert (sums[..., 0].sum(0) * 2 / (6 * 16)).tolist() == pytest.approx(losses, rel=1e-4)
+    assert sums[..., 1].sum(0).tolist() == pytest.approx([float(one) for one in kept.energies.values()], rel=1e-5)
+
+
+def test_a_linear_that_is_never_called_has_no_layer_error() -> None:
+    sums = torch.zeros(2, 2, 2, dtype=torch.float64)
+    sums[:, 1] = torch.tensor([[1.0, 4.0], [0.0, 3.0]])
+    errors = layer_errors(sums, ["en", "sw"], ["unused", "dense"])
+    assert [(one.language, one.linear, one.relative) for one in errors] == [("en", "dense", 0.25), ("sw", "dense", 0.0)]
+
+
+class _Expert(torch.nn.Module):
+    """Gives its linear every second token."""
+
+    def __init__(self, linear: torch.nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.linear(inputs[:, ::2]).repeat_interleave(2, 1)
+
+
+def test_a_linear_that_sees_some_tokens_only_is_refused_by_name(bloom: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    block = decoder.load_block(0, decoder.read_block(0))
+    block.mlp.dense_h_to_4h = _Expert(block.mlp.dense_h_to_4h)
+    changes = {"mlp.dense_h_to_4h.linear": torch.zeros(128, 32)}
+    with torch.inference_mode(), pytest.raises(InputError, match=r"block 0 mlp\.dense_h_to_4h\.linear .* 16 of 32"):
+        language_sums(decoder, block, 0, [(("en", "sw"), decoder.embed(token_ids(2)))], changes, ["en", "sw"])

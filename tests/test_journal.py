@@ -122,3 +122,12 @@ def test_a_name_is_taken_exactly_when_mlflow_takes_it(name: str) -> None:
     else:
         with pytest.raises(InputError, match="is no name for a metric"):
             check_name(name)
+
+
+def test_what_a_journal_holds_already_is_not_written_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"loss": 1.0}, step=0)
+    for _ in range(2):
+        journal.append_missing({0: {"loss": 9.0, "error": 2.0}, 1: {"loss": 3.0}})
+    written = [(entry.key, entry.step, entry.value) for entry in journal.entries()]
+    assert written == [("loss", 0, 1.0), ("error", 0, 2.0), ("loss", 1, 3.0)]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mbs_ray.errors import InputError
-from mbs_ray.plots import allocation_bars, increase_heatmap, save_figure
+from mbs_ray.plots import allocation_bars, increase_heatmap, layer_error_heatmap, save_figure
 
 METHODS = ["wanda 50 %", "sparsegpt 50 %"]
 SAMPLINGS = ["monolingual en", "equal", "proportional"]
@@ -119,6 +119,33 @@ def test_bars_have_the_length_and_the_number_of_their_allocation() -> None:
 def test_bars_of_no_allocation_are_refused() -> None:
     with pytest.raises(InputError, match="at least one"):
         allocation_bars({"equal": {}})
+
+
+def test_layer_errors_are_drawn_darker_the_larger_and_white_where_there_is_none() -> None:
+    errors = pd.DataFrame({0: [0.001, 0.01], 1: [0.1, 0.0], 2: [1.0, math.nan]}, index=["en", "sw"])
+    figure = layer_error_heatmap(errors, "title")
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    drawn = axes.collections[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["en", "sw"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2"]
+    assert axes.get_ylim() == (2, 0)
+    grey = drawn.get_facecolors()[:, :3] @ (0.299, 0.587, 0.114)
+    en, sw = grey.reshape(2, 3)
+    assert en[0] > sw[0] > en[1] > en[2]
+    assert drawn.get_array().mask.tolist() == [[False, False, False], [False, True, True]]
+
+
+def test_layer_errors_of_many_blocks_have_ticks_that_can_be_read_and_no_error_at_all_can_be_drawn() -> None:
+    many = layer_error_heatmap(pd.DataFrame(0.0, index=["en"], columns=range(70)), "title")
+    many.canvas.draw()
+    assert [label.get_text() for label in many.axes[0].get_xticklabels()] == [str(one) for one in range(0, 70, 3)]
+
+
+@pytest.mark.parametrize("errors", [{}, {0: [-1.0]}])
+def test_layer_errors_that_are_none_are_refused(errors: dict[int, list[float]]) -> None:
+    with pytest.raises(InputError, match="the-run"):
+        layer_error_heatmap(pd.DataFrame(errors), "the-run")
 
 
 @pytest.mark.parametrize("runs", [1, 27])

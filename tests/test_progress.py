@@ -60,3 +60,15 @@ def test_a_terminal_gets_live_bars() -> None:
         show.stages([Status("first", 3, "solve", 0, 1, "")])
         show.stages([Status("first", 7, "propagate", 1, 2, "ig")])
     assert "first" in text.getvalue() and "block 8/8, propagate ig" in text.getvalue()
+
+
+def test_one_long_work_is_a_bar_on_a_terminal_and_a_few_lines_elsewhere() -> None:
+    shown = {}
+    for terminal in (True, False):
+        text = io.StringIO()
+        with Progress(Console(file=text, width=100, force_terminal=terminal)).steps("blocks of tiny") as notify:
+            for done in range(1, 5):
+                notify(done, 4)
+        shown[terminal] = text.getvalue()
+    assert shown[False] == "blocks of tiny: 100 %\n"
+    assert "blocks of tiny" in shown[True] and "━" in shown[True] and "100%" in shown[True]

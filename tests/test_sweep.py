@@ -159,7 +159,12 @@ def test_the_same_command_again_computes_nothing_and_doubles_nothing(
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"seed": 5}, "calibration"), ({"microbatch": 7}, "microbatch"), ({"segments": 16}, "calibration")],
+    [
+        ({"seed": 5}, "calibration"),
+        ({"microbatch": 7}, "microbatch"),
+        ({"segments": 16}, "calibration"),
+        ({"per_language": True}, "per_language False"),
+    ],
 )
 def test_a_changed_field_is_refused_by_name(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, changes: dict, field: str

@@ -4,10 +4,12 @@ import json
 import uuid
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun, prepare_runs
+from mbs_ray.report import BlockReport, LayerError, write_report
 from mbs_ray.specs import SweepSpec, validated
 from mbs_ray.sweep_tracking import SweepTracking
 from mbs_ray.tracking import Tracking, database_uri
@@ -136,3 +138,36 @@ def test_a_run_without_evaluation_has_a_view_and_a_note_too(
     assert all(note.startswith("**magnitude-50** on tiny-bloom") and "|" not in note for note in notes)
     assert view_state("tiny-bloom", [])["selectedColumns"] == []
     assert len(own_views(tracking.client.get_experiment(tracking.experiment_id).tags)) == 1
+
+
+def test_what_each_language_loses_in_each_block_is_tracked_as_metrics_table_and_figure(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path
+) -> None:
+    runs = prepared([bloom], corpus, places.cache)
+    tracked = begun(tracking, places, runs)
+    measured, unmeasured = runs
+    for block in range(2):
+        errors = [LayerError("en", "dense", 1.0, 4.0 + block), LayerError("sw", "dense", 3.0, 4.0)]
+        report = BlockReport(block, seconds={"propagate": 1.0}, layer_error=errors)
+        write_report(places.run(measured.label).blocks, report)
+        tracked.sync()
+    for run in runs:
+        assert tracked.finish(run.label, METRICS | SUMMARIES)
+    stored = {
+        run.info.run_name: run.info.run_id
+        for run in tracking.client.search_runs([tracking.experiment_id], "tags.`mbs.kind` = 'run'")
+    }
+    history = tracking.client.get_metric_history(stored[measured.label], "layer_error/en")
+    assert [(one.step, one.value) for one in history] == [(0, 0.25), (1, 0.2)]
+    names = {
+        label: {
+            file.path
+            for folder in ("figures", "reports")
+            for file in tracking.client.list_artifacts(stored[label], folder)
+        }
+        for label in stored
+    }
+    added = {"figures/layer_error.png", "reports/layer_errors.parquet"}
+    assert names[measured.label] - names[unmeasured.label] == added
+    table = pd.read_parquet(tracking.client.download_artifacts(stored[measured.label], "reports/layer_errors.parquet"))
+    assert table["relative"].tolist() == [0.25, 0.75, 0.2, 0.75]

@@ -40,7 +40,13 @@ class Microbatch:
 
     @property
     def language(self) -> str:
+        """Of its first segment."""
         return self.file.languages[self.start]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Of every segment; where the one ends and the next begins there may be several."""
+        return self.file.languages[self.start : self.stop]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Job:
     """One run, or the evaluation of the dense model where ``method`` is None.
 
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
-    of the block's inputs.
+    of the block's inputs. ``per_language``: what every linear loses in each language is measured, at the price of
+    one more forward.
     ``blocks`` holds the shard of each stage. Evaluation segments follow the calibration segments
     through every block and never enter its moments. Each of ``replicas`` takes a contiguous part of the microbatches
     of every file.
@@ -64,6 +71,7 @@ class Job:
     directory: Path
     blocks: tuple[range, ...]
     true_sequential: bool = False
+    per_language: bool = False
     replicas: int = 1
 
     @property

@@ -58,8 +58,8 @@ class Alone:
         """
         return solved
 
-    def merge_rows(self, rows: Tensor) -> None:
-        """Sum float32 [segments, …] at replica 0, in place; each row is zero but at one: no bit changes."""
+    def add_up(self, sums: Tensor) -> None:
+        """Sum a tensor in host memory at replica 0, in place; what is zero but at one replica keeps its bits."""
 
 
 class Replicas(Alone):
@@ -122,9 +122,9 @@ class Replicas(Alone):
             self._bring_to_first(solved, whole)
         return whole
 
-    def merge_rows(self, rows: Tensor) -> None:
+    def add_up(self, sums: Tensor) -> None:
         with _peers():
-            dist.reduce(rows, 0)
+            dist.reduce(sums, 0)
 
     def _meet(self, going_on: bool, yes: bool) -> tuple[bool, bool]:
         flags = torch.tensor([going_on, yes], dtype=torch.int32)

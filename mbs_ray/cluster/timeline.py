@@ -13,6 +13,7 @@ KINDS = {
     "reduce": "exchanging",
     "solve": "computing",
     "broadcast": "exchanging",
+    "measure": "computing",
     "propagate": "computing",
     "evaluate": "computing",
     "read": "reading",

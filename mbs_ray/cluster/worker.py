@@ -16,13 +16,24 @@ from mbs_ray.cluster.job import Job, Microbatch
 from mbs_ray.cluster.layout import Place, deal
 from mbs_ray.cluster.replicas import Alone
 from mbs_ray.cluster.timeline import Timeline
-from mbs_ray.compression import Collected, Solved, check_called, collect, solve, solving_costs, turns
+from mbs_ray.compression import (
+    Collected,
+    Solved,
+    check_called,
+    collect,
+    language_sums,
+    layer_errors,
+    solve,
+    solving_costs,
+    turns,
+    weight_changes,
+)
 from mbs_ray.methods import Method, Statistic, build_method
 from mbs_ray.model.block_files import read_block, write_block
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.packed import packed_block
-from mbs_ray.report import BlockReport, write_report
+from mbs_ray.report import BlockReport, LayerError, write_report
 from mbs_ray.run_directory import RunDirectory
 from mbs_ray.scoring import score
 from mbs_ray.token_scores import write_token_scores
@@ -162,6 +173,7 @@ class Worker:
         """Replace the weights of all linears in ``tensors``, give their packed forms, and report what they lost."""
         index, packed = report.block, {}
         linears = list(decoder.linears(index))
+        dense = dict(tensors) if job.per_language else {}
         for turn in self._turns(job, store, decoder, method, index, tensors):
             with self._timed(job, report, "collect"):
                 calibrating = self._follow(job, index, "collect", job.calibrating(self._place.replica))
@@ -174,7 +186,34 @@ class Worker:
             packed.update(solved.packed)
             report.linears += solved.reports
         report.linears.sort(key=lambda linear: linears.index(linear.name))
+        if job.per_language:
+            report.layer_error = self._measure(job, store, decoder, report, dense, tensors)
         return packed
+
+    def _measure(
+        self,
+        job: Job,
+        store: ActivationStore,
+        decoder: Decoder,
+        report: BlockReport,
+        dense: dict[str, torch.Tensor],
+        compressed: dict[str, torch.Tensor],
+    ) -> list[LayerError]:
+        """What each linear loses in each language; whole at replica 0."""
+        assert job.calibration is not None
+        index, linears = report.block, list(decoder.linears(report.block))
+        languages = list(dict.fromkeys(job.calibration.languages))
+        with self._timed(job, report, "measure"):
+            calibrating = self._follow(job, index, "measure", job.calibrating(self._place.replica))
+            hidden = ((one.languages, self._get(job, store, one, index)) for one in calibrating)
+            block = decoder.load_block(index, dense)
+            changed = weight_changes(decoder, linears, dense, compressed)
+            sums = language_sums(decoder, block, index, hidden, changed, languages)
+            del block, changed
+        with self._exchanged(job, report, "reduce"):
+            self._agree(job, index)
+            self.replicas.add_up(sums)
+        return layer_errors(sums, languages, linears)
 
     def _solve(
         self,
@@ -268,7 +307,7 @@ class Worker:
             for microbatch, scored in zip(microbatches, score(decoder, pairs) if microbatches else [], strict=True):
                 nll[microbatch.start : microbatch.stop] = scored
             self._agree(job, end)
-            self.replicas.merge_rows(nll)
+            self.replicas.add_up(nll)
             if self._writes:
                 write_token_scores(job.scores_file(file.name), segments, [nll])
 

@@ -47,6 +47,7 @@ def make_job(
     microbatch: int = 3,
     true_sequential: bool = False,
     replicas: int = 1,
+    per_language: bool = False,
 ) -> Job:
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
     return Job(
@@ -60,6 +61,7 @@ def make_job(
         directory=directory,
         blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
         true_sequential=true_sequential,
+        per_language=per_language,
         replicas=replicas,
     )
 
