@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from mbs_ray.evaluation.perplexity import LanguageScore
+from mbs_ray.evaluation.intervals import Interval
+from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.languages import LANGUAGES
 
 
@@ -22,11 +23,17 @@ def allocation_table(title: str, allocation: Mapping[str, int], shares: Mapping[
 
 def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
     """Perplexity and bits per byte of each language, and what they were counted over."""
-    table = _table(title, "language", "perplexity", "bits per byte", "tokens", "bytes", "documents")
+    columns = ("language", "perplexity", "95 % interval", "bits per byte", "tokens", "bytes", "documents")
+    table = _table(title, *columns)
     for language, one in scores.items():
         counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
-        table.add_row(language, f"{one.perplexity:.3f}", f"{one.bits_per_byte:.4f}", *counts)
+        interval = interval_text(perplexity_interval(language, one))
+        table.add_row(language, f"{one.perplexity:.3f}", interval, f"{one.bits_per_byte:.4f}", *counts)
     return table
+
+
+def interval_text(interval: Interval | None, digits: int = 3) -> str:
+    return "" if interval is None else f"{interval.low:.{digits}f} … {interval.high:.{digits}f}"
 
 
 def _table(title: str, *columns: str) -> Table:
