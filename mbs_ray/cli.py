@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | sweep | export | track | demo | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | sweep | compare | export | track | demo | ui``."""
 
 import os
 import sys
@@ -198,6 +198,32 @@ def sweep(
         content["layout"] |= _given(stages=stages, replicas=replicas)
         content |= _given(offload=offload, nvme_path=nvme_path and nvme_path.absolute())
         _conduct(validated(SweepSpec, content), out, address)
+
+
+@app.command(
+    epilog="Example: mbs compare ./results/demo/runs/wanda-50-equal ./results/demo/runs/wanda-50-proportional   "
+    "(or one run against its dense model: mbs compare ./results/demo/runs/wanda-50-equal --dense)"
+)
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Directory of a finished run: <out>/<sweep>/runs/<run>.")],
+    run_b: Annotated[Path | None, typer.Argument(help="Another one, scored on the same tokens.")] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Compare RUN_A, as B, with its dense model, as A.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figures; default: <B's directory>/comparisons.")
+    ] = None,
+) -> None:
+    """Is B worse than A, language by language, or is the difference noise? Needs no Ray."""
+    with _one_line_errors():
+        from mbs_ray.compare import compare_runs, compare_with_dense
+        from mbs_ray.tables import comparison_table
+
+        if (run_b is None) != dense:
+            raise InputError("give either RUN_B or --dense to compare RUN_A with")
+        console = Console()
+        for one in compare_with_dense(run_a, out) if run_b is None else compare_runs(run_a, run_b, out):
+            console.print(f"A: {one.a}\nB: {one.b}", highlight=False)
+            console.print(comparison_table(f"B against A on {one.evaluation}", one.differences))
+            console.print(f"written: {one.figure}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import Interval
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.languages import LANGUAGES
@@ -32,8 +33,23 @@ def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
     return table
 
 
-def interval_text(interval: Interval | None, digits: int = 3) -> str:
-    return "" if interval is None else f"{interval.low:.{digits}f} … {interval.high:.{digits}f}"
+def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table:
+    """nll of B minus A, perplexity of B over A, and whether that is more than noise."""
+    table = Table(title=title)
+    table.add_column("language")
+    for column in ("nll per token, B − A", "95 % interval", "perplexity, B ÷ A", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for row, one in differences.items():
+        if row == "geomean":
+            table.add_section()
+        nll = (f"{one.nll:+.4f}", interval_text(one.interval, "+.4f"))
+        table.add_row(row, *nll, f"{one.ratio:.4f}", interval_text(one.ratio_interval, ".4f"), one.verdict)
+    return table
+
+
+def interval_text(interval: Interval | None, form: str = ".3f") -> str:
+    return "" if interval is None else f"{interval.low:{form}} … {interval.high:{form}}"
 
 
 def _table(title: str, *columns: str) -> Table:
