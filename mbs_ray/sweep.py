@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mbs_ray.calibration.overlap import refuse_overlap
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
@@ -96,7 +97,17 @@ def _draw(runs: Sequence[PreparedRun], places: Places, progress: Progress) -> di
         progress.work(f"drawing {what}", done, len(texts))
         drawn[key] = draw_segments(text, places.segments)
     progress.work("drawing text", len(texts), len(texts))
+    _refuse_overlaps(runs, drawn)
     return drawn
+
+
+def _refuse_overlaps(runs: Sequence[PreparedRun], drawn: Mapping[str, SegmentSet]) -> None:
+    """Every evaluation set against every calibration set it is scored after."""
+    pairs = {
+        (name, text.fingerprint, run.calibration.fingerprint) for run in runs for name, text in run.evaluation.items()
+    }
+    for name, evaluation, calibration in sorted(pairs):
+        refuse_overlap(name, drawn[evaluation], drawn[calibration])
 
 
 class _Conductor:

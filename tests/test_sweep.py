@@ -34,7 +34,7 @@ from mbs_ray.specs import EvaluationSpec, LayoutSpec, SweepSpec, validated
 from mbs_ray.sweep import SweepResult, conduct
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.track_runs import track_runs
-from tests.models import write_corpus
+from tests.models import HELD_OUT, write_corpus
 
 LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
 
@@ -67,7 +67,7 @@ def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("held-out"), 25)
+    return write_corpus(tmp_path_factory.mktemp("held-out"), 25, first=HELD_OUT)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
 
 
 def test_two_runs_and_a_run_and_its_dense_model_are_compared_on_every_set(swept: tuple[Path, SweepResult, str]) -> None:
-    out, result, _ = swept
+    out, _, _ = swept
     a, b = (out / "tiny" / "runs" / label for label in (LABELS[0], LABELS[2]))
     invoke = CliRunner(env={"COLUMNS": "160"}).invoke
     done = invoke(app, ["compare", str(a), str(b)])
@@ -249,7 +249,7 @@ def test_runs_without_a_common_set_or_on_other_text_are_refused(
     (b / "card.json").write_text((b / "card.json").read_text().replace('"held-out"', '"x"').replace('"all"', '"y"'))
     changed = {**result, "evaluation": {"x": "0", "y": "0"}}
     (b / "result.json").write_text(json.dumps(changed))
-    with pytest.raises(InputError, match="no evaluation set in common: .* held-out, all.* has x, y"):
+    with pytest.raises(InputError, match=r"no evaluation set in common: .* held-out, all.* has x, y"):
         compare_runs(a, b)
 
 
