@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | sweep | compare | export | track | demo | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | sweep | compare | report | export | track | demo | ui``."""
 
 import os
 import sys
@@ -226,6 +226,22 @@ def compare(
             console.print(f"written: {one.figure}", highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: mbs report ./results/bloom-560m   (then open ./results/bloom-560m/report.html)")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="SWEEP", help="Folder of a sweep: <out>/<sweep>.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; default: <SWEEP>/report.html.")] = None,
+) -> None:
+    """Show a sweep as one HTML page that needs nothing else. Needs no Ray; every sweep ends with it."""
+    with _one_line_errors():
+        from mbs_ray.report_page import write_report
+        from mbs_ray.track_runs import track_report
+
+        page = write_report(folder, out)
+        typer.echo(f"written: {page}")
+        if said := track_report(folder, page):
+            typer.echo(said)
+
+
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")
 def export(
     run: Annotated[Path, typer.Argument(help="Directory of a finished run: <out>/<sweep>/runs/<run>.")],
@@ -286,12 +302,12 @@ def ui(
 ) -> None:
     """Open MLflow on the results of earlier commands."""
     with _one_line_errors():
-        from mbs_ray.tracking import database_uri
+        from mbs_ray.tracking import DATABASE, database_uri
         from mbs_ray.ui_links import ui_links
 
         uri = database_uri(out)
-        if not (out / "mlflow.db").is_file():
-            raise InputError(f"{out}: no mlflow.db; give the --out of an earlier mbs compress or mbs sweep")
+        if not (out / DATABASE).is_file():
+            raise InputError(f"{out}: no {DATABASE}; give the --out of an earlier mbs compress or mbs sweep")
         address = f"http://{host}:{port}"
         typer.echo("\n".join([f"MLflow on {address} (stop with Ctrl-C)", *ui_links(uri, address)]))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -24,6 +24,7 @@ from mbs_ray.numerics import resolve_numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun, prepare_runs
 from mbs_ray.progress import Progress
+from mbs_ray.report_page import write_report
 from mbs_ray.run_card import Scores, card_facts
 from mbs_ray.specs import SweepSpec
 from mbs_ray.stage_spans import StageSpans
@@ -141,6 +142,9 @@ class _Conductor:
             finished = [run for label, run in self._runs.items() if label in self._metrics]
             conclude(finished, self._metrics, self._jobs, self._tracked.parent, result)
             self._spans.conclude(self._jobs.places, self._tracked.parent, result, self._progress.say)
+            page = write_report(self._jobs.places.sweep)
+            self._tracked.parent.artifact(page)
+            result.files.append(page)
             status = "FAILED" if self._failed else "FINISHED"
             return result
         except (KeyboardInterrupt, SystemExit):

@@ -68,7 +68,7 @@ def test_allocate_refuses_with_one_line(arguments: tuple, message: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["allocate", "compress", "evaluate", "sweep", "compare", "export", "ui"])
+@pytest.mark.parametrize("command", ["allocate", "compress", "evaluate", "sweep", "compare", "report", "export", "ui"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0

@@ -139,6 +139,19 @@ def test_mlflow_holds_parent_and_runs_with_metrics_params_and_artefacts(swept: t
         assert {"allocation.json", "spec.json", "reports"} <= names
     figures = {file.path for file in client.list_artifacts(runs["tiny"].info.run_id, "figures")}
     assert "figures/increase-tiny-bloom-held-out.png" in figures
+    assert "report.html" in {file.path for file in client.list_artifacts(runs["tiny"].info.run_id)}
+
+
+def test_a_sweep_ends_with_its_report(swept: tuple[Path, SweepResult, str]) -> None:
+    out, result, _ = swept
+    assert out / "tiny" / "report.html" in result.files
+    page = (out / "tiny" / "report.html").read_text()
+    for label in LABELS:
+        metrics = json.loads((out / "tiny" / "runs" / label / "result.json").read_text())["metrics"]
+        assert label in page
+        for metric in ("ppl/sw", "ppl_increase/hi", "ppl_increase/geomean", "ppl_all/en", "ppl_increase_all/worst"):
+            assert f'<data value="{metrics[metric]}">' in page
+    assert "What the stages did" in page and "Loss of every block" in page
 
 
 def test_the_same_command_again_computes_nothing_and_doubles_nothing(
