@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | similarity | sweep | export | track | demo | ui``."""
+"""The command line: ``mbs allocate | compress | evaluate | similarity | sweep | compare | report | export | …``."""
 
 import os
 import sys
@@ -245,6 +245,48 @@ def sweep(
         _conduct(validated(SweepSpec, content), out, address)
 
 
+@app.command(
+    epilog="Example: mbs compare ./results/demo/runs/wanda-50-equal ./results/demo/runs/wanda-50-proportional   "
+    "(or one run against its dense model: mbs compare ./results/demo/runs/wanda-50-equal --dense)"
+)
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Directory of a finished run: <out>/<sweep>/runs/<run>.")],
+    run_b: Annotated[Path | None, typer.Argument(help="Another one, scored on the same tokens.")] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Compare RUN_A, as B, with its dense model, as A.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figures; default: <B's directory>/comparisons.")
+    ] = None,
+) -> None:
+    """Is B worse than A, language by language, or is the difference noise? Needs no Ray."""
+    with _one_line_errors():
+        from mbs_ray.compare import compare_runs, compare_with_dense
+        from mbs_ray.tables import comparison_table
+
+        if (run_b is None) != dense:
+            raise InputError("give either RUN_B or --dense to compare RUN_A with")
+        console = Console()
+        for one in compare_with_dense(run_a, out) if run_b is None else compare_runs(run_a, run_b, out):
+            console.print(f"A: {one.a}\nB: {one.b}", highlight=False)
+            console.print(comparison_table(f"B against A on {one.evaluation}", one.differences))
+            console.print(f"written: {one.figure}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: mbs report ./results/bloom-560m   (then open ./results/bloom-560m/report.html)")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="SWEEP", help="Folder of a sweep: <out>/<sweep>.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page; default: <SWEEP>/report.html.")] = None,
+) -> None:
+    """Show a sweep as one HTML page that needs nothing else. Needs no Ray; every sweep ends with it."""
+    with _one_line_errors():
+        from mbs_ray.report_page import write_report
+        from mbs_ray.track_runs import track_report
+
+        page = write_report(folder, out)
+        typer.echo(f"written: {page}")
+        if said := track_report(folder, page):
+            typer.echo(said)
+
+
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")
 def export(
     run: Annotated[Path, typer.Argument(help="Directory of a finished run: <out>/<sweep>/runs/<run>.")],
@@ -305,12 +347,12 @@ def ui(
 ) -> None:
     """Open MLflow on the results of earlier commands."""
     with _one_line_errors():
-        from mbs_ray.tracking import database_uri
+        from mbs_ray.tracking import DATABASE, database_uri
         from mbs_ray.ui_links import ui_links
 
         uri = database_uri(out)
-        if not (out / "mlflow.db").is_file():
-            raise InputError(f"{out}: no mlflow.db; give the --out of an earlier mbs compress or mbs sweep")
+        if not (out / DATABASE).is_file():
+            raise InputError(f"{out}: no {DATABASE}; give the --out of an earlier mbs compress or mbs sweep")
         address = f"http://{host}:{port}"
         typer.echo("\n".join([f"MLflow on {address} (stop with Ctrl-C)", *ui_links(uri, address)]))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

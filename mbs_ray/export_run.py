@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mbs_ray.errors import InputError
-from mbs_ray.model.card import DENSE_FORMAT, PACKED_FORMAT, CardFacts, model_card
+from mbs_ray.model.card import DENSE_FORMAT, PACKED_FORMAT, model_card
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.export import assemble, assemble_packed
@@ -24,7 +24,7 @@ def export_run(folder: Path, form: str, to: Path | None) -> Path:
     if form not in FORMATS:
         raise InputError(f"--format {form}: there are {', '.join(FORMATS)}")
     run = RunDirectory(folder.resolve())
-    card = _finished(run)
+    card = run.finished()
     target = to.resolve() if to is not None else run.exports / form
     if to is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"--to {to}: is there already; give a folder that is new or empty")
@@ -42,13 +42,3 @@ def export_run(folder: Path, form: str, to: Path | None) -> Path:
         return assemble(checkpoint, checkpoint.files, target, text)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-
-
-def _finished(run: RunDirectory) -> CardFacts:
-    """The facts of a finished run."""
-    if run.stored_signature() is None:
-        raise InputError(f"{run.path}: no run directory; give <out>/<sweep>/runs/<run> of mbs compress or mbs sweep")
-    card = run.card()
-    if run.result() is None or card is None:
-        raise InputError(f"{run.path}: the run is not finished; give its mbs command again, which goes on with it")
-    return card

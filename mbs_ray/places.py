@@ -1,9 +1,15 @@
 """Where a sweep keeps its files, all under the absolute ``--out``."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mbs_ray.run_directory import RunDirectory
+from mbs_ray.run_directory import RunDirectory, digest
+
+#: What of the machine and the arithmetic can change a bit of any forward: fields of every run's signature.
+FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "torch")
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,10 @@ class Places:
     def run(self, label: str) -> RunDirectory:
         return RunDirectory(self.sweep / "runs" / label)
 
-    def dense(self, key: str) -> Path:
-        return self.out / "dense" / key
+    def dense(self, model: str, evaluation: str, signature: Mapping[str, Any]) -> Path:
+        """Where the dense model is scored as the run with this signature was; fingerprints of model and text."""
+        forward = json.dumps({field: signature[field] for field in FORWARD_FIELDS}, sort_keys=True)
+        return self.out / "dense" / digest(model, evaluation, forward)
 
     def outside(self, fingerprint: str) -> Path:
         """The tensors no method touches, once for all runs of a model."""

@@ -68,6 +68,17 @@ class RunDirectory:
         path = self.path / CARD
         return CardFacts.from_json(json.loads(path.read_text())) if path.is_file() else None
 
+    def finished(self) -> CardFacts:
+        """The facts of a finished run. Raises :class:`InputError` where there is none, or it is not finished."""
+        if self.stored_signature() is None:
+            raise InputError(
+                f"{self.path}: no run directory; give <out>/<sweep>/runs/<run> of mbs compress or mbs sweep"
+            )
+        card = self.card()
+        if self.result() is None or card is None:
+            raise InputError(f"{self.path}: the run is not finished; give its mbs command again, which goes on with it")
+        return card
+
     def keep_told(self, told: Mapping[str, Any]) -> None:
         write_json(self.path / TRACKING, told)
 

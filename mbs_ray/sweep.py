@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mbs_ray.calibration.overlap import refuse_overlap
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
@@ -23,6 +24,7 @@ from mbs_ray.numerics import resolve_numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun, prepare_runs
 from mbs_ray.progress import Progress
+from mbs_ray.report_page import write_report
 from mbs_ray.run_card import Scores, card_facts
 from mbs_ray.specs import SweepSpec
 from mbs_ray.stage_spans import StageSpans
@@ -97,7 +99,17 @@ def _draw(runs: Sequence[PreparedRun], places: Places, progress: Progress) -> di
         progress.work(f"drawing {what}", done, len(texts))
         drawn[key] = draw_segments(text, places.segments)
     progress.work("drawing text", len(texts), len(texts))
+    _refuse_overlaps(runs, drawn)
     return drawn
+
+
+def _refuse_overlaps(runs: Sequence[PreparedRun], drawn: Mapping[str, SegmentSet]) -> None:
+    """Every evaluation set against every calibration set it is scored after."""
+    pairs = {
+        (name, text.fingerprint, run.calibration.fingerprint) for run in runs for name, text in run.evaluation.items()
+    }
+    for name, evaluation, calibration in sorted(pairs):
+        refuse_overlap(name, drawn[evaluation], drawn[calibration])
 
 
 class _Conductor:
@@ -131,6 +143,9 @@ class _Conductor:
             finished = [run for label, run in self._runs.items() if label in self._metrics]
             conclude(finished, self._metrics, self._jobs, self._tracked.parent, result)
             self._spans.conclude(self._jobs.places, self._tracked.parent, result, self._progress.say)
+            page = write_report(self._jobs.places.sweep)
+            self._tracked.parent.artifact(page)
+            result.files.append(page)
             status = "FAILED" if self._failed else "FINISHED"
             return result
         except (KeyboardInterrupt, SystemExit):

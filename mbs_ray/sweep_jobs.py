@@ -1,6 +1,5 @@
 """From prepared runs to jobs for the stages: signatures, dense baselines, what is finished already."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from mbs_ray.methods import method_spec
 from mbs_ray.numerics import Numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
-from mbs_ray.run_directory import digest
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class SweepJobs:
         }
 
     def bits(self, run: PreparedRun) -> dict[str, Any]:
-        """What of the machine and the arithmetic can change a bit of any forward."""
+        """The fields of :data:`~mbs_ray.places.FORWARD_FIELDS`."""
         return {
             "compute_dtype": self._compute_dtype(run),
             "microbatch": run.microbatch,
@@ -114,8 +112,7 @@ class SweepJobs:
         return scores_file(self._dense_directory(run, name), name)
 
     def _dense_directory(self, run: PreparedRun, name: str) -> Path:
-        bits = json.dumps(self.bits(run), sort_keys=True)
-        return self.places.dense(digest(run.model.fingerprint, run.evaluation[name].fingerprint, bits))
+        return self.places.dense(run.model.fingerprint, run.evaluation[name].fingerprint, self.bits(run))
 
     def _job(
         self,

@@ -9,12 +9,14 @@ import pandas as pd
 import ray
 
 from mbs_ray import __version__
+from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.journal import Journal
 from mbs_ray.places import Places
 from mbs_ray.plots import layer_error_heatmap, save_figure
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.report import read_reports
 from mbs_ray.run_directory import RunDirectory, digest, write_json
+from mbs_ray.tables import interval_text
 from mbs_ray.tracked_data import dataset_inputs
 from mbs_ray.tracking import TrackedRun, Tracking
 from mbs_ray.ui_views import OTHER_SAMPLING, RUN_COLOUR_TAG, SAMPLING_COLOURS, publish_view
@@ -131,12 +133,13 @@ def _note(run: PreparedRun, metrics: Mapping[str, float]) -> str:
             f"**{metrics['ppl_increase/geomean']:.3f}** (geometric mean of the languages), "
             f"{metrics['ppl_increase/worst']:.3f} in the worst.",
             "",
-            "| language | segments | perplexity | over dense |",
-            "|---|---:|---:|---:|",
+            "| language | segments | perplexity | over dense | 95 % interval |",
+            "|---|---:|---:|---:|---:|",
         ]
         lines += [
             f"| {language} | {run.allocation.get(language, 0)} | {metrics[f'ppl/{language}']:.2f} "
-            f"| {metrics[f'ppl_increase/{language}']:.3f} |"
+            f"| {metrics[f'ppl_increase/{language}']:.3f} "
+            f"| {interval_text(stored_interval(metrics, f'ppl_increase/{language}'))} |"
             for language in languages
         ]
     return "\n".join(lines)

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from mbs_ray.evaluation.perplexity import LanguageScore
+from mbs_ray.evaluation.comparison import Difference
+from mbs_ray.evaluation.intervals import Interval
+from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.similarity import STATISTICS, Similarity
 from mbs_ray.languages import LANGUAGES
 
@@ -23,10 +25,12 @@ def allocation_table(title: str, allocation: Mapping[str, int], shares: Mapping[
 
 def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
     """Perplexity and bits per byte of each language, and what they were counted over."""
-    table = _table(title, "language", "perplexity", "bits per byte", "tokens", "bytes", "documents")
+    columns = ("language", "perplexity", "95 % interval", "bits per byte", "tokens", "bytes", "documents")
+    table = _table(title, *columns)
     for language, one in scores.items():
         counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
-        table.add_row(language, f"{one.perplexity:.3f}", f"{one.bits_per_byte:.4f}", *counts)
+        interval = interval_text(perplexity_interval(language, one))
+        table.add_row(language, f"{one.perplexity:.3f}", interval, f"{one.bits_per_byte:.4f}", *counts)
     return table
 
 
@@ -48,6 +52,25 @@ def similarity_table(title: str, similarity: Similarity, block: int) -> Table:
 
 def _degrees(angle: float) -> str:
     return f"{angle:.0f}°" if angle >= 9.95 else f"{angle:.1f}°"
+
+
+def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table:
+    """nll of B minus A, perplexity of B over A, and whether that is more than noise."""
+    table = Table(title=title)
+    table.add_column("language")
+    for column in ("nll per token, B − A", "95 % interval", "perplexity, B ÷ A", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for row, one in differences.items():
+        if row == "geomean":
+            table.add_section()
+        nll = (f"{one.nll:+.4f}", interval_text(one.interval, "+.4f"))
+        table.add_row(row, *nll, f"{one.ratio:.4f}", interval_text(one.ratio_interval, ".4f"), one.verdict)
+    return table
+
+
+def interval_text(interval: Interval | None, form: str = ".3f") -> str:
+    return "" if interval is None else f"{interval.low:{form}} … {interval.high:{form}}"
 
 
 def _table(title: str, *columns: str) -> Table:

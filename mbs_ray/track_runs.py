@@ -1,5 +1,6 @@
-"""``mbs track``: bring MLflow up to date with what run directories hold, without Ray and without the model."""
+"""Bring MLflow up to date with what the folder of a sweep holds, without Ray and without the model."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.journal import Journal
 from mbs_ray.run_directory import TRACKING, RunDirectory
 from mbs_ray.sweep_tracking import journal_blocks, journal_result
-from mbs_ray.tracking import Tracking, default_tracking_uri
+from mbs_ray.tracking import DATABASE, Tracking, default_tracking_uri
 
 
 def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
@@ -22,6 +23,26 @@ def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
         raise InputError(f"{folder}: neither the folder of a run nor that of a sweep; give <out>/<sweep>[/runs/<run>]")
     for path in paths:
         yield path.name, _track(RunDirectory(path.resolve()), uri)
+
+
+def track_report(folder: Path, page: Path) -> str:
+    """Give the page of a sweep's folder to its run in MLflow, and say in one line how that went.
+
+    Nothing is raised where MLflow is away, and nothing done, or said, where the sweep was never tracked: neither
+    MLFLOW_TRACKING_URI nor a database in the sweep's ``--out`` is there.
+    """
+    directories = (RunDirectory(path.parent) for path in sorted(folder.resolve().glob(f"runs/*/{TRACKING}")))
+    told = next((facts for directory in directories if (facts := directory.told()) is not None), None)
+    out = folder.resolve().parent
+    if told is None or not (os.environ.get("MLFLOW_TRACKING_URI") or (out / DATABASE).is_file()):
+        return ""
+    try:
+        tracking = Tracking(default_tracking_uri(out), told["experiment"], out / "artifacts")
+    except InputError as error:
+        return f"not logged: {error}; the same command tries again"
+    sweep = tracking.sweep(**told["sweep"], reopen=False)
+    sweep.artifact(page)
+    return "logged to the sweep's run in MLflow" if sweep.sync() else "not logged; the same command tries again"
 
 
 def _track(directory: RunDirectory, uri: str | None) -> bool:

@@ -18,7 +18,18 @@ from mbs_ray.tracked_run import TrackedRun
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["Journal", "TrackedRun", "Tracking", "database_uri", "default_tracking_uri", "failures", "open_client"]
+__all__ = [
+    "DATABASE",
+    "Journal",
+    "TrackedRun",
+    "Tracking",
+    "database_uri",
+    "default_tracking_uri",
+    "failures",
+    "open_client",
+]
+
+DATABASE = "mlflow.db"
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +55,7 @@ def default_tracking_uri(out: Path) -> str:
 
 def database_uri(out: Path) -> str:
     """The uri of `mlflow.db` in a folder. InputError for a path that no such uri can hold."""
-    database = str(out.resolve() / "mlflow.db")
+    database = str(out.resolve() / DATABASE)
     if set(database) & set("%?#"):
         raise InputError(f"{database}: a database uri cannot hold % ? #; choose another --out")
     return f"sqlite:///{database}"

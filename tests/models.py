@@ -15,15 +15,19 @@ TEXTS = {
 }
 
 
-def documents(language: str, count: int) -> list[str]:
-    """Documents of different lengths; each has a number of its own."""
-    return [f"{number} " + TEXTS[language] * (1 + number % 5) for number in range(count)]
+HELD_OUT = 1000
 
 
-def write_corpus(folder: Path, count: int = 60, languages: tuple[str, ...] = tuple(TEXTS)) -> Path:
+def documents(language: str, count: int, first: int = 0) -> list[str]:
+    """Documents of different lengths; each has a number of its own, from ``first``."""
+    return [f"{number} " + TEXTS[language] * (1 + number % 5) for number in range(first, first + count)]
+
+
+def write_corpus(folder: Path, count: int = 60, languages: tuple[str, ...] = tuple(TEXTS), first: int = 0) -> Path:
+    """``first=HELD_OUT`` gives documents that no corpus without it has."""
     folder.mkdir(parents=True, exist_ok=True)
     for language in languages:
-        (folder / f"{language}.txt").write_text("\n\n".join(documents(language, count)) + "\n", encoding="utf-8")
+        (folder / f"{language}.txt").write_text("\n\n".join(documents(language, count, first)) + "\n", encoding="utf-8")
     return folder
 
 

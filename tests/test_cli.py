@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from mbs_ray.cli import app
 from mbs_ray.tracking import Tracking, database_uri
-from tests.models import documents, write_corpus
+from tests.models import HELD_OUT, documents, write_corpus
 from tests.tracking_server import listening, wait_until_healthy
 
 PAPER = [87, 47, 37, 31, 14, 13, 7, 4, 3, 3] + [1] * 10
@@ -68,7 +68,9 @@ def test_allocate_refuses_with_one_line(arguments: tuple, message: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["allocate", "compress", "evaluate", "similarity", "sweep", "export", "ui"])
+@pytest.mark.parametrize(
+    "command", ["allocate", "compress", "evaluate", "similarity", "sweep", "compare", "report", "export", "ui"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
@@ -187,9 +189,9 @@ def test_bad_input_is_one_line_and_code_2_before_any_actor_starts(
 
 
 def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus")
+    corpus, held_out = write_corpus(tmp_path / "corpus"), write_corpus(tmp_path / "held-out", first=HELD_OUT)
     common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
-    options = ("--sequence-length", 32, "--threads", 1, "--evaluate", corpus, "--evaluation-segments", 2)
+    options = ("--sequence-length", 32, "--threads", 1, "--evaluate", held_out, "--evaluation-segments", 2)
     before = set(actors())
     result = invoke("compress", *common, *options, "--method", "wanda:pattern=2:4", "--out", tmp_path / "out")
     assert set(actors()) - before
@@ -202,6 +204,19 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     )  # fmt: skip
     assert evaluated.exit_code == 0, evaluated.output
     assert "bits per byte" in evaluated.stdout and "sw" in evaluated.stdout
+
+
+def test_an_evaluation_set_that_shares_documents_with_the_calibration_is_refused_before_a_run_begins(
+    ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
+    options = ("--sequence-length", 32, "--threads", 1, "--evaluate", corpus, "--evaluation-segments", 40)
+    result = invoke("compress", *common, *options, "--method", "wanda", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: evaluation.corpus: language 'en' shares ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "compress").exists()
 
 
 def test_a_relative_out_is_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

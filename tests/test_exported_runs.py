@@ -20,7 +20,7 @@ from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.progress import Progress
 from mbs_ray.specs import SweepSpec, validated
 from mbs_ray.sweep import conduct
-from tests.models import write_corpus
+from tests.models import HELD_OUT, write_corpus
 
 QUANTIZED, PRUNED = "gptq-4bit-g32-equal", "wanda-50-equal"
 LOGITS = """
@@ -71,7 +71,7 @@ def sweep_once(model: Path, corpus: Path, held_out: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("held-out"), 25)
+    return write_corpus(tmp_path_factory.mktemp("held-out"), 25, first=HELD_OUT)
 
 
 @pytest.fixture(scope="module")

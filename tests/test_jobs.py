@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from mbs_ray.cli import app
 from mbs_ray.tracking import open_client
-from tests.models import write_bloom
+from tests.models import HELD_OUT, write_bloom, write_corpus
 from tests.tracking_server import free_port, serving
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +162,7 @@ def head() -> Iterator[Head]:
 def sweep(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six runs, long enough to be stopped among them."""
     folder = tmp_path_factory.mktemp("sweep")
+    held_out = write_corpus(folder / "held-out", first=HELD_OUT)
     content = {
         "name": "submitted",
         "model": str(write_bloom(folder / "bloom", layers=6, hidden=64)),
@@ -171,7 +172,7 @@ def sweep(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sequence_length": 64,
         "allow_repeat": True,
         "microbatch": 4,
-        "evaluation": {"held-out": {"corpus": str(corpus), "segments": 4}},
+        "evaluation": {"held-out": {"corpus": str(held_out), "segments": 4}},
         "layout": {"stages": 2},
         "threads": 1,
         "grid": {"method": [{"name": "gptq", "bits": bits} for bits in BITS], "sampling": ["equal"]},

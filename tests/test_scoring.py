@@ -12,12 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mbs_ray import scoring
+from mbs_ray.evaluation.intervals import SegmentSums
 from mbs_ray.evaluation.perplexity import (
     LanguageScore,
     evaluation_metrics,
     geometric_mean,
     language_scores,
     perplexity_increases,
+    stored_interval,
 )
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -96,9 +98,15 @@ def test_aggregates_follow_from_the_rows_of_tokens(tmp_path: Path) -> None:
         assert math.isclose(one.bits_per_byte, total / math.log(2) / size[own].sum(), rel_tol=1e-12)
 
 
+def segment_scores(nll: list[float], tokens: list[int]) -> LanguageScore:
+    """A language of as many segments; three bytes a token."""
+    sums = SegmentSums(np.arange(len(nll), dtype=np.int32), np.array(nll), np.array(tokens))
+    return LanguageScore(sum(tokens), 3 * sum(tokens), 1, sum(nll), sums)
+
+
 def test_increases_are_ratios_on_the_same_tokens_and_refuse_others() -> None:
-    dense = {"en": LanguageScore(10, 30, 1, 20.0), "sw": LanguageScore(5, 10, 1, 15.0)}
-    compressed = {"en": LanguageScore(10, 30, 1, 30.0), "sw": LanguageScore(5, 10, 1, 25.0)}
+    dense = {"en": segment_scores([12.0, 8.0], [6, 4]), "sw": segment_scores([15.0], [5])}
+    compressed = {"en": segment_scores([18.0, 12.0], [6, 4]), "sw": segment_scores([25.0], [5])}
     increases = perplexity_increases(compressed, dense)
     assert increases == {"en": pytest.approx(math.e), "sw": pytest.approx(math.e**2)}
     assert geometric_mean(increases) == pytest.approx(math.e**1.5)
@@ -106,6 +114,27 @@ def test_increases_are_ratios_on_the_same_tokens_and_refuse_others() -> None:
     assert metrics["ppl_increase/worst"] == pytest.approx(math.e**2)
     assert metrics["ppl_increase/geomean"] == pytest.approx(math.e**1.5)
     assert metrics["ppl/en"] == pytest.approx(math.exp(3))
+    assert (metrics["scored_tokens/en"], metrics["scored_bytes/en"], metrics["scored_documents/sw"]) == (10, 30, 1)
     assert evaluation_metrics("udhr", compressed, dense)["ppl_increase_udhr/sw"] == pytest.approx(math.e**2)
-    with pytest.raises(ValueError, match=r"sw: .* same tokens"):
-        perplexity_increases({"en": compressed["en"], "sw": LanguageScore(6, 10, 1, 25.0)}, dense)
+    for other in (segment_scores([25.0], [6]), segment_scores([12.0, 13.0], [2, 3])):
+        with pytest.raises(ValueError, match=r"sw: .* same tokens"):
+            perplexity_increases({"en": compressed["en"], "sw": other}, dense)
+
+
+def test_intervals_are_metrics_beside_what_they_belong_to_and_absent_for_a_single_segment() -> None:
+    # Every segment of English loses one nat per token; Swahili has one segment.
+    dense = {"en": segment_scores([12.0, 8.0], [6, 4]), "sw": segment_scores([15.0], [5])}
+    compressed = {"en": segment_scores([18.0, 12.0], [6, 4]), "sw": segment_scores([25.0], [5])}
+    metrics = evaluation_metrics("udhr", compressed, dense)
+    ends = {key: value for key, value in metrics.items() if "ci95" in key}
+    assert ends == {
+        "ppl_ci95_low_udhr/en": pytest.approx(math.exp(3)),
+        "ppl_ci95_high_udhr/en": pytest.approx(math.exp(3)),
+        "ppl_increase_ci95_low_udhr/en": pytest.approx(math.e),
+        "ppl_increase_ci95_high_udhr/en": pytest.approx(math.e),
+    }
+    assert stored_interval(metrics, "ppl_increase_udhr/en") == pytest.approx((math.e, math.e))
+    assert stored_interval(metrics, "ppl_udhr/en") == pytest.approx((math.exp(3), math.exp(3)))
+    assert stored_interval(metrics, "ppl_udhr/sw") is None
+    english = evaluation_metrics(None, {"en": compressed["en"]}, {"en": dense["en"]})
+    assert english["ppl_increase_ci95_high/geomean"] == pytest.approx(math.e)

@@ -79,6 +79,7 @@ def test_a_spec_round_trips_through_plain_values(tmp_path: Path) -> None:
         ({"compute_dtype": "float8"}, "compute_dtype: Input should be"),
         ({"evaluation": {"v": {"corpus": "x", "segment": 3}}}, "evaluation.v.segment: no such field"),
         ({"evaluation": {"../v": {"corpus": "x"}}}, "evaluation: .*a name has letters"),
+        ({"evaluation": {"increase": {"corpus": "x"}}}, "evaluation: .*'increase': metrics are named like that"),
         ({"name": "../../etc"}, "name: .*a name has letters"),
         ({"name": ""}, "name: .*a name has letters"),
         ({"grid": {"method": [{"name": "gptq", "bits": 1}], "sampling": ["equal"]}}, "method: .*bits"),

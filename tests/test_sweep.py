@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,11 +19,14 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from mbs_ray.cli import app
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.compare import compare_runs, compare_with_dense
 from mbs_ray.errors import InputError
 from mbs_ray.evaluate import evaluate_model
-from mbs_ray.evaluation.perplexity import geometric_mean
+from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
 from mbs_ray.numerics import Numerics
 from mbs_ray.places import Places
 from mbs_ray.progress import Progress
@@ -30,7 +34,7 @@ from mbs_ray.specs import EvaluationSpec, LayoutSpec, SweepSpec, validated
 from mbs_ray.sweep import SweepResult, conduct
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.track_runs import track_runs
-from tests.models import write_corpus
+from tests.models import HELD_OUT, write_corpus
 
 LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
 
@@ -63,7 +67,7 @@ def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("held-out"), 25)
+    return write_corpus(tmp_path_factory.mktemp("held-out"), 25, first=HELD_OUT)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,19 @@ def test_mlflow_holds_parent_and_runs_with_metrics_params_and_artefacts(swept: t
         assert {"allocation.json", "spec.json", "reports"} <= names
     figures = {file.path for file in client.list_artifacts(runs["tiny"].info.run_id, "figures")}
     assert "figures/increase-tiny-bloom-held-out.png" in figures
+    assert "report.html" in {file.path for file in client.list_artifacts(runs["tiny"].info.run_id)}
+
+
+def test_a_sweep_ends_with_its_report(swept: tuple[Path, SweepResult, str]) -> None:
+    out, result, _ = swept
+    assert out / "tiny" / "report.html" in result.files
+    page = (out / "tiny" / "report.html").read_text()
+    for label in LABELS:
+        metrics = json.loads((out / "tiny" / "runs" / label / "result.json").read_text())["metrics"]
+        assert label in page
+        for metric in ("ppl/sw", "ppl_increase/hi", "ppl_increase/geomean", "ppl_all/en", "ppl_increase_all/worst"):
+            assert f'<data value="{metrics[metric]}">' in page
+    assert "What the stages did" in page and "Loss of every block" in page
 
 
 def test_the_same_command_again_computes_nothing_and_doubles_nothing(
@@ -206,6 +223,52 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
     _, scores = alone["held-out"]
     for language, score in scores.items():
         assert score.perplexity == pytest.approx(result["metrics"][f"ppl/{language}"], rel=1e-6)
+
+
+def test_two_runs_and_a_run_and_its_dense_model_are_compared_on_every_set(swept: tuple[Path, SweepResult, str]) -> None:
+    out, _, _ = swept
+    a, b = (out / "tiny" / "runs" / label for label in (LABELS[0], LABELS[2]))
+    invoke = CliRunner(env={"COLUMNS": "160"}).invoke
+    done = invoke(app, ["compare", str(a), str(b)])
+    assert done.exit_code == 0, done.output
+    for name in ("held-out", "all"):
+        assert f"B against A on {name}" in done.output
+        assert (b / "comparisons" / f"{LABELS[0]}-{name}.png").is_file()
+    held_out, everything = compare_with_dense(a)
+    assert (held_out.a, held_out.b) == ("tiny-bloom (dense)", LABELS[0])
+    metrics = json.loads((a / "result.json").read_text())["metrics"]
+    for one, tail in ((held_out, ""), (everything, "_all")):
+        for row in ("en", "fr", "hi", "sw", "geomean"):
+            difference = one.differences[row]
+            assert difference.ratio == pytest.approx(metrics[f"ppl_increase{tail}/{row}"], rel=1e-9)
+            stored = stored_interval(metrics, f"ppl_increase{tail}/{row}")
+            assert difference.ratio_interval == pytest.approx(stored, rel=1e-9)
+    for arguments, message in (
+        ([a], "give either RUN_B or --dense"),
+        ([a, out], "no run directory"),
+        ([a, b, "--dense"], "give either RUN_B or --dense"),
+    ):
+        refused = invoke(app, ["compare", *map(str, arguments)])
+        assert refused.exit_code == 2 and message in refused.stderr
+
+
+def test_runs_without_a_common_set_or_on_other_text_are_refused(
+    swept: tuple[Path, SweepResult, str], tmp_path: Path
+) -> None:
+    out, _, _ = swept
+    a = out / "tiny" / "runs" / LABELS[0]
+    b = Path(shutil.copytree(a, tmp_path / "tiny" / "runs" / LABELS[0]))
+    assert [(one.a, one.b) for one in compare_runs(a, b)] == [(f"tiny/{LABELS[0]}", f"tiny/{LABELS[0]}")] * 2
+    result = json.loads((b / "result.json").read_text())
+    changed = {**result, "evaluation": {**result["evaluation"], "all": "0" * 64}}
+    (b / "result.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"evaluation set all: .* other text or of another tokenizer"):
+        compare_runs(a, b)
+    (b / "card.json").write_text((b / "card.json").read_text().replace('"held-out"', '"x"').replace('"all"', '"y"'))
+    changed = {**result, "evaluation": {"x": "0", "y": "0"}}
+    (b / "result.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"no evaluation set in common: .* held-out, all.* has x, y"):
+        compare_runs(a, b)
 
 
 def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, SweepResult, str], tmp_path: Path) -> None:

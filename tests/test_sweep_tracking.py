@@ -16,6 +16,7 @@ from mbs_ray.tracking import Tracking, database_uri
 from mbs_ray.ui_views import own_views, view_state
 
 METRICS = {"ppl/en": 12.345, "ppl/sw": 30.0, "ppl_increase/en": 1.05, "ppl_increase/sw": 1.4567}
+INTERVAL = {"ppl_increase_ci95_low/sw": 1.4321, "ppl_increase_ci95_high/sw": 1.5}
 SUMMARIES = {"ppl_increase/geomean": 1.2367, "ppl_increase/worst": 1.4567}
 
 
@@ -114,14 +115,14 @@ def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
     runs = prepared([bloom], corpus, places.cache)
     tracked = begun(tracking, places, runs)
     for run in runs:
-        assert tracked.finish(run.label, METRICS | SUMMARIES)
+        assert tracked.finish(run.label, METRICS | INTERVAL | SUMMARIES)
     assert tracked.close("FINISHED")
     stored = tracking.client.search_runs([tracking.experiment_id], "tags.sampling = 'monolingual-sw'")[0]
     note = stored.data.tags["mlflow.note.content"]
     first, second, *table = note.splitlines()
     assert first == "**magnitude-50** on tiny-bloom, calibration **monolingual-sw**: 6 segments of 32 tokens, seed 0."
     assert "On held-out" in second and "**1.237**" in second and "1.457 in the worst" in second
-    assert table[-2:] == ["| en | 0 | 12.35 | 1.050 |", "| sw | 6 | 30.00 | 1.457 |"]
+    assert table[-2:] == ["| en | 0 | 12.35 | 1.050 |  |", "| sw | 6 | 30.00 | 1.457 | 1.432 … 1.500 |"]
 
 
 def test_a_run_without_evaluation_has_a_view_and_a_note_too(

@@ -20,7 +20,7 @@ from mbs_ray.calibration.draw import (
     shuffled_documents,
     unit_tokens,
 )
-from mbs_ray.calibration.shards import Document, Shard
+from mbs_ray.calibration.shards import Document, Shard, Source
 from mbs_ray.calibration.token_stream import TokenStream
 from mbs_ray.calibration.tokenization import DocumentTokenizer
 from mbs_ray.errors import InputError
@@ -47,7 +47,9 @@ TOKENS = pa.schema(
         "token_ids": pa.large_list(pa.int32()),
         "document_index": pa.large_list(pa.int32()),
         "bytes": pa.large_list(pa.int32()),
-        "documents": pa.list_(pa.large_string()),
+        "labels": pa.list_(pa.large_string()),
+        "digests": pa.list_(pa.large_binary()),
+        "beginnings": pa.list_(pa.large_string()),
         "exhausted": pa.bool_(),
         "lost_bytes": pa.int64(),
         "error": pa.string(),
@@ -184,7 +186,9 @@ class TokenizeUnits:
             "token_ids": tokens.stream.token_ids,
             "document_index": tokens.stream.document_index,
             "bytes": tokens.stream.bytes,
-            "documents": tokens.stream.documents,
+            "labels": [source.label for source in tokens.stream.sources],
+            "digests": [source.digest for source in tokens.stream.sources],
+            "beginnings": [source.beginning for source in tokens.stream.sources],
             "exhausted": tokens.exhausted,
             "lost_bytes": tokens.lost_bytes,
         }
@@ -199,7 +203,9 @@ def unit_results(table: pa.Table) -> Iterator[tuple[str, int, UnitTokens]]:
         token_ids, document_index, sizes = (
             row[name].values.to_numpy().astype(np.int32) for name in ("token_ids", "document_index", "bytes")
         )
-        stream = TokenStream(token_ids, document_index, sizes, tuple(row["documents"].as_py()))
+        columns = (row[name].as_py() for name in ("labels", "digests", "beginnings"))
+        sources = tuple(Source(*fields) for fields in zip(*columns, strict=True))
+        stream = TokenStream(token_ids, document_index, sizes, sources)
         result = UnitTokens(stream, row["exhausted"].as_py(), row["lost_bytes"].as_py())
         yield row["language"].as_py(), row["unit"].as_py(), result
 

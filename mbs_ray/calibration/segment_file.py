@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mbs_ray.calibration.language_draw import LanguageSegments
+from mbs_ray.calibration.shards import DIGEST_BYTES, Source
 from mbs_ray.errors import InputError
 
 METADATA_KEY = b"mbs_ray"
 ROW_GROUP_TOKENS = 2**17
+_OF_SOURCES = ("documents", "digests", "beginnings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,9 @@ class SegmentSet:
     def open(cls, path: Path) -> "SegmentSet":
         """InputError if the file is not one that `write_segments` wrote."""
         try:
-            metadata = json.loads(pq.read_schema(path).metadata[METADATA_KEY])
+            schema = pq.read_schema(path)
+            schema.field("digests")  # files of earlier versions lack them
+            metadata = json.loads(schema.metadata[METADATA_KEY])
             return cls(
                 path,
                 metadata["fingerprint"],
@@ -88,6 +92,14 @@ class SegmentSet:
             table["documents"].to_pylist(),
         )
 
+    def sources(self) -> dict[str, list[Source]]:
+        """The documents that have a token in a segment, each once, by language."""
+        table = pq.read_table(self.path, columns=["language", *_OF_SOURCES])
+        found: dict[str, dict[Source, None]] = {}
+        for language, *columns in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            found.setdefault(language, {}).update(dict.fromkeys(map(Source, *columns)))
+        return {language: list(sources) for language, sources in found.items()}
+
     def _matrix(self, table: pa.Table, column: str) -> npt.NDArray[Any]:
         return table[column].combine_chunks().flatten().to_numpy().reshape(-1, self.sequence_length)
 
@@ -110,6 +122,8 @@ def write_segments(
             "document_index": pa.list_(pa.int16(), length),
             "bytes": pa.list_(pa.uint16(), length),
             "documents": pa.list_(pa.string()),
+            "digests": pa.list_(pa.binary(DIGEST_BYTES)),
+            "beginnings": pa.list_(pa.string()),
         },
         metadata={METADATA_KEY: json.dumps(metadata, ensure_ascii=False)},
     )
@@ -122,6 +136,8 @@ def write_segments(
                 columns: dict[str, Any] = {
                     "language": [language for language, _ in group],
                     "documents": [list(segment.documents) for _, segment in group],
+                    "digests": [[source.digest for source in segment.sources] for _, segment in group],
+                    "beginnings": [[source.beginning for source in segment.sources] for _, segment in group],
                 }
                 for name in ("token_ids", "document_index", "bytes"):
                     flat = pa.array(np.concatenate([getattr(segment, name) for _, segment in group]))

@@ -5,6 +5,7 @@ group of parquet, about 1 MiB of plain text, a whole compressed file.
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,6 +13,8 @@ from typing import NamedTuple, Protocol
 WHOLE_HASH_BYTES = 64 * 2**20
 SAMPLES = 64
 SAMPLE_BYTES = 64 * 2**10
+DIGEST_BYTES = 16
+BEGINNING_CHARACTERS = 60
 
 
 class Document(NamedTuple):
@@ -20,6 +23,21 @@ class Document(NamedTuple):
     label: str
     text: str
     size: int
+
+
+class Source(NamedTuple):
+    """What a segment keeps of a document: its label, a digest of its text (16 bytes), its first characters."""
+
+    label: str
+    digest: bytes
+    beginning: str
+
+    @classmethod
+    def of(cls, document: Document) -> "Source":
+        """The digest is BLAKE2b of the text in NFC with single spaces: other line breaks make no other document."""
+        text = " ".join(unicodedata.normalize("NFC", document.text).split())
+        digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+        return cls(document.label, digest, text[:BEGINNING_CHARACTERS])
 
 
 class Shard(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mbs_ray.calibration.shards import Source
 from mbs_ray.errors import InputError
 
 LARGEST_INDEX = np.iinfo(np.int16).max
@@ -15,17 +16,22 @@ LARGEST_INDEX = np.iinfo(np.int16).max
 class TokenStream:
     """Consecutive tokens of one language.
 
-    `token_ids`, `document_index` (entry of `documents`, -1 for separators and special tokens) and `bytes`
+    `token_ids`, `document_index` (entry of `sources`, -1 for separators and special tokens) and `bytes`
     (UTF-8 bytes of text the token stands for) are int32 of the same length.
     """
 
     token_ids: npt.NDArray[np.int32]
     document_index: npt.NDArray[np.int32]
     bytes: npt.NDArray[np.int32]
-    documents: tuple[str, ...]
+    sources: tuple[Source, ...]
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """The labels of the sources."""
+        return tuple(source.label for source in self.sources)
 
     def rotated(self, start: int) -> "TokenStream":
         """Beginning at token `start`; the tokens before it come last."""
@@ -33,7 +39,7 @@ class TokenStream:
             np.roll(self.token_ids, -start),
             np.roll(self.document_index, -start),
             np.roll(self.bytes, -start),
-            self.documents,
+            self.sources,
         )
 
     def cut(self, start: int, stop: int | None) -> "TokenStream":
@@ -42,7 +48,7 @@ class TokenStream:
             self.token_ids[start:stop],
             self.document_index[start:stop],
             self.bytes[start:stop],
-            self.documents,
+            self.sources,
         )
 
     def compact(self) -> "TokenStream":
@@ -59,8 +65,8 @@ class TokenStream:
         rank[order] = np.arange(len(order), dtype=np.int32)
         document_index = np.full(len(self), -1, np.int32)
         document_index[inside] = rank[inverse]
-        documents = tuple(self.documents[used[position]] for position in order)
-        return TokenStream(self.token_ids, document_index, self.bytes, documents)
+        sources = tuple(self.sources[used[position]] for position in order)
+        return TokenStream(self.token_ids, document_index, self.bytes, sources)
 
     def segments(self, length: int, count: int | None = None) -> Iterator["TokenStream"]:
         """The first `count` (default: all) full segments of `length` tokens, each compact."""
@@ -71,7 +77,7 @@ class TokenStream:
 
 def joined(streams: Sequence[TokenStream]) -> TokenStream:
     """The streams one after the other."""
-    offsets = np.cumsum([0, *(len(stream.documents) for stream in streams)])
+    offsets = np.cumsum([0, *(len(stream.sources) for stream in streams)])
     indices = [
         np.where(stream.document_index < 0, -1, stream.document_index + offset)
         for stream, offset in zip(streams, offsets, strict=False)
@@ -80,7 +86,7 @@ def joined(streams: Sequence[TokenStream]) -> TokenStream:
         _concatenated([stream.token_ids for stream in streams]),
         _concatenated(indices),
         _concatenated([stream.bytes for stream in streams]),
-        tuple(document for stream in streams for document in stream.documents),
+        tuple(source for stream in streams for source in stream.sources),
     )
 
 

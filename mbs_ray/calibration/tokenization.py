@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mbs_ray.calibration.shards import Document
+from mbs_ray.calibration.shards import Document, Source
 from mbs_ray.calibration.token_stream import TokenStream
 from mbs_ray.errors import InputError
 
@@ -71,7 +71,7 @@ class DocumentTokenizer:
         of_text = np.asarray(special, dtype=np.int64) == 0
         if not of_text.any():
             nothing = np.empty(0, np.int32)
-            return TokenStream(nothing, nothing, nothing, (document.label,))
+            return TokenStream(nothing, nothing, nothing, (Source.of(document),))
         ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[of_text, 1]
         sizes = token_bytes(document.text, ends)
         if sizes.max() > LARGEST_BYTES:
@@ -82,7 +82,7 @@ class DocumentTokenizer:
         counted = np.zeros(len(token_ids), np.int32)
         counted[of_text] = sizes
         index = np.where(of_text, 0, -1).astype(np.int32)
-        return TokenStream(np.asarray(token_ids, np.int32), index, counted, (document.label,))
+        return TokenStream(np.asarray(token_ids, np.int32), index, counted, (Source.of(document),))
 
 
 def token_bytes(text: str, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mbs_ray.evaluation.intervals import Interval, SegmentSums, bootstrap_means, percentile_interval
 from mbs_ray.languages import table_order
 
 
@@ -18,6 +23,7 @@ class LanguageScore:
     bytes: int
     documents: int
     nll: float
+    segments: SegmentSums = field(compare=False, repr=False)
 
     @property
     def perplexity(self) -> float:
@@ -32,21 +38,34 @@ class LanguageScore:
 
 def language_scores(path: Path) -> dict[str, LanguageScore]:
     """Scores of a file of token scores, in table order of the languages."""
-    table = pq.read_table(path, columns=["nll", "language", "bytes", "document"])
+    table = pq.read_table(path, columns=["nll", "language", "bytes", "document", "segment"])
     # Sums of float32 and uint16 columns are made in float64 and uint64.
     sums = table.group_by("language").aggregate(
         [("nll", "sum"), ("nll", "count"), ("bytes", "sum"), ("document", "count_distinct")]
     )
     rows = {row["language"]: row for row in sums.to_pylist()}
+    by_segment = table.group_by(["language", "segment"]).aggregate([("nll", "sum"), ("nll", "count")])
+    by_segment = by_segment.sort_by("segment")
     return {
         language: LanguageScore(
             tokens=rows[language]["nll_count"],
             bytes=rows[language]["bytes_sum"],
             documents=rows[language]["document_count_distinct"],
             nll=rows[language]["nll_sum"],
+            segments=_segment_sums(by_segment.filter(pc.equal(by_segment["language"], language))),
         )
         for language in table_order(rows)
     }
+
+
+def _segment_sums(rows: pa.Table) -> SegmentSums:
+    return SegmentSums(rows["segment"].to_numpy(), rows["nll_sum"].to_numpy(), rows["nll_count"].to_numpy())
+
+
+def perplexity_interval(language: str, score: LanguageScore) -> Interval | None:
+    """Confidence interval of the perplexity; None where there is only one segment."""
+    sums = score.segments
+    return _exponential(percentile_interval(bootstrap_means(sums.nll, sums.tokens, language)))
 
 
 def perplexity_increases(
@@ -58,9 +77,37 @@ def perplexity_increases(
     """
     for language, score in dense.items():
         other = compressed.get(language)
-        if other is None or (other.tokens, other.bytes) != (score.tokens, score.bytes):
+        if other is None or not _same_tokens(score, other):
             raise ValueError(f"{language}: the two evaluations did not score the same tokens")
     return {language: compressed[language].perplexity / dense[language].perplexity for language in dense}
+
+
+def _same_tokens(one: LanguageScore, other: LanguageScore) -> bool:
+    """As far as counts tell."""
+    return (
+        (one.tokens, one.bytes) == (other.tokens, other.bytes)
+        and np.array_equal(one.segments.segment, other.segments.segment)
+        and np.array_equal(one.segments.tokens, other.segments.tokens)
+    )
+
+
+def bootstrap_differences(
+    scores: Mapping[str, LanguageScore], others: Mapping[str, LanguageScore]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Bootstrapped mean over tokens of nll(scores) − nll(others), per language of the others, float64 [RESAMPLES].
+
+    Both must have been scored on the same segments: each resample takes the same of them for both.
+    """
+    means = {}
+    for language, other in others.items():
+        one = scores[language].segments
+        means[language] = bootstrap_means(one.nll - other.segments.nll, one.tokens, language)
+    return means
+
+
+def mean_of_languages(estimates: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Mean over languages, each resampled within itself: of differences of nll, the logarithm of a geometric mean."""
+    return np.mean(list(estimates.values()), axis=0)
 
 
 def geometric_mean(values: Mapping[str, float]) -> float:
@@ -75,13 +122,45 @@ def evaluation_metrics(
     """Metrics of one evaluation set under their MLflow names.
 
     ``set_name`` is None for a run's first set (``ppl/sw``); others have it in the prefix (``ppl_udhr/sw``).
+    ``ppl_ci95_low/sw`` and ``ppl_ci95_high/sw`` are the ends of the 95 % interval of ``ppl/sw``, and likewise those of
+    ``ppl_increase/sw`` and of the increases' geometric mean; the worst language has none.
     """
     tail = "" if set_name is None else f"_{set_name}"
     metrics = {f"ppl{tail}/{language}": score.perplexity for language, score in scores.items()}
     metrics |= {f"bpb{tail}/{language}": score.bits_per_byte for language, score in scores.items()}
+    for language, score in scores.items():
+        metrics |= {f"scored_{what}{tail}/{language}": float(getattr(score, what)) for what in _COUNTED}
+        metrics |= _interval_metrics("ppl", tail, language, perplexity_interval(language, score))
     if dense is not None:
         increases = perplexity_increases(scores, dense)
         metrics |= {f"ppl_increase{tail}/{language}": value for language, value in increases.items()}
         metrics[f"ppl_increase{tail}/geomean"] = geometric_mean(increases)
         metrics[f"ppl_increase{tail}/worst"] = max(increases.values())
+        differences = bootstrap_differences(scores, dense)
+        for row, estimates in {**differences, "geomean": mean_of_languages(differences)}.items():
+            interval = _exponential(percentile_interval(estimates))
+            metrics |= _interval_metrics("ppl_increase", tail, row, interval)
     return metrics
+
+
+_COUNTED = ("tokens", "bytes", "documents")
+
+
+def _interval_metrics(metric: str, tail: str, row: str, interval: Interval | None) -> dict[str, float]:
+    """Of ``ppl/sw`` the ends are ``ppl_ci95_low/sw`` and ``ppl_ci95_high/sw``; nothing where there is no interval."""
+    if interval is None:
+        return {}
+    return {f"{metric}_ci95_{end}{tail}/{row}": value for end, value in interval._asdict().items()}
+
+
+def stored_interval(metrics: Mapping[str, float], metric: str) -> Interval | None:
+    """The interval of a metric such as ``ppl_udhr/sw`` among the metrics of a run; None where it has none."""
+    name, _, row = metric.partition("/")
+    kind = next(kind for kind in ("ppl_increase", "ppl") if name == kind or name.startswith(f"{kind}_"))
+    tail = name.removeprefix(kind)
+    low, high = (metrics.get(f"{kind}_ci95_{end}{tail}/{row}") for end in Interval._fields)
+    return None if low is None or high is None else Interval(low, high)
+
+
+def _exponential(interval: Interval | None) -> Interval | None:
+    return None if interval is None else Interval(math.exp(interval.low), math.exp(interval.high))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mbs_ray.calibration.draw import UnitText, generator, shuffled_documents, unit_tokens
 from mbs_ray.calibration.pipeline import read_units, unit_items
 from mbs_ray.calibration.segments import Located, SegmentRequest, language_draws
-from mbs_ray.calibration.shards import Document
+from mbs_ray.calibration.shards import Document, Source
 from mbs_ray.calibration.token_stream import TokenStream
 from mbs_ray.calibration.tokenization import DocumentTokenizer
 from mbs_ray.errors import InputError
@@ -272,7 +272,7 @@ def test_a_language_without_one_full_segment_is_no_evaluation(tmp_path: Path, to
 def test_a_segments_documents_are_its_own_in_order_of_appearance() -> None:
     ids = np.arange(8, dtype=np.int32)
     index = np.array([2, 2, -1, 3, -1, 0, 0, -1], np.int32)
-    stream = TokenStream(ids, index, ids, ("a", "b", "c", "d"))
+    stream = TokenStream(ids, index, ids, tuple(Source(label, label.encode(), label) for label in "abcd"))
     compact = stream.compact()
     assert compact.documents == ("c", "d", "a")
     assert compact.document_index.tolist() == [0, 0, -1, 1, -1, 2, 2, -1]

@@ -9,7 +9,7 @@ from tests.chaos.evidence import bits, metrics
 from tests.chaos.nodes import Nodes
 from tests.chaos.orders import PHASES, TARGETS, Order, Target, draw
 from tests.chaos.sweeps import Endured, Server, endure
-from tests.models import write_bloom, write_corpus
+from tests.models import HELD_OUT, write_bloom, write_corpus
 
 #: In one sweep; a stage that dies three times at one point would have its run given up.
 KILLS_OF_A_SWEEP = 6
@@ -21,7 +21,7 @@ def sweep_spec(folder: Path, name: str, methods: list[dict], **changes: object) 
     if not model.is_dir():
         write_bloom(model, layers=4, hidden=64)
         write_corpus(corpus, 240)
-        write_corpus(held_out, 120)
+        write_corpus(held_out, 120, first=HELD_OUT)
     return {
         "name": name,
         "model": str(model),
