@@ -74,8 +74,8 @@ def evaluate_tasks(
             "version": {"mbs_ray": __version__, "lm_eval": harness_version()},
         }
         key = digest(json.dumps(settings, sort_keys=True))
-        engine = _Engine(opened, dtype, stages, replicas, threads, offload, out / "evaluated", progress)
-        lm = StagedLM(tokenizer, opened.checkpoint.config, engine.score)
+        scorer = Scorer(opened, dtype, stages, replicas, threads, offload, out / "evaluated", progress)
+        lm = StagedLM(tokenizer, opened.checkpoint.config, scorer.score)
         scores = run_tasks(lm, opened_tasks, shots, limit)
     file = out / "evaluated" / key / "tasks.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,9 @@ def evaluate_tasks(
 
 def _track(tracking: Tracking, key: str, settings: Mapping[str, Any], file: Path, scores: Sequence[TaskScore]) -> None:
     journal = Journal(file.with_name("journal.jsonl"))
-    known = {entry.key for entry in journal.entries()}
-    journal.append({name: value for name, value in task_metrics(scores).items() if name not in known})
+    # The same command may be given again, and a task file of the user's be another by then.
+    known = {entry.key: entry.value for entry in journal.entries()}
+    journal.append({name: value for name, value in task_metrics(scores).items() if known.get(name) != value})
     name = f"{_shown_name(settings['model'])}, {settings['shots']} shots"
     tags = {"model": _shown_name(settings["model"]), "mbs.folder": str(file.parent)}
     tracked = tracking.evaluation(key, name, settings, tags, journal)
@@ -113,7 +114,7 @@ def _tokenizer(folder: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class _Engine:
+class Scorer:
     """How sequences are scored: each call starts stages for them."""
 
     model: Model

@@ -41,6 +41,7 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     folder = request.getfixturevalue(layout)
     ids = torch.randint(0, 400, (5, 12), generator=torch.Generator().manual_seed(3))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids[[1, 4], -1] = plain(ids).logits[[1, 4], -2].argmax(-1)
     decoder = Decoder(Checkpoint(folder), torch.float32)
     with torch.inference_mode():
         logits = plain(ids).logits.double()
@@ -49,7 +50,7 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     assert [tuple(part.nll.shape) for part in parts] == [(3, 11), (2, 11)]
     torch.testing.assert_close(torch.cat([part.nll for part in parts]).double(), expected, atol=2e-5, rtol=1e-5)
     likeliest = logits[:, :-1].argmax(-1) == ids[:, 1:]
-    assert torch.equal(torch.cat([part.likeliest for part in parts]), likeliest)
+    assert likeliest.sum() >= 2 and torch.equal(torch.cat([part.likeliest for part in parts]), likeliest)
 
 
 def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
