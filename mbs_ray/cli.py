@@ -128,17 +128,32 @@ def compress(
         _conduct(validated(SweepSpec, content), out, address)
 
 
-@app.command(epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results")
+@app.command(
+    epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results   "
+    "or: mbs evaluate ./bloom-560m --tasks xnli,xcopa,xstorycloze --out ./results"
+)
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
-    corpus: Annotated[list[Path], typer.Option("--corpus", help="Folder with text to score; may be repeated.")],
     out: Out,
+    corpus: Annotated[
+        list[Path] | None, typer.Option("--corpus", help="Folder with text to score; may be repeated.")
+    ] = None,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[
         int | None, typer.Option("--segments", min=1, help="At most so many per language; default: all text.")
     ] = None,
     sequence_length: SequenceLength = 2048,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Of lm-evaluation-harness, or groups of them: xnli,xcopa,pawsx")
+    ] = None,
+    shots: Annotated[int, typer.Option("--shots", min=0, help="Examples before each question of a task.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many questions of a task, for a quick look.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include-path", help="Folder with task files of your own, for --tasks.")
+    ] = None,
     compute_dtype: ComputeDtype = "auto",
     stages: Stages = None,
     replicas: Replicas = None,
@@ -147,35 +162,33 @@ def evaluate(
     nvme_path: NvmePath = None,
     address: Address = None,
 ) -> None:
-    """Score a checkpoint, dense or compressed: perplexity and bits per byte of every language."""
+    """Score a checkpoint, dense or compressed, language by language.
+
+    --corpus: perplexity and bits per byte. --tasks: accuracy.
+    """
     with _one_line_errors():
         from mbs_ray.cluster.offload import Offload
-        from mbs_ray.evaluate import evaluate_model
         from mbs_ray.progress import Progress
-        from mbs_ray.specs import EvaluationSpec, validated
-        from mbs_ray.tables import score_table
 
+        if not corpus and tasks is None:
+            raise InputError("nothing to score: give --corpus with text, or --tasks, or both")
         console = Console()
-        scored = evaluate_model(
-            _model(model),
-            revision=revision,
-            languages=languages,
-            sets={
-                set_name: validated(EvaluationSpec, {**content, "sequence_length": sequence_length})
-                for set_name, content in _evaluation(corpus, segments).items()
-            },
-            compute_dtype=compute_dtype,
-            stages=stages,
-            replicas=replicas,
-            threads=threads,
-            out=_absolute(out),
-            address=address,
-            progress=Progress(console),
-            offload=Offload(offload, nvme_path and nvme_path.absolute()),
-        )
-        for set_name, (path, scores) in scored.items():
-            console.print(score_table(f"{Path(model).name} on {set_name}", scores))
-            console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+        how: dict[str, Any] = {
+            "revision": revision,
+            "compute_dtype": compute_dtype,
+            "stages": stages,
+            "replicas": replicas,
+            "threads": threads,
+            "out": _absolute(out),
+            "address": address,
+            "progress": Progress(console),
+            "offload": Offload(offload, nvme_path and nvme_path.absolute()),
+        }
+        if corpus:
+            _score_text(_model(model), _evaluation(corpus, segments), sequence_length, languages, how)
+        if tasks is not None:
+            names = [name.strip() for name in tasks.split(",") if name.strip()]
+            _score_tasks(_model(model), names, {"shots": shots, "limit": limit, "include_path": include_path}, how)
 
 
 @app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")
@@ -386,6 +399,33 @@ def _show(result: Any, out: Path, console: Console, conclusion: str = "") -> Non
         typer.echo(f"failed: {label}: {reason}", err=True)
     if result.failed:
         raise typer.Exit(1)
+
+
+def _score_text(
+    model: str, corpora: dict[str, dict[str, Any]], sequence_length: int, languages: str, how: dict[str, Any]
+) -> None:
+    from mbs_ray.evaluate import evaluate_model
+    from mbs_ray.specs import EvaluationSpec, validated
+    from mbs_ray.tables import score_table
+
+    console = Console()
+    sets = {
+        set_name: validated(EvaluationSpec, {**content, "sequence_length": sequence_length})
+        for set_name, content in corpora.items()
+    }
+    for set_name, (path, scores) in evaluate_model(model, languages=languages, sets=sets, **how).items():
+        console.print(score_table(f"{Path(model).name} on {set_name}", scores))
+        console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+
+
+def _score_tasks(model: str, names: list[str], asked: dict[str, Any], how: dict[str, Any]) -> None:
+    from mbs_ray.evaluate_tasks import evaluate_tasks
+    from mbs_ray.tables import accuracy_table
+
+    console = Console()
+    path, scores = evaluate_tasks(model, tasks=names, **asked, **how)
+    console.print(accuracy_table(f"accuracy of {Path(model).name}, {asked['shots']} shots", scores))
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:

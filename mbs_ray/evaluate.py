@@ -1,12 +1,12 @@
 """Scores one checkpoint alone, on the stages: ``mbs evaluate``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from mbs_ray.calibration.segments import SegmentRequest, draw_segments
+from mbs_ray.calibration.segments import draw_segments
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, SegmentFile, segment_file
-from mbs_ray.cluster.layout import block_costs, head_cost, resolve_layout, shard_blocks
+from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.layout import Layout, block_costs, head_cost, resolve_layout, shard_blocks
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.plan import auto_microbatch
@@ -63,6 +63,7 @@ def evaluate_model(
             microbatches=max(-(-len(file.languages) // microbatch) for file in files),
         )
         numerics = resolve_numerics(layout.actors, threads)
+        tokens = sum(len(file.languages) * texts[file.name].sequence_length for file in files)
         job = Job(
             key=opened.name,
             model=opened.checkpoint.folder,
@@ -72,25 +73,29 @@ def evaluate_model(
             calibration=None,
             evaluation=tuple(files),
             directory=out / "evaluated" / digest(opened.fingerprint, *(text.fingerprint for text in texts.values())),
-            blocks=tuple(_shards(opened.decoder, files, texts, layout.stages)),
+            blocks=scoring_shards(opened.decoder, tokens, layout.stages),
             replicas=layout.replicas,
         )
-        with (
-            Pipeline(layout, numerics.threads, offload.of([job], layout.stages), progress.say) as pipeline,
-            progress.runs({job.key: job}) as show,
-        ):
-            pipeline.submit(job)
-            while pipeline.busy:
-                for outcome in pipeline.outcomes(POLL_SECONDS):
-                    show.ended(outcome.key, outcome.error)
-                    if outcome.error is not None:
-                        raise outcome.error
-                show.stages(pipeline.statuses())
+        run_alone(job, layout, numerics.threads, offload, progress)
     return {name: (job.scores_file(name), language_scores(job.scores_file(name))) for name in requests}
 
 
-def _shards(
-    decoder: Decoder, files: Iterable[SegmentFile], texts: Mapping[str, SegmentRequest], stages: int
-) -> list[range]:
-    tokens = sum(len(file.languages) * texts[file.name].sequence_length for file in files)
-    return shard_blocks(block_costs(decoder, Statistic.NONE, 0, tokens), head_cost(decoder, tokens), stages)
+def run_alone(job: Job, layout: Layout, threads: int, offload: Offload, progress: Progress) -> None:
+    """Take one job through stages of its own. Raises what stopped it."""
+    with (
+        Pipeline(layout, threads, offload.of([job], layout.stages), progress.say) as pipeline,
+        progress.runs({job.key: job}) as show,
+    ):
+        pipeline.submit(job)
+        while pipeline.busy:
+            for outcome in pipeline.outcomes(POLL_SECONDS):
+                show.ended(outcome.key, outcome.error)
+                if outcome.error is not None:
+                    raise outcome.error
+            show.stages(pipeline.statuses())
+
+
+def scoring_shards(decoder: Decoder, tokens: int, stages: int) -> tuple[range, ...]:
+    """Blocks of each stage where so many tokens are only scored."""
+    costs, head = block_costs(decoder, Statistic.NONE, 0, tokens), head_cost(decoder, tokens)
+    return tuple(shard_blocks(costs, head, stages))

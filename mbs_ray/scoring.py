@@ -1,6 +1,7 @@
 """Negative log-likelihood of the tokens of a microbatch, chunked over tokens and vocabulary."""
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -10,11 +11,22 @@ _VOCABULARY_CHUNK = 32_768
 _LOGIT_BYTES = 256 * 2**20
 
 
-def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """nll in nats [microbatch, length - 1] float32 of tokens 2…n, for each of the microbatches.
+class Scored(NamedTuple):
+    """Of tokens 2…n of a microbatch, [microbatch, length - 1]: ``nll`` in nats float32, ``likeliest`` bool.
 
-    A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length, hidden_size], int64 token ids
-    [microbatch, length]), in host memory: parts of it go to the device in turn. The vocabulary is the outer loop, so
+    ``likeliest``: no token of the vocabulary has a larger logit.
+    """
+
+    nll: torch.Tensor
+    likeliest: torch.Tensor
+
+
+def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[Scored]:
+    """How each of the microbatches' tokens 2…n were foreseen.
+
+    A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length or length - 1, hidden_size], int64
+    token ids [microbatch, length]), in host memory: parts of it go to the device in turn. Lengths may differ between
+    microbatches. The vocabulary is the outer loop, so
     that each row of the head is read once; a running log-sum-exp is kept per token. The microbatches are gone through
     once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
     """
@@ -27,7 +39,7 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
                 running.append(_start(token_ids))
             peak, total, target = (one.view(-1) for one in running[position])
             tokens = token_ids[:, 1:].reshape(-1)
-            states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+            states = hidden[:, : token_ids.shape[1] - 1].reshape(-1, hidden.shape[-1])
             for part in _parts(len(tokens), stop - start):
                 logits = decoder.logits(states[part][None].to(decoder.device), weight, bias)[0].float()
                 highest = torch.maximum(peak[part], logits.amax(dim=1).cpu())
@@ -38,7 +50,7 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
                 column = (tokens[part] - start).clamp(0, stop - start - 1)
                 own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
                 target[part] = torch.where(inside, own, target[part])
-    return [peak + total.log() - target for peak, total, target in running]
+    return [Scored(peak + total.log() - target, target == peak) for peak, total, target in running]
 
 
 def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

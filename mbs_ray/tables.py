@@ -1,6 +1,6 @@
 """Tables that commands print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -8,6 +8,7 @@ from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import Interval
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.similarity import STATISTICS, Similarity
+from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages import LANGUAGES
 
 
@@ -71,6 +72,22 @@ def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table
 
 def interval_text(interval: Interval | None, form: str = ".3f") -> str:
     return "" if interval is None else f"{interval.low:{form}} … {interval.high:{form}}"
+
+
+def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:
+    """Accuracies in percent, with lm-eval's standard error, of each language in each task that has it."""
+    tasks = list(dict.fromkeys(one.task for one in scores))
+    cells = {(one.task, one.language): _accuracy(one) for one in scores}
+    table = _table(title, "language", *tasks, "mean")
+    for language, mean in language_means(scores).items():
+        table.add_row(language, *(cells.get((task, language), "") for task in tasks), f"{100 * mean:.2f}")
+    table.add_row("all", *[""] * len(tasks), f"{100 * overall_mean(scores):.2f}")
+    return table
+
+
+def _accuracy(score: TaskScore) -> str:
+    error = "" if score.stderr is None else f" ± {100 * score.stderr:.2f}"
+    return f"{100 * score.accuracy:.2f}{error}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -23,11 +23,14 @@ SCHEMA = pa.schema(
 )
 
 
-def write_token_scores(path: Path, segments: SegmentSet, nll: Sequence[torch.Tensor]) -> None:
+def write_token_scores(
+    path: Path, segments: SegmentSet, nll: Sequence[torch.Tensor], likeliest: torch.Tensor | None = None
+) -> None:
     """Write nll in nats [segments, length - 1] (given in parts, in order) of all tokens that are text.
 
     A segment scores its tokens 2…n; separators between documents are left out. ``bytes`` are the
-    UTF-8 bytes of text the token stands for.
+    UTF-8 bytes of text the token stands for. ``likeliest`` [segments, length - 1] bool, where it is given, becomes
+    a column of that name.
     """
     content = segments.read()
     values = torch.cat(list(nll)).numpy()
@@ -47,6 +50,8 @@ def write_token_scores(path: Path, segments: SegmentSet, nll: Sequence[torch.Ten
         },
         schema=SCHEMA,
     )
+    if likeliest is not None:
+        table = table.append_column("likeliest", pa.array(likeliest.numpy()[scored]))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     pq.write_table(table, partial, compression="zstd")

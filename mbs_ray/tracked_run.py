@@ -32,7 +32,7 @@ _LONGEST_TAG = 8000
 class TrackedRun:
     """A run in MLflow, made or found again by its key, and everything that MLflow has not taken yet.
 
-    Made by `Tracking.sweep` and `Tracking.run`. `run_id` is empty until MLflow could be reached.
+    Made by `Tracking.sweep`, `Tracking.run` and `Tracking.evaluation`. `run_id` is empty until MLflow could be reached.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TrackedRun:
         self._parent = parent
         self._name = name
         self._params = flatten(params)
-        self._identity = {_KIND_TAG: "sweep" if parent is None else "run", _KEY_TAG: key}
+        self._identity = {_KIND_TAG: "sweep" if journal is None else "run", _KEY_TAG: key}
         self._tags = {tag: str(value) for tag, value in tags.items() if not looks_secret(tag)}
         self._journal = journal
         self._reopen = reopen

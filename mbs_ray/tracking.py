@@ -120,6 +120,12 @@ class Tracking:
         """The child of `parent` with this key, continued where it exists; its metrics come from `journal`."""
         return TrackedRun(self, parent, key, name, params, tags, journal, reopen)
 
+    def evaluation(
+        self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], journal: Journal
+    ) -> TrackedRun:
+        """The run with this key of a checkpoint that was scored alone: it has no parent."""
+        return TrackedRun(self, None, key, name, params, tags, journal)
+
     def attempt(self, work: Callable[[], None], urgent: bool = False) -> bool:
         """Do `work` with MLflow and say whether that succeeded; `urgent` work does not wait for a pause."""
         started = time.monotonic()

@@ -43,13 +43,16 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     folder = request.getfixturevalue(layout)
     ids = torch.randint(0, 400, (5, 12), generator=torch.Generator().manual_seed(3))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids[[1, 4], -1] = plain(ids).logits[[1, 4], -2].argmax(-1)
     decoder = Decoder(Checkpoint(folder), torch.float32)
     with torch.inference_mode():
         logits = plain(ids).logits.double()
         parts = score(decoder, [(finished(decoder, ids[rows]), ids[rows]) for rows in (slice(0, 3), slice(3, 5))])
     expected = torch.logsumexp(logits[:, :-1], -1) - logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
-    assert [tuple(part.shape) for part in parts] == [(3, 11), (2, 11)]
-    torch.testing.assert_close(torch.cat(parts).double(), expected, atol=2e-5, rtol=1e-5)
+    assert [tuple(part.nll.shape) for part in parts] == [(3, 11), (2, 11)]
+    torch.testing.assert_close(torch.cat([part.nll for part in parts]).double(), expected, atol=2e-5, rtol=1e-5)
+    likeliest = logits[:, :-1].argmax(-1) == ids[:, 1:]
+    assert likeliest.sum() >= 2 and torch.equal(torch.cat([part.likeliest for part in parts]), likeliest)
 
 
 def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +76,7 @@ def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, mon
         parts = score(decoder, Stored())
         alone = [score(decoder, [pair])[0] for pair in zip(hidden, ids, strict=True)]
     assert len(alive) > len(ids)
-    assert all(torch.equal(part, one) for part, one in zip(parts, alone, strict=True))
+    assert all(torch.equal(part.nll, one.nll) for part, one in zip(parts, alone, strict=True))
 
 
 def test_aggregates_follow_from_the_rows_of_tokens(tmp_path: Path) -> None:

@@ -11,11 +11,18 @@ from mbs_ray.calibration.segment_file import SegmentSet
 
 @dataclass(frozen=True)
 class SegmentFile:
-    """A file of segments and what of it is asked; ``languages`` names one language per segment."""
+    """A file of segments and what of it is asked; ``languages`` names one language per segment.
+
+    ``microbatch``: segments in one forward, where it is not the job's. ``requests``: the segments are whole requests
+    of a task. Their last token is scored but not taken through the blocks, because a model may have no position for
+    it, and it is kept of each token whether it was the likeliest.
+    """
 
     name: str
     path: Path
     languages: tuple[str, ...]
+    microbatch: int | None = None
+    requests: bool = False
 
 
 def segment_file(name: str, segments: SegmentSet) -> SegmentFile:
@@ -83,11 +90,13 @@ class Job:
 
     def microbatches(self, replica: int = 0) -> list[Microbatch]:
         """Those of one replica, in order; ``index`` counts them."""
-        files = [self.calibration, *self.evaluation] if self.calibration else list(self.evaluation)
-        parts = ((file, start) for file in files for start in self._starts(file, replica))
+        parts = [(self.calibration, replica)] if self.calibration else []
+        # Where there are many files of few microbatches, as for requests, no replica gets the odd ones of all.
+        parts += [(file, (replica + turn) % self.replicas) for turn, file in enumerate(self.evaluation)]
+        starts = ((file, start) for file, part in parts for start in self._starts(file, part))
         return [
-            Microbatch(index, file, start, min(start + self.microbatch, len(file.languages)))
-            for index, (file, start) in enumerate(parts)
+            Microbatch(index, file, start, min(start + self._together(file), len(file.languages)))
+            for index, (file, start) in enumerate(starts)
         ]
 
     def calibrating(self, replica: int = 0) -> list[Microbatch]:
@@ -98,6 +107,9 @@ class Job:
         for file in self.evaluation:
             yield file, [one for one in microbatches if one.file is file]
 
-    def _starts(self, file: SegmentFile, replica: int) -> range:
-        starts = range(0, len(file.languages), self.microbatch)
-        return starts[len(starts) * replica // self.replicas : len(starts) * (replica + 1) // self.replicas]
+    def _starts(self, file: SegmentFile, part: int) -> range:
+        starts = range(0, len(file.languages), self._together(file))
+        return starts[len(starts) * part // self.replicas : len(starts) * (part + 1) // self.replicas]
+
+    def _together(self, file: SegmentFile) -> int:
+        return file.microbatch or self.microbatch

@@ -95,7 +95,7 @@ class Worker:
             with self.timeline.part(job.key, -1, "embed"):
                 for microbatch in self._follow(job, -1, "embed", self._microbatches(job)):
                     token_ids = _token_ids(microbatch)
-                    store.put(microbatch.index, 0, decoder.embed(token_ids))
+                    store.put(microbatch.index, 0, decoder.embed(_read_tokens(token_ids, microbatch)))
         for index in blocks:
             with self.timeline.part(job.key, index, "read"):
                 stored = reading.result()
@@ -297,19 +297,28 @@ class Worker:
 
     def _evaluate(self, job: Job, store: ActivationStore, decoder: Decoder) -> None:
         end = decoder.blocks
-        for file, microbatches in job.evaluating(self._place.replica):
-            for microbatch in self._follow(job, end, "evaluate", microbatches):
-                hidden = self._get(job, store, microbatch, end)
-                store.put(microbatch.index, end + 1, decoder.finish(hidden))
-            pairs = _Finished(store, end + 1, [(one.index, _token_ids(one)) for one in microbatches])
+        evaluating = list(job.evaluating(self._place.replica))
+        together = [microbatch for _, microbatches in evaluating for microbatch in microbatches]
+        for microbatch in self._follow(job, end, "evaluate", together):
+            hidden = self._get(job, store, microbatch, end)
+            store.put(microbatch.index, end + 1, decoder.finish(hidden))
+        pairs = _Finished(store, end + 1, [(one.index, _token_ids(one)) for one in together])
+        # All files at once, or the head would be read anew for each.
+        scored = iter(score(decoder, pairs) if together else [])
+        for file, microbatches in evaluating:
             segments = SegmentSet.open(file.path)
             nll = torch.zeros(len(segments), segments.sequence_length - 1)
-            for microbatch, scored in zip(microbatches, score(decoder, pairs) if microbatches else [], strict=True):
-                nll[microbatch.start : microbatch.stop] = scored
+            likeliest = torch.zeros_like(nll)
+            for microbatch in microbatches:
+                rows = slice(microbatch.start, microbatch.stop)
+                nll[rows], likeliest[rows] = next(scored)
             self._agree(job, end)
             self.replicas.add_up(nll)
+            if file.requests:
+                self.replicas.add_up(likeliest)
             if self._writes:
-                write_token_scores(job.scores_file(file.name), segments, [nll])
+                kept = likeliest.bool() if file.requests else None
+                write_token_scores(job.scores_file(file.name), segments, [nll], kept)
 
     def _microbatches(self, job: Job) -> list[Microbatch]:
         return job.microbatches(self._place.replica)
@@ -372,6 +381,11 @@ class _Finished:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for index, token_ids in self.token_ids:
             yield self.store.get(index, self.block, _HOST), token_ids
+
+
+def _read_tokens(token_ids: torch.Tensor, microbatch: Microbatch) -> torch.Tensor:
+    """Those of a microbatch that go through the blocks."""
+    return token_ids[:, :-1] if microbatch.file.requests else token_ids
 
 
 def _token_ids(microbatch: Microbatch) -> torch.Tensor:

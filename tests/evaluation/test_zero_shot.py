@@ -1,0 +1,348 @@
+"""Tasks of lm-evaluation-harness on the stages give what its own HFLM gives."""
+
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from mbs_ray.cli import app
+from mbs_ray.cluster.activations import ActivationStore, MemoryTier
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.offload import AUTO
+from mbs_ray.cluster.worker import Worker
+from mbs_ray.errors import InputError
+from mbs_ray.evaluate_tasks import Scorer
+from mbs_ray.evaluation.token_requests import RequestScore, TokenRequests
+from mbs_ray.evaluation.zero_shot import (
+    TaskScore,
+    language_means,
+    open_tasks,
+    overall_mean,
+    run_tasks,
+    task_language,
+    task_metrics,
+)
+from mbs_ray.prepare import read_through
+from mbs_ray.progress import Progress
+from mbs_ray.tables import accuracy_table
+from mbs_ray.tracking import database_uri
+from tests.evaluation.task_files import write_tasks
+from tests.models import TEXTS
+
+pytest.importorskip("lm_eval")
+MAX_LENGTH = 40
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks(tmp_path_factory.mktemp("tasks") / "tasks")
+
+
+@pytest.fixture(autouse=True)
+def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own 14,000 tasks take it ten seconds to find."""
+    from lm_eval.tasks import TaskManager
+
+    first = TaskManager.__init__
+    monkeypatch.setattr(TaskManager, "__init__", lambda self, **given: first(self, **given, include_defaults=False))
+
+
+@pytest.fixture(scope="module")
+def harness(bloom: Path) -> Iterator[Any]:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(bloom), device="cpu", dtype="float32", batch_size=3, max_length=MAX_LENGTH)
+
+
+def staged_lm(folder: Path, score: Any, max_length: int | None = MAX_LENGTH) -> Any:
+    from mbs_ray.evaluation.staged_lm import StagedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return StagedLM(tokenizer, AutoModelForCausalLM.from_pretrained(folder).config, score, max_length)
+
+
+def score_plainly(folder: Path) -> Any:
+    """One sequence after the other through the whole model; log-softmax in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def score(sequences: list[list[int]]) -> list[RequestScore]:
+        answers = []
+        for sequence in sequences:
+            with torch.inference_mode():
+                logits = model(torch.tensor([sequence[:-1]])).logits[0].double()
+            own = torch.tensor(sequence[1:])
+            nll = -logits.log_softmax(-1).gather(1, own[:, None])[:, 0]
+            answers.append(RequestScore(nll.float().numpy(), (logits.argmax(-1) == own).numpy()))
+        return answers
+
+    return score
+
+
+def scorer(model: Path, out: Path, stages: int, replicas: int = 1) -> Scorer:
+    opened = read_through(str(model), None, out / "cache", lambda *_: None)
+    return Scorer(opened, "float32", stages, replicas, 1, AUTO, out / "evaluated", Progress(Console(quiet=True)))
+
+
+def of_texts(*pairs: tuple[str, ...]) -> list[Any]:
+    return [SimpleNamespace(args=pair, task_name="river_en") for pair in pairs]
+
+
+def assert_same(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
+    assert len(ours) == len(theirs)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    for (one, _), (other, _) in zip(ours, theirs, strict=True):
+        assert math.isclose(one, other, abs_tol=1e-4, rel_tol=1e-6)
+
+
+def test_requests_are_encoded_truncated_and_summed_as_hflm_does(bloom: Path, harness: Any) -> None:
+    lm = staged_lm(bloom, score_plainly(bloom))
+    long = TEXTS["sw"] * 3
+    requests = of_texts(
+        ("", TEXTS["en"]),  # the context is <s>
+        ("", "<s> noon"),  # begins with it already
+        ("<s>The river", " was high"),
+        ("The river ", "was high"),  # the space goes to the continuation
+        ("T", "he"),
+        (long, " na"),
+        (long, TEXTS["fr"][:60]),
+        ("Nobody was", " high"),
+        ("Nobody was", " high"),
+        ("Nobody was", " hi"),
+    )
+    assert_same(lm.loglikelihood(requests), harness.loglikelihood(requests, disable_tqdm=True))
+    with torch.inference_mode():
+        likeliest = int(harness.model(torch.tensor([[7, 8, 9]])).logits[0, -1].argmax())
+    tokens = [
+        (("", ""), [9], list(range(30, 30 + MAX_LENGTH))),  # as long a continuation as there may be
+        (("", ""), [7, 8, 9], [likeliest]),
+        (("", ""), [6, 8], [9, likeliest]),
+    ]
+    ours = lm._loglikelihood_tokens(tokens)
+    assert_same(ours, harness._loglikelihood_tokens(tokens, disable_tqdm=True))
+    assert ours[1][1]
+
+
+def test_rolling_windows_score_every_token_once_as_hflm_does(bloom: Path, harness: Any) -> None:
+    lm = staged_lm(bloom, score_plainly(bloom))
+    texts = of_texts((TEXTS["en"] * 5,), ("",), ("noon",), (TEXTS["hi"] * 2,))
+    ours, theirs = lm.loglikelihood_rolling(texts), harness.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-4) and ours[1] == 0
+
+
+def test_the_longest_context_is_the_one_hflm_finds(bloom: Path, llama: Path, harness: Any) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    for folder, expected in ((bloom, 2048), (llama, 128)):
+        assert staged_lm(folder, score_plainly(folder), None).max_length == expected
+        assert HFLM(pretrained=str(folder), device="cpu").max_length == expected
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "message"),
+    [([1], [], "its continuation 0"), ([], [1], "its context has 0"), ([1], [2] * (MAX_LENGTH + 1), "at most 40")],
+)
+def test_requests_that_hflm_asserts_away_are_refused_before_any_is_scored(
+    bloom: Path, context: list[int], continuation: list[int], message: str
+) -> None:
+    lm = staged_lm(bloom, lambda _: pytest.fail("scored"))
+    with pytest.raises(InputError, match=message) as refused:
+        lm._loglikelihood_tokens([(("Is it?", " No"), context, continuation)])
+    assert "'Is it?' + ' No'" in str(refused.value)
+    with pytest.raises(InputError, match="task river_en: wants text generated"):
+        lm.generate_until(of_texts(("Is it?", "{}")))
+
+
+def some_sequences(plain: Any) -> list[list[int]]:
+    """Many of one length and one of another; one twice; one whose token is the likeliest; the longest of 17 tokens."""
+    generator = np.random.default_rng(0)
+    sequences = [generator.integers(4, 400, length).tolist() for length in (2, 9, 2, 17, 9, 9, 5)]
+    sequences[2][1] = next(token for token in range(400) if plain([[sequences[2][0], token]])[0].likeliest[0])
+    return [*sequences, sequences[1]]
+
+
+def assert_scored(scored: list[RequestScore], expected: list[RequestScore]) -> None:
+    for one, other in zip(scored, expected, strict=True):
+        np.testing.assert_allclose(one.nll, other.nll, atol=2e-5, rtol=1e-5)
+        assert one.likeliest.tolist() == other.likeliest.tolist()
+    assert scored[2].likeliest.all() and not scored[1].likeliest.all()
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gpt2"])
+def test_sequences_of_all_lengths_are_scored_as_by_the_plain_model(kind: str, bloom: Path, tmp_path: Path) -> None:
+    folder, blocks = bloom, 4
+    if kind == "gpt2":
+        # It has no position for the last of 17 tokens, which need not be read.
+        folder, blocks = tmp_path / "gpt2", 2
+        config = GPT2Config(vocab_size=400, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    plain = score_plainly(folder)
+    sequences = some_sequences(plain)
+    requests = TokenRequests(tmp_path / "segments", sequences)
+    files = requests.write()
+    assert [(file.name, len(file.languages)) for file in files] == [
+        ("length-17", 1), ("length-9", 3), ("length-5", 1), ("length-2", 2),
+    ]  # fmt: skip
+    job = Job("plain", folder, "float32", 1, None, None, files, tmp_path, (range(blocks),))
+    Worker(Layout().places()[0], 1).process(job, ActivationStore(MemoryTier(torch.device("cpu"))), None)
+    assert_scored(requests.scores(tmp_path), plain(sequences))
+
+
+def test_replicas_share_the_lengths(ray_cluster: Cluster, bloom: Path, tmp_path: Path) -> None:
+    plain = score_plainly(bloom)
+    sequences = some_sequences(plain)
+    assert_scored(scorer(bloom, tmp_path, 1, 2).score(sequences), plain(sequences))
+    assert list((tmp_path / "evaluated").iterdir()) == []
+    files = TokenRequests(tmp_path / "segments", sequences).write()
+    job = Job("shared", bloom, "float32", 1, None, None, files, tmp_path, (range(4),), replicas=2)
+    shares = [[one.file.name for one in job.microbatches(replica)] for replica in range(2)]
+    assert shares == [["length-9", "length-2"], ["length-17", "length-5"]]
+
+
+def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
+    ray_cluster: Cluster, bloom: Path, tmp_path: Path, task_folder: Path, harness: Any
+) -> None:
+    names = ("river", "ford_en", "ford_sw")
+    answers: list[list[tuple[float, bool]]] = []
+
+    class Listening:
+        """Passes everything on, and keeps the answers."""
+
+        def __init__(self, lm: Any) -> None:
+            self.lm, self.rank, self.world_size = lm, 0, 1
+
+        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+            answers.append(self.lm.loglikelihood(requests))
+            return answers[-1]
+
+    staged = staged_lm(bloom, scorer(bloom, tmp_path, 2).score)
+    ours, theirs = (run_tasks(Listening(lm), open_tasks(names, task_folder), shots=1) for lm in (staged, harness))
+    assert len(answers[0]) == 3 * 9 * 3 + 2 * 6 * 2
+    assert_same(*answers)
+    assert ours == theirs
+    assert [(one.task, one.language, one.documents) for one in ours] == [
+        ("ford", "en", 6), ("ford", "sw", 6), ("river", "en", 9), ("river", "zh-Hans", 9), ("river", "sw", 9),
+    ]  # fmt: skip
+    assert len({one.accuracy for one in ours}) > 1
+    for one in ours:
+        n = one.documents
+        assert one.stderr == pytest.approx(math.sqrt(one.accuracy * (1 - one.accuracy) / (n - 1)))
+
+
+def test_the_command_prints_writes_and_tracks_accuracies(
+    ray_cluster: Cluster, bloom: Path, tmp_path: Path, task_folder: Path
+) -> None:
+    command = ["evaluate", bloom, "--tasks", "river,ford_en", "--include-path", task_folder, "--limit", 4,
+               "--stages", 1, "--threads", 1, "--out", tmp_path]  # fmt: skip
+    for _ in range(2):
+        result = CliRunner(env={"COLUMNS": "120"}).invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.output
+    assert "zh-Hans" in result.stdout and "accuracy of tiny-bloom, 0 shots" in result.stdout
+    (written,) = (tmp_path / "evaluated").glob("*/tasks.json")
+    content = json.loads(written.read_text())
+    assert content["shots"] == 0 and content["limit"] == 4 and {one["documents"] for one in content["scores"]} == {4}
+    metrics = task_metrics([TaskScore(**one) for one in content["scores"]])
+    client = MlflowClient(database_uri(tmp_path))
+    experiment = client.get_experiment_by_name("evaluate")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.tags["mbs.kind"] == "run"
+    assert run.data.metrics == pytest.approx(metrics)
+    assert {"acc/river/zh-Hans", "acc_stderr/ford/en", "acc/mean/sw", "acc/mean/all"} <= metrics.keys()
+    assert len(client.get_metric_history(run.info.run_id, "acc/mean/all")) == 1
+
+
+def test_a_language_counts_over_its_tasks_and_all_languages_alike() -> None:
+    scores = [
+        TaskScore("xnli", "sw", 0.25, None, 10),
+        TaskScore("xcopa", "sw", 0.5, 0.1, 500),
+        TaskScore("xnli", "en", 0.75, 0.1, 10),
+        TaskScore("xcopa", "qu", 0.5, 0.1, 10),
+    ]
+    assert language_means(scores) == {"en": 0.75, "sw": 0.375, "qu": 0.5}
+    assert overall_mean(scores) == pytest.approx((0.75 + 0.375 + 0.5) / 3)
+    metrics = task_metrics(scores)
+    assert metrics["acc/xnli/sw"] == 0.25 and "acc_stderr/xnli/sw" not in metrics
+    assert metrics["acc_stderr/xcopa/sw"] == 0.1 and metrics["acc/mean/sw"] == 0.375
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(accuracy_table("accuracy", scores))
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line
+    ]
+    assert rows == [
+        ["en", "75.00 ± 10.00", "", "75.00"],
+        ["sw", "25.00", "50.00 ± 10.00", "37.50"],
+        ["qu", "", "50.00 ± 10.00", "50.00"],
+        ["all", "", "", "54.17"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "language"),
+    [
+        ("xnli_en", "xnli", "en"),
+        ("xcopa_zh", "xcopa", "zh-Hans"),
+        ("xcopa_qu", "xcopa", "qu"),
+        ("xwinograd_jp", "xwinograd", "ja"),
+        ("paws_ja", "paws", "ja"),
+        ("belebele_eng_Latn", "belebele", "en"),
+        ("belebele_zho_Hant", "belebele", "zh-Hant"),
+        ("belebele_swh_Latn", "belebele", "sw"),
+        ("belebele_deu_Latn", "belebele", "deu-Latn"),
+        ("afrixnli_swa", "afrixnli", "sw"),
+        ("arc_easy", "arc_easy", "und"),
+        ("mmlu_pro", "mmlu_pro", "und"),
+        ("copa", "copa", "und"),
+    ],
+)
+def test_the_language_of_a_task_is_read_from_its_name(name: str, task: str, language: str) -> None:
+    assert task_language(name) == (task, language)
+
+
+def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, task_folder: Path) -> None:
+    def task(name: str, **fields: Any) -> None:
+        content = yaml.safe_load((task_folder / "river_en.yaml").read_text()) | {"task": name} | fields
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+    task("river_en")
+    task("absent_en", dataset_path="nobody/has-this", dataset_kwargs={})
+    task("written_en", output_type="generate_until", metric_list=[{"metric": "exact_match"}])
+    task("river_eng")
+    task("fixed_en", num_fewshot=0)
+    for names, message in (
+        ([], "names no task"),
+        (["rivers_en"], r"task rivers_en: lm-evaluation-harness .* did you mean river_en"),
+        (["absent_en"], r"task absent_en: cannot be loaded: .*nobody/has-this"),
+        (["written_en"], "task written_en: has no accuracy .* generate_until with exact_match"),
+        (["river_en", "river_eng"], "tasks river_en and river_eng both are river in en"),
+    ):
+        with pytest.raises(InputError, match=message) as refused:
+            open_tasks(names, tmp_path)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match="is no folder"):
+        open_tasks(["river_en"], tmp_path / "nowhere")
+    with pytest.raises(InputError, match="task fixed_en: takes no examples"):
+        run_tasks(None, open_tasks(["fixed_en"], tmp_path), shots=2)
+
+
+def test_without_the_extra_the_command_says_what_to_install(
+    bloom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    result = CliRunner().invoke(app, ["evaluate", str(bloom), "--tasks", "xnli", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "pip install 'mbs_ray[zero-shot]'" in result.stderr
+    result = CliRunner().invoke(app, ["evaluate", str(bloom), "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "give --corpus with text, or --tasks" in result.stderr
