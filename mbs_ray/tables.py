@@ -71,6 +71,7 @@ def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table
 
 
 def interval_text(interval: Interval | None, form: str = ".3f") -> str:
+    """``1.021 … 1.043``; empty where there is no interval."""
     return "" if interval is None else f"{interval.low:{form}} … {interval.high:{form}}"
 
 

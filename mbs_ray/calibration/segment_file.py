@@ -96,7 +96,8 @@ class SegmentSet:
         """The documents that have a token in a segment, each once, by language."""
         table = pq.read_table(self.path, columns=["language", *_OF_SOURCES])
         found: dict[str, dict[Source, None]] = {}
-        for language, *columns in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+        of_segments = zip(*(table[name].to_pylist() for name in _OF_SOURCES), strict=True)
+        for language, columns in zip(table["language"].to_pylist(), of_segments, strict=True):
             found.setdefault(language, {}).update(dict.fromkeys(map(Source, *columns)))
         return {language: list(sources) for language, sources in found.items()}
 

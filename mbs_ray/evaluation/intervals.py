@@ -22,14 +22,17 @@ _INDICES_AT_ONCE = 2**21
 
 
 class Interval(NamedTuple):
+    """Both ends of a confidence interval, in the unit of what it is of."""
+
     low: float
     high: float
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentSums:
-    """Of every segment of one language, in the order of its number: int32 ``segment``, float64 ``nll`` (nats, summed
-    over its scored tokens), int64 ``tokens`` (how many they are, at least 1)."""
+    """Sums of one language by segment: its number int32, ``nll`` of its scored tokens in nats float64, and how many
+    they are int64, at least 1; all [segments], in the order of the numbers.
+    """
 
     segment: npt.NDArray[np.int32]
     nll: npt.NDArray[np.float64]
