@@ -80,11 +80,14 @@ def evaluate_tasks(
     file = out / "evaluated" / key / "tasks.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**settings, "scores": [asdict(one) for one in scores]})
-    _track(tracking, key, settings, file, scores)
+    track_scores(tracking, key, settings, file, scores)
     return file, scores
 
 
-def _track(tracking: Tracking, key: str, settings: Mapping[str, Any], file: Path, scores: Sequence[TaskScore]) -> None:
+def track_scores(
+    tracking: Tracking, key: str, settings: Mapping[str, Any], file: Path, scores: Sequence[TaskScore]
+) -> None:
+    """Tell MLflow of scores, through a journal beside their ``file``; again told, only what has changed."""
     journal = Journal(file.with_name("journal.jsonl"))
     # The same command may be given again, and a task file of the user's be another by then.
     known = {entry.key: entry.value for entry in journal.entries()}
