@@ -1,4 +1,4 @@
-"""The command line: ``mbs allocate | compress | evaluate | similarity | sweep | compare | report | export | …``."""
+"""The command line: ``mbs allocate | compress | sweep | evaluate | similarity | compare | report | export | …``."""
 
 import os
 import sys
@@ -298,6 +298,23 @@ def report(
         typer.echo(f"written: {page}")
         if said := track_report(folder, page):
             typer.echo(said)
+
+
+@app.command(epilog="Example: mbs verify ./results/compress/runs/gptq-4bit-g128-equal")
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint that mbs wrote, or the directory of a finished run.")],
+) -> None:
+    """Is a checkpoint whole? Compares every file with its sha256 in manifest.json."""
+    with _one_line_errors():
+        from mbs_ray.model.manifest import MANIFEST
+        from mbs_ray.model.manifest import verify as wrong_files
+        from mbs_ray.run_directory import RunDirectory
+
+        checkpoint = folder if (folder / MANIFEST).is_file() else RunDirectory(folder).checkpoint
+        wrong, files = wrong_files(checkpoint)
+        if wrong:
+            raise InputError(f"{checkpoint}: {len(wrong)} of {files} files are wrong: {'; '.join(wrong)}")
+        Console().print(f"{checkpoint}: {files} files, all as written", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")

@@ -1,5 +1,6 @@
 """What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import ray
 from mbs_ray import __version__
 from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.journal import Journal
+from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.places import Places
 from mbs_ray.plots import layer_error_heatmap, save_figure
 from mbs_ray.prepare import PreparedRun
@@ -96,7 +98,10 @@ class SweepTracking:
         tracked.note(_note(run, metrics))
         tracked.artifact(_linears_table(directory), "reports")
         _track_layer_errors(run, directory, tracked)
-        tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
+        for name in ("config.json", MANIFEST):
+            tracked.artifact(directory.checkpoint / name, "checkpoint")
+        tracked.tag("mbs.checkpoint", str(directory.checkpoint))
+        tracked.tag("mbs.checkpoint_sha256", hashlib.sha256((directory.checkpoint / MANIFEST).read_bytes()).hexdigest())
         tracked.finish("FINISHED")
         return tracked.sync()
 

@@ -102,6 +102,9 @@ class TrackedRun:
 
         self.enqueue(deliver)
 
+    def tag(self, name: str, value: str) -> None:
+        self.enqueue(lambda client: client.set_tag(self.run_id, name, value))
+
     def enqueue(self, deliver: "Callable[[MlflowClient], None]") -> None:
         """Do this with MLflow after all that was asked for before, now or once MLflow is back.
 

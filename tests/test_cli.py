@@ -69,7 +69,8 @@ def test_allocate_refuses_with_one_line(arguments: tuple, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["allocate", "compress", "evaluate", "similarity", "sweep", "compare", "report", "export", "ui"]
+    "command",
+    ["allocate", "compress", "evaluate", "similarity", "sweep", "compare", "report", "export", "verify", "ui"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = invoke(command, "--help")

@@ -14,6 +14,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.block_files import block_file
 from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.manifest import write_manifest
 from mbs_ray.model.packed import IntegerScheme, check_loadable, write_quantization
 
 CARD = "README.md"
@@ -77,12 +78,13 @@ def _require(wanted: AbstractSet[str], headers: Headers) -> None:
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A folder to fill, which then becomes ``target``."""
+    """A folder to fill, which gets a manifest and then becomes ``target``."""
     partial = target.with_name(f"{target.name}.mbs.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        write_manifest(partial)
     except BaseException:
         shutil.rmtree(partial)
         raise
