@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mbs_ray.calibration.hub import HubCorpus
+from mbs_ray.calibration.hub import KNOWN, HubCorpus
 from mbs_ray.calibration.parquet_shard import ParquetShard
 from mbs_ray.calibration.shards import Shard
 from mbs_ray.calibration.text_shard import TextShard
@@ -99,7 +99,10 @@ class Corpus:
 
 
 def parse_location(location: Location) -> FolderCorpus | HubCorpus:
-    """A corpus from a folder's path, or a mapping with `folder` or `dataset` and the fields of its kind."""
+    """A corpus from a folder's path, or a mapping with `folder` or `dataset` and the fields of its kind.
+
+    A data set of `KNOWN` needs its name only; what is given besides counts.
+    """
     if not isinstance(location, Mapping):
         return FolderCorpus(os.fspath(location))
     kinds = [kind for kind in (FolderCorpus, HubCorpus) if fields(kind)[0].name in location]
@@ -111,6 +114,9 @@ def parse_location(location: Location) -> FolderCorpus | HubCorpus:
             raise InputError(f"corpus: unknown field {field!r}; its fields: {', '.join(known)}")
         if not isinstance(value, str) and not (field == "config" and isinstance(value, Mapping)):
             raise InputError(f"corpus: field {field!r} must be a text, not {value!r}")
+    if kinds[0] is HubCorpus and location["dataset"] in KNOWN:
+        own = {name: value for name, value in location.items() if name != "dataset"}
+        return HubCorpus(**{**KNOWN[location["dataset"]], **own})
     return kinds[0](**location)
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from mbs_ray.calibration.corpus import open_corpus
+from mbs_ray.calibration.corpus import open_corpus, parse_location
+from mbs_ray.calibration.hub import KNOWN, HubCorpus
 from mbs_ray.calibration.segments import draw_segments
 from mbs_ray.errors import InputError
+from mbs_ray.languages import PAPER_LANGUAGES
 from tests.calibration.texts import drawn_here, request, rows_of, some_texts, write_jsonl, write_parquet
 
 
@@ -121,3 +123,13 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"en\.parquet"):
             for documents in shard.read(range(shard.unit_count)):
                 list(documents)
+
+
+def test_the_paper_s_evaluation_text_needs_no_more_than_its_name() -> None:
+    corpus = parse_location({"dataset": "xlsum", "split": "test"})
+    assert isinstance(corpus, HubCorpus) and isinstance(corpus.config, dict)
+    assert (corpus.dataset, corpus.revision, corpus.split) == ("csebuetnlp/xlsum", "refs/convert/parquet", "test")
+    assert {corpus.config[code] for code in PAPER_LANGUAGES} >= {"chinese_traditional", "swahili", "igbo"}
+    assert parse_location({"dataset": "xlsum"}) == parse_location({**KNOWN["xlsum"]})
+    with pytest.raises(InputError, match="language 'eu': no config of dataset csebuetnlp/xlsum"):
+        open_corpus({"dataset": "xlsum"}, ["eu"])
