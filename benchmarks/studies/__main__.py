@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.studies import hessian, monolingual, pairs, resistance, seeds, segments, temperature
+from benchmarks.studies import budget, hessian, monolingual, pairs, resistance, seeds, temperature
 from benchmarks.studies.similarity import similarities
 from mbs_ray.plots import save_figure
 
@@ -33,7 +33,7 @@ def main() -> None:
     results, docs = arguments.results, arguments.docs
     for name, study in {
         "resistance": (resistance, "seeds"),
-        "segments": (segments, "segments"),
+        "budget": (budget, "budget"),
         "temperature": (temperature, "temperature"),
         "seeds": (seeds, "seeds"),
         "pairs": (pairs, "pairs"),

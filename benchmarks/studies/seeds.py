@@ -24,7 +24,7 @@ def table(sweep: Path) -> pd.DataFrame:
     for (method, sampling), own in logs.groupby(level=["method", "sampling"], sort=False):
         if sampling == _BASE:
             continue
-        paired = own.droplevel(["method", "sampling"]) - logs.loc[(method, _BASE)]
+        paired = own.droplevel(["method", "sampling"]) - logs.xs((method, _BASE), level=("method", "sampling"))
         rows[method, f"{sampling} − {_BASE}"] = {column: _interval(paired[column]) for column in paired}
     return pd.DataFrame(rows).T
 
@@ -51,7 +51,7 @@ def figure(sweep: Path) -> Figure:
     for method, panel in zip(methods, axes, strict=True):
         samplings = list(dict.fromkeys(logs.loc[method].index.get_level_values("sampling")))
         for offset, sampling in enumerate(samplings):
-            own = logs.loc[(method, sampling)]
+            own = logs.xs((method, sampling), level=("method", "sampling"))
             for x, column in enumerate(own):
                 place = np.full(len(own), x + (offset - 1) * 0.22)
                 label = sampling if x == 0 else None
