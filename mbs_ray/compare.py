@@ -39,7 +39,7 @@ def compare_runs(a: Path, b: Path, out: Path | None = None) -> list[Comparison]:
     """Compare two run directories on every evaluation set they share, and draw a figure for each.
 
     Figures go to ``out``, or ``comparisons`` in B's directory. Raises :class:`InputError` where one is no finished
-    run, they share no evaluation set, or were not scored on the same tokens of one.
+    run, they share no evaluation set, were not scored on the same tokens of one, or ``out`` cannot be written.
     """
     runs = RunDirectory(a.resolve()), RunDirectory(b.resolve())
     first, second = (_run(run) for run in runs)
@@ -96,9 +96,11 @@ def _compare(a: Side, b: Side, out: Path) -> list[Comparison]:
         path = out / f"{a.name.replace('/', '-')}-{name}.png"
         compared.append(Comparison(name, a.name, b.name, found, path))
     for one in compared:
-        save_figure(
-            difference_forest(one.differences, f"{one.b} (B) against {one.a} (A), {one.evaluation}"), one.figure
-        )
+        figure = difference_forest(one.differences, f"{one.b} (B) against {one.a} (A), {one.evaluation}")
+        try:
+            save_figure(figure, one.figure)
+        except OSError as error:
+            raise InputError(f"{one.figure}: cannot be written ({error.strerror})") from error
     return compared
 
 

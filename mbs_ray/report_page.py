@@ -222,14 +222,14 @@ def _language(code: str) -> str:
 def _allocations(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """Segments by sampling and language, each distinct allocation once, with the length of its bar in percent."""
     distinct: dict[tuple[tuple[str, int], ...], str] = {}
-    for run in runs:
+    for run in (run for run in runs if run.allocation):
         key = tuple(sorted(run.allocation.items()))
         if key not in distinct:
             taken = run.sampling in distinct.values()
             distinct[key] = f"{run.sampling} ({run.label})" if taken else run.sampling
     allocations = {name: dict(key) for key, name in distinct.items()}
     codes = table_order({code for run in runs for code in (*run.languages, *run.allocation)})
-    most = max(count for counts in allocations.values() for count in counts.values())
+    most = max((count for counts in allocations.values() for count in counts.values()), default=1)
     rows = []
     for code in codes:
         counted = [counts.get(code, 0) for counts in allocations.values()]

@@ -97,7 +97,7 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
         languages=tuple(params["languages"].split(",")),
         segments=params["segments"],
         sequence_length=params["sequence_length"],
-        allocation=json.loads((directory.path / "allocation.json").read_text()),
+        allocation=_allocation(directory),
         fingerprints=params["fingerprint"],
         resolved=params["resolved"],
         versions=params["version"],
@@ -110,6 +110,12 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
         began=min(times, default=None),
         ended=max(times, default=None),
     )
+
+
+def _allocation(directory: RunDirectory) -> dict[str, int]:
+    """Empty where the command was killed before it wrote one."""
+    path = directory.path / "allocation.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _by_block(entries: list[Entry], key: str) -> dict[int, float]:

@@ -191,8 +191,9 @@ def _track_layer_errors(run: PreparedRun, directory: RunDirectory, tracked: Trac
     if not rows:
         return
     path = directory.path / "layer_errors.parquet"
-    pd.DataFrame(rows).to_parquet(path, index=False)
-    tracked.artifact(path, "reports")
+    partial = path.with_suffix(".parquet.tmp")
+    pd.DataFrame(rows).to_parquet(partial, index=False)
+    tracked.artifact(partial.replace(path), "reports")
     errors = pd.DataFrame({report.block: report.language_errors() for report in reports})
     figure = layer_error_heatmap(errors, f"Relative layer error: {_shown_name(run)}")
     tracked.artifact(save_figure(figure, directory.path / "figures" / "layer_error.png"), "figures")

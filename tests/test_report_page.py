@@ -177,6 +177,7 @@ def test_every_run_and_language_has_its_exact_numbers_and_the_best_is_marked(swe
 
 def test_a_run_that_is_not_finished_is_listed_and_a_later_page_replaces_the_first(sweep: Path) -> None:
     (sweep / "runs" / "wanda-50-equal" / "result.json").unlink()
+    (sweep / "runs" / "wanda-50-equal" / "allocation.json").unlink()  # killed early
     page = Page(write_report(sweep))
     assert "2 of 3 runs are finished" in page.text
     assert ("en", "wanda-50-equal") not in page.grids()[0]

@@ -247,6 +247,7 @@ def test_two_runs_and_a_run_and_its_dense_model_are_compared_on_every_set(swept:
         ([a], "give either RUN_B or --dense"),
         ([a, out], "no run directory"),
         ([a, b, "--dense"], "give either RUN_B or --dense"),
+        ([a, b, "--out", a / "result.json"], "cannot be written"),
     ):
         refused = invoke(app, ["compare", *map(str, arguments)])
         assert refused.exit_code == 2 and message in refused.stderr
