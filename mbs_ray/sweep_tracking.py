@@ -101,7 +101,9 @@ class SweepTracking:
         for name in ("config.json", MANIFEST):
             tracked.artifact(directory.checkpoint / name, "checkpoint")
         tracked.tag("mbs.checkpoint", str(directory.checkpoint))
-        tracked.tag("mbs.checkpoint_sha256", hashlib.sha256((directory.checkpoint / MANIFEST).read_bytes()).hexdigest())
+        manifest = directory.checkpoint / MANIFEST
+        if manifest.is_file():  # an earlier version wrote none
+            tracked.tag("mbs.checkpoint_sha256", hashlib.sha256(manifest.read_bytes()).hexdigest())
         tracked.finish("FINISHED")
         return tracked.sync()
 

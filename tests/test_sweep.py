@@ -89,6 +89,21 @@ def test_every_run_leaves_a_checkpoint_that_transformers_loads(swept: tuple[Path
         assert model.dtype == torch.bfloat16
 
 
+def test_mlflow_knows_where_every_checkpoint_lies_and_what_it_holds(swept: tuple[Path, SweepResult, str]) -> None:
+    out, result, _ = swept
+    client = MlflowClient(result.tracking_uri)
+    experiment = client.get_experiment_by_name("tiny")
+    children = client.search_runs([experiment.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert len(children) == len(LABELS)
+    for child in children:
+        checkpoint = out / "tiny" / "runs" / child.info.run_name / "checkpoint"
+        manifest = hashlib.sha256((checkpoint / "manifest.json").read_bytes()).hexdigest()
+        assert child.data.tags["mbs.checkpoint"] == str(checkpoint)
+        assert child.data.tags["mbs.checkpoint_sha256"] == manifest
+        verified = CliRunner().invoke(app, ["verify", str(checkpoint.parent)])
+        assert verified.exit_code == 0 and "all as written" in verified.output
+
+
 def test_the_allocation_is_printed_before_anything_runs(swept: tuple[Path, SweepResult, str]) -> None:
     _, _, printed = swept
     lines = printed.splitlines()
