@@ -98,11 +98,11 @@ class SweepTracking:
         tracked.note(_note(run, metrics))
         tracked.artifact(_linears_table(directory), "reports")
         _track_layer_errors(run, directory, tracked)
-        for name in ("config.json", MANIFEST):
-            tracked.artifact(directory.checkpoint / name, "checkpoint")
+        tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
         tracked.tag("mbs.checkpoint", str(directory.checkpoint))
         manifest = directory.checkpoint / MANIFEST
         if manifest.is_file():  # an earlier version wrote none
+            tracked.artifact(manifest, "checkpoint")
             tracked.tag("mbs.checkpoint_sha256", hashlib.sha256(manifest.read_bytes()).hexdigest())
         tracked.finish("FINISHED")
         return tracked.sync()

@@ -38,6 +38,7 @@ class TrackedRun:
     def __init__(
         self,
         tracking: "Tracking",
+        kind: Literal["sweep", "run"],
         parent: "TrackedRun | None",
         key: str,
         name: str,
@@ -46,7 +47,7 @@ class TrackedRun:
         journal: Journal | None,
         reopen: bool = True,
     ) -> None:
-        """reopen: whether a run that ended counts as running again."""
+        """kind: what `mbs ui` takes it for; reopen: whether a run that ended counts as running again."""
         if "'" in key:
             raise InputError(f"{key!r} cannot be the key of a run: it holds a quotation mark")
         self.run_id = ""
@@ -54,7 +55,7 @@ class TrackedRun:
         self._parent = parent
         self._name = name
         self._params = flatten(params)
-        self._identity = {_KIND_TAG: "sweep" if journal is None else "run", _KEY_TAG: key}
+        self._identity = {_KIND_TAG: kind, _KEY_TAG: key}
         self._tags = {tag: str(value) for tag, value in tags.items() if not looks_secret(tag)}
         self._journal = journal
         self._reopen = reopen

@@ -105,7 +105,7 @@ class Tracking:
 
         One that has metrics of its own, and so mostly no children, takes them from `journal`.
         """
-        return TrackedRun(self, None, key, name, params, tags, journal, reopen)
+        return TrackedRun(self, "sweep", None, key, name, params, tags, journal, reopen)
 
     def run(
         self,
@@ -118,13 +118,13 @@ class Tracking:
         reopen: bool = True,
     ) -> TrackedRun:
         """The child of `parent` with this key, continued where it exists; its metrics come from `journal`."""
-        return TrackedRun(self, parent, key, name, params, tags, journal, reopen)
+        return TrackedRun(self, "run", parent, key, name, params, tags, journal, reopen)
 
     def evaluation(
         self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], journal: Journal
     ) -> TrackedRun:
         """The run with this key of a checkpoint that was scored alone: it has no parent."""
-        return TrackedRun(self, None, key, name, params, tags, journal)
+        return TrackedRun(self, "run", None, key, name, params, tags, journal)
 
     def attempt(self, work: Callable[[], None], urgent: bool = False) -> bool:
         """Do `work` with MLflow and say whether that succeeded; `urgent` work does not wait for a pause."""

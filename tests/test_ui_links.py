@@ -41,6 +41,14 @@ def test_the_lines_lead_to_the_sweep_and_to_the_views_of_its_models(uri: str, tm
     ]
 
 
+def test_a_sweep_with_metrics_of_its_own_is_shown_and_a_lone_evaluation_is_not(uri: str, tmp_path: Path) -> None:
+    tracking = Tracking(uri, "similarity", tmp_path / "artifacts")
+    tracking.sweep("key", "similarity mini", {}, {}, journal=Journal(tmp_path / "own"))
+    tracking.evaluation("alone", "mini, 0 shots", {}, {}, Journal(tmp_path / "alone"))
+    (line,) = ui_links(uri, SERVER)
+    assert line.startswith("similarity")
+
+
 def test_the_newest_sweeps_come_first_and_old_ones_are_left_to_mlflow(uri: str, tmp_path: Path) -> None:
     for number in range(SWEEPS_SHOWN + 2):
         Tracking(uri, f"sweep-{number}", tmp_path / "artifacts").sweep("key", f"sweep-{number}", {}, {})

@@ -29,13 +29,6 @@ SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 
 
 @pytest.fixture(scope="module")
-def calibration(
-    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> SegmentSet:
-    return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 5)
-
-
-@pytest.fixture(scope="module")
 def held_out(ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> SegmentSet:
     return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 3, seed=9)
 

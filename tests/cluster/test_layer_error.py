@@ -17,14 +17,6 @@ SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 
 
 @pytest.fixture(scope="module")
-def calibration(
-    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> SegmentSet:
-    """20 segments, five of a language: microbatches of three begin in one language and end in the next."""
-    return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 5)
-
-
-@pytest.fixture(scope="module")
 def held_out(ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> SegmentSet:
     return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 1, seed=9)
 

@@ -31,14 +31,6 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def calibration(
-    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> SegmentSet:
-    """20 segments: seven microbatches of three, the last of them short."""
-    return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 5)
-
-
-@pytest.fixture(scope="module")
 def held_out(ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> SegmentSet:
     """Four segments: two microbatches, fewer than the most replicas."""
     return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 1, seed=9)
