@@ -7,8 +7,8 @@ import torch
 
 from mbs_ray.model.decoder import Decoder
 
-_VOCABULARY_CHUNK = 32_768
-_LOGIT_BYTES = 256 * 2**20
+VOCABULARY_CHUNK = 32_768
+LOGIT_BYTES = 256 * 2**20
 
 
 class Scored(NamedTuple):
@@ -31,8 +31,8 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
     once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
     """
     running: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for start in range(0, decoder.vocabulary, _VOCABULARY_CHUNK):
-        stop = min(start + _VOCABULARY_CHUNK, decoder.vocabulary)
+    for start in range(0, decoder.vocabulary, VOCABULARY_CHUNK):
+        stop = min(start + VOCABULARY_CHUNK, decoder.vocabulary)
         weight, bias = decoder.head_rows(start, stop)
         for position, (hidden, token_ids) in enumerate(microbatches):
             if position == len(running):
@@ -60,6 +60,6 @@ def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:
-    step = max(1, _LOGIT_BYTES // (4 * vocabulary))
+    step = max(1, LOGIT_BYTES // (4 * vocabulary))
     for start in range(0, tokens, step):
         yield slice(start, min(start + step, tokens))

@@ -38,8 +38,8 @@ def finished(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
 def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     layout: str, vocabulary: int, logit_bytes: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_VOCABULARY_CHUNK", vocabulary)
-    monkeypatch.setattr(scoring, "_LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", vocabulary)
+    monkeypatch.setattr(scoring, "LOGIT_BYTES", logit_bytes)
     folder = request.getfixturevalue(layout)
     ids = torch.randint(0, 400, (5, 12), generator=torch.Generator().manual_seed(3))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -56,7 +56,7 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
 
 
 def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_VOCABULARY_CHUNK", 100)
+    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 100)
     decoder = Decoder(Checkpoint(bloom), torch.float32)
     generator = torch.Generator().manual_seed(3)
     ids = [torch.randint(0, 400, (rows, 12), generator=generator) for rows in (3, 1, 2)]

@@ -8,6 +8,7 @@ GPTQ, arXiv 2210.17323, section 3).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,27 +34,36 @@ def solve_columns(
     The columns are halved recursively: when the first half is final, one product updates the second. So most
     of the work is in few large products, and every node of the recursion begins with its columns up to date.
     """
-    pivots = upper.diagonal()
-    grain = [*units, LEAF]
+    _Columns(work, upper, [*units, LEAF], final, written).solve(0, len(work))
 
-    def solve(start: int, stop: int) -> None:
+
+# Not functions within solve_columns: one that calls itself keeps all that it sees, the weight among it, until the
+# next garbage collection.
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    work: Tensor
+    upper: Tensor
+    grain: Sequence[int]
+    final: Callable[[int], Tensor]
+    written: Tensor
+
+    def solve(self, start: int, stop: int) -> None:
         if stop - start <= LEAF:
-            leaf(start, stop)
+            self._leaf(start, stop)
             return
-        unit = next(unit for unit in grain if unit < stop - start)
+        unit = next(unit for unit in self.grain if unit < stop - start)
         middle = start + -(-(stop - start) // unit) // 2 * unit
-        solve(start, middle)
-        work[middle:stop].addmm_(upper[start:middle, middle:stop].t(), work[start:middle], alpha=-1)
-        solve(middle, stop)
+        self.solve(start, middle)
+        self.work[middle:stop].addmm_(self.upper[start:middle, middle:stop].t(), self.work[start:middle], alpha=-1)
+        self.solve(middle, stop)
 
-    def leaf(start: int, stop: int) -> None:
+    def _leaf(self, start: int, stop: int) -> None:
+        work, upper, final, written, pivots = self.work, self.upper, self.final, self.written, self.upper.diagonal()
         for j in range(start, stop):
             value = final(j)
             written[j] = value
             error = work[j].sub_(value).div_(pivots[j])
             work[j + 1 : stop].addr_(upper[j, j + 1 : stop], error, alpha=-1)
-
-    solve(0, len(work))
 
 
 def solved_loss(errors: Tensor, weight: Tensor, written: Tensor, factor: InverseFactor, moment: Moment) -> float:

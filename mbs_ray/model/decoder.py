@@ -116,6 +116,12 @@ class Decoder:
         output = block(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
+    def recorded_bytes(self, microbatch: int, length: int) -> int:
+        """What is kept for microbatches of one shape, of all blocks together: masks, position biases and the like."""
+        tensors = (leaf for leaf in pytree.tree_leaves(self._recorded(microbatch, length)) if torch.is_tensor(leaf))
+        storages = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
+        return sum(storage.nbytes() for storage in storages.values())
+
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Input of block 0 for int64 token ids [microbatch, length]; only their rows are read."""
         rows, position = torch.unique(token_ids, return_inverse=True)

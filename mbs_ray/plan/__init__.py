@@ -1,0 +1,1 @@
+"""What a job needs of memory, storage and time, told before it starts."""

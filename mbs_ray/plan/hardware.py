@@ -1,0 +1,165 @@
+"""What a cluster has: nodes with their devices, memory and disks."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbs_ray.errors import InputError
+
+#: Vendor's figures of instance types that rent GPUs: GPUs, GB of each, its name, CPUs, GiB of host, GB of NVMe.
+_INSTANCES = {
+    "p4d.24xlarge": (8, 40, "A100", 96, 1152, 8000),
+    "p4de.24xlarge": (8, 80, "A100", 96, 1152, 8000),
+    "p5.48xlarge": (8, 80, "H100", 192, 2048, 30400),
+    "p5en.48xlarge": (8, 141, "H200", 192, 2048, 30400),
+    "g5.12xlarge": (4, 24, "A10G", 48, 192, 3800),
+    "g5.48xlarge": (8, 24, "A10G", 192, 768, 7600),
+    "g6e.12xlarge": (4, 48, "L40S", 48, 384, 3800),
+    "g6e.48xlarge": (8, 48, "L40S", 192, 1536, 7600),
+}
+#: What is left of a device's memory: the driver's and the libraries' own, and gaps between tensors, take the rest.
+_DEVICE_RESERVE = 2**30
+_USABLE_DEVICE = 0.95
+_USABLE_HOST = 0.95
+_ASK_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine; sizes in bytes. ``nvme`` 0: no local disk for activations."""
+
+    gpus: int
+    gpu_memory: int
+    host_memory: int
+    nvme: int = 0
+    cpus: int = 1
+    device: str = ""
+
+    @property
+    def actors(self) -> int:
+        """One on each GPU, or one on a node without."""
+        return self.gpus or 1
+
+    @property
+    def device_room(self) -> int:
+        return round(_USABLE_DEVICE * max(0, self.gpu_memory - _DEVICE_RESERVE))
+
+    @property
+    def host_room(self) -> int:
+        return round(_USABLE_HOST * self.host_memory)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Nodes in the order in which actors fill them; ``storage`` is what is free where results go, None: not known."""
+
+    nodes: tuple[Node, ...]
+    storage: int | None = None
+
+    @property
+    def cuda(self) -> bool:
+        return any(node.gpus for node in self.nodes)
+
+    @property
+    def workers(self) -> list[Node]:
+        """Nodes that take actors: those with GPUs, if any has."""
+        return [node for node in self.nodes if node.gpus] if self.cuda else list(self.nodes)
+
+    @property
+    def actors(self) -> int:
+        return sum(node.actors for node in self.workers)
+
+    @property
+    def device(self) -> str:
+        """Name of the devices, empty where they are not known."""
+        return next((node.device for node in self.workers), "")
+
+    def homes(self, actors: int) -> list[int]:
+        """Index among the workers of each actor's node: GPUs are filled node by node, CPUs dealt round."""
+        workers = self.workers
+        if not self.cuda:
+            return [actor % len(workers) for actor in range(actors)]
+        places = [index for index, node in enumerate(workers) for _ in range(node.actors)]
+        return [places[actor % len(places)] for actor in range(actors)]
+
+    def storing(self, folder: Path) -> "Hardware":
+        """With what is free in the folder, or in the nearest one above that exists."""
+        existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+        return replace(self, storage=shutil.disk_usage(existing).free)
+
+
+def this_machine(nvme_path: Path | None = None) -> Node:
+    """The node that asks: what is free on it now."""
+    import torch
+
+    from mbs_ray.cluster.host_memory import available_host_memory
+
+    gpus = torch.cuda.device_count()
+    memory = min((torch.cuda.mem_get_info(index)[0] for index in range(gpus)), default=0)
+    name = torch.cuda.get_device_name(0) if gpus else ""
+    there = nvme_path is not None and nvme_path.is_dir()
+    nvme = shutil.disk_usage(nvme_path).free if nvme_path is not None and there else 0
+    return Node(gpus, memory, available_host_memory(), nvme, os.cpu_count() or 1, name)
+
+
+def live_cluster(nvme_path: Path | None = None) -> Hardware:
+    """What every node of the connected Ray has free, asked on the node itself."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ask: Any = ray.remote(this_machine)
+    asked = []
+    for node in ray.nodes():
+        resources = node["Resources"]
+        if node["Alive"] and (resources.get("CPU", 0) or resources.get("GPU", 0)):
+            home = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            # A task that takes no GPU sees all of them.
+            asked.append((resources, ask.options(num_cpus=0, scheduling_strategy=home).remote(nvme_path)))
+    try:
+        found = ray.get([reference for _, reference in asked], timeout=_ASK_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        raise InputError(f"--address: a node did not say within {_ASK_SECONDS} s what it has") from error
+    return Hardware(
+        tuple(
+            replace(node, gpus=int(resources.get("GPU", 0)), cpus=int(resources.get("CPU", 0)))
+            for (resources, _), node in zip(asked, found, strict=True)
+        )
+    )
+
+
+def cluster_file(path: Path) -> Hardware:
+    """The workers of a Ray cluster launcher file, by their instance types, as many as ``min_workers`` (or one).
+
+    Raises :class:`InputError` naming the file where it has none that is known.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kinds = content["available_node_types"]
+        items = [(name, kind["node_config"]["InstanceType"], kind.get("min_workers", 0)) for name, kind in kinds.items()]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no available_node_types with an InstanceType each; describe the nodes with --gpus, "
+            "--gpu-memory and --host-memory instead"
+        ) from error
+    known = [(kind, least) for _, kind, least in items if kind in _INSTANCES]
+    if not known:
+        raise InputError(
+            f"{path}: none of {', '.join(kind for _, kind, _ in items)} is an instance type whose GPUs are known "
+            f"({', '.join(_INSTANCES)}); describe the nodes with --gpus, --gpu-memory and --host-memory instead"
+        )
+    wanted = [(kind, least) for kind, least in known if least] or [(known[0][0], 1)]
+    return Hardware(tuple(_instance(kind) for kind, least in wanted for _ in range(least)))
+
+
+def _instance(kind: str) -> Node:
+    gpus, gigabytes, device, cpus, host, nvme = _INSTANCES[kind]
+    return Node(gpus, gigabytes * 10**9, host * 2**30, nvme * 10**9, cpus, device)
+
+

@@ -1,0 +1,48 @@
+"""Counts the bytes of tensors that are alive, at every operation; on the meta device it needs none itself."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """While entered: ``now`` and ``peak`` bytes of storages that operations made and somebody still holds.
+
+    Tensors that were there before count nothing. Views share a storage, which counts once. What a kernel takes for
+    itself and gives back before it ends is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._see((args, kwargs), made=False)
+        result = function(*args, **(kwargs or {}))
+        self._see(result, made=True)
+        return result
+
+    def _see(self, values: Any, made: bool) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, torch.Tensor):
+                self._count(value.untyped_storage(), made)
+
+    def _count(self, storage: torch.UntypedStorage, made: bool) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = storage.nbytes() if made else 0
+        self.now += self._known[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._known.pop(key)

@@ -1,0 +1,113 @@
+"""A checkpoint of which only the configuration is known: names and shapes of all tensors, and no weights."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, PretrainedConfig
+
+from mbs_ray.errors import InputError
+from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, fetch
+
+#: Hidden size, blocks and heads by hub id; all have 250,880 rows of vocabulary. Sizes of the BLOOM repositories.
+_BLOOM = {
+    "bigscience/bloom-560m": (1024, 24, 16),
+    "bigscience/bloom-1b1": (1536, 24, 16),
+    "bigscience/bloom-1b7": (2048, 24, 16),
+    "bigscience/bloom-3b": (2560, 30, 32),
+    "bigscience/bloom-7b1": (4096, 30, 32),
+    "bigscience/bloom": (14336, 70, 112),
+}
+_BLOOM_VOCABULARY = 250_880
+_META = torch.device("meta")
+
+
+class Outline(Checkpoint):
+    """Reads like a checkpoint, but every tensor it gives is on the meta device.
+
+    ``config`` is the model's configuration, ``dtype`` what its weights are stored in.
+    """
+
+    def __init__(self, name: str, config: PretrainedConfig, dtype: torch.dtype) -> None:
+        self.folder = Path(name)
+        self._config = config
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        tied = {head for head in (model._tied_weights_keys or []) if config.tie_word_embeddings}
+        self.tensors = {
+            key: TensorInfo(self.folder, tensor.dtype, tuple(tensor.shape))
+            for key, tensor in model.state_dict().items()
+            if key not in tied
+        }
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        return self._config
+
+    def stored_name(self, name: str) -> str | None:
+        return name if name in self.tensors else None
+
+    def read(self, name: str) -> torch.Tensor:
+        info = self.tensors[name]
+        return torch.empty(info.shape, dtype=info.dtype, device=_META)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        info = self.tensors[name]
+        return torch.empty((stop - start, *info.shape[1:]), dtype=info.dtype, device=_META)
+
+    def gather_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        return self.read_rows(name, 0, len(rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors as they are stored."""
+        return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in self.tensors.values())
+
+
+class RandomOutline(Outline):
+    """One whose tensors are small random numbers in host memory: for measuring, not for results."""
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._random(self.tensors[name].shape, name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._random((stop - start, *self.tensors[name].shape[1:]), name)
+
+    def _random(self, shape: Sequence[int], name: str) -> torch.Tensor:
+        return torch.randn(shape, dtype=self.tensors[name].dtype).mul_(0.02)
+
+
+def outline(model: str, revision: str | None = None) -> Outline:
+    """Of a folder with a config.json, of a BLOOM of the hub (known without network), or of another repository.
+
+    Raises :class:`InputError` where there is no configuration, or none of a model that can be compressed.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir() and model in _BLOOM:
+        hidden, blocks, heads = _BLOOM[model]
+        config = BloomConfig(vocab_size=_BLOOM_VOCABULARY, hidden_size=hidden, n_layer=blocks, n_head=heads)
+        # The 176B is stored in bfloat16, the others in float16: as wide.
+        return Outline(model, config, torch.bfloat16 if model == "bigscience/bloom" else torch.float16)
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise InputError(f"{model}: no such folder")
+        folder = fetch(model, revision, ["config.json"])
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return Outline(str(folder), config, _stored_dtype(folder, config))
+    except (ValueError, OSError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{folder / 'config.json'}: {reason}") from error
+
+
+def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
+    """What most bytes of the checkpoint are stored in; without weights beside it, what the configuration says."""
+    try:
+        infos = Checkpoint(folder).tensors.values()
+    except InputError:
+        return getattr(config, "dtype", None) or torch.float32
+    return max(infos, key=lambda info: torch.Size(info.shape).numel()).dtype

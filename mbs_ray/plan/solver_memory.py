@@ -1,0 +1,73 @@
+"""Working memory of the methods, in bytes: their formulas, which the tests compare with what they really hold."""
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Statistic, Wanda
+from mbs_ray.methods.factor import PANEL, Factored
+from mbs_ray.methods.greedy import BUFFER_BYTES
+from mbs_ray.methods.obs import COLUMNS_AT_ONCE
+
+_FLOAT = 4
+#: A scale and a zero point of a grid as float32, the group's range before any update, and what is kept of them.
+_GRID_BYTES = 24
+
+
+def moment_bytes(statistic: Statistic, columns: int) -> int:
+    """Of the second moment at an input of so many columns."""
+    return {Statistic.NONE: 0, Statistic.DIAGONAL: _FLOAT * columns, Statistic.FULL: _FLOAT * columns**2}[statistic]
+
+
+def factor_bytes(method: Method, columns: int) -> int:
+    """Of the inverse factor while a linear is solved; twice as much while it is made in the order of activation."""
+    return _FLOAT * columns**2 if isinstance(method, Factored) else 0
+
+
+def preparing_bytes(method: Method, columns: int) -> int:
+    """What making the factor takes, the factor itself included."""
+    if not isinstance(method, Factored):
+        return 0
+    ordered = isinstance(method, GPTQ) and method.activation_order
+    factor = factor_bytes(method, columns)
+    return max(factor * (2 if ordered else 1), factor + _FLOAT * PANEL * columns // 2)
+
+
+def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int:
+    """Most of what :meth:`Method.compress` holds beside weight, moment and factor, its result included.
+
+    ``itemsize`` is that of the weight's dtype. Raises :class:`InputError` for a method it has no formula of.
+    """
+    weights = rows * columns
+    match method:
+        case GPTQ():
+            # The float32 copy, the weight as written, codes; then the results, in the order of the columns.
+            solving = (_FLOAT + itemsize + 1) * weights
+            ordered = method.activation_order
+            ending = itemsize * weights * (2 if ordered else 1) + (0 if ordered else weights)
+            grid = 0 if ordered and not method.clip_search else 3 * _FLOAT * rows * (method.group_size or columns)
+            return solving + max(ending, grid) + _grids(method.group_size, rows, columns) + method.keep_zeros * weights
+        case SparseGPTQ():
+            solving = (_FLOAT + itemsize + 2) * weights
+            grid = 4 * _FLOAT * rows * (method.group_size or columns)
+            return solving + max((itemsize + 1) * weights, grid) + _grids(method.group_size, rows, columns)
+        case SparseGPT():
+            # The float32 copy, the weight as written, the mask; then the loss, some columns at once, or the result.
+            solving = (_FLOAT + itemsize + 1 + method.keep_zeros) * weights
+            return solving + max(itemsize * weights, 3 * _FLOAT * rows * min(COLUMNS_AT_ONCE, columns))
+        case Wanda():
+            return round({"n:m": 11.25, "share": 44.0}.get(_kind(method), 19.0) * weights)
+        case Magnitude():
+            return round((3.25 if _kind(method) == "n:m" else 7.0) * weights) + itemsize * weights
+        case RTN():
+            return (12 if itemsize == _FLOAT else 16) * weights + _grids(method.group_size, rows, columns)
+        case OBC():
+            return 2 * min(BUFFER_BYTES, 8 * rows * columns**2) + 40 * columns**2
+        case OBQ():
+            return min(BUFFER_BYTES, 8 * rows * columns**2) + 40 * columns**2
+    raise InputError(f"{method.name}: no plan of its memory is known")
+
+
+def _kind(method: Wanda | Magnitude) -> str:
+    return "n:m" if method.kept_of_group else method.scope
+
+
+def _grids(group_size: int | None, rows: int, columns: int) -> int:
+    return _GRID_BYTES * rows * (1 if group_size is None else columns // group_size)

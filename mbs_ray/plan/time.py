@@ -1,0 +1,96 @@
+"""Time of a block and of a stage, part by part: operations and bytes over the rates of the hardware."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mbs_ray.methods import Statistic
+from mbs_ray.methods.factor import Factored
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.memory import block_bytes, hidden_bytes, inputs_of, linears_of
+from mbs_ray.plan.rates import Rates
+from mbs_ray.plan.work import Batches, Work
+
+#: Bytes that a score of the attention moves through memory: written, masked, softmaxed in float32 and read again.
+_BYTES_OF_A_SCORE = 40
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one run in one stage, by part. ``read`` goes on while blocks are computed, so only its excess counts."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        computing = sum(seconds for part, seconds in self.parts.items() if part != "read")
+        return max(computing, self.parts.get("read", 0.0))
+
+
+def stage_seconds(work: Work, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool) -> Seconds:
+    """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie."""
+    parts: dict[str, float] = {}
+    for index in blocks:
+        for part, seconds in _block(work, index, rates, tier, cuda).items():
+            parts[part] = parts.get(part, 0.0) + seconds
+    if last and work.evaluation:
+        tokens = sum(one.tokens for one in work.evaluation)
+        head = 2.0 * work.decoder.vocabulary * work.decoder.width * tokens
+        parts["evaluate"] = head / rates.head
+    return Seconds(parts)
+
+
+def forward_seconds(decoder: Decoder, index: int, batches: Batches, rates: Rates) -> float:
+    """Of all microbatches through one block."""
+    linears = linears_of(decoder, index).values()
+    config = decoder.checkpoint.config.get_text_config()
+    scores = config.num_attention_heads * batches.length * batches.tokens
+    operations = 2.0 * sum(rows * columns for rows, columns in linears) * batches.tokens
+    operations += 4.0 * config.hidden_size * batches.length * batches.tokens
+    return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
+
+
+def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
+    """Of the lower triangles of all inputs of a block."""
+    return float(sum(columns**2 for columns, _ in inputs_of(decoder, index))) * tokens
+
+
+def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
+    """Of the factors, of the solved linears, and how many columns they have."""
+    shapes = linears_of(decoder, index)
+    factors = sum(2 / 3 * columns**3 for columns, _ in inputs_of(decoder, index))
+    solved = sum(float(rows) * columns**2 for rows, columns in shapes.values())
+    return factors, solved, sum(columns for _, columns in shapes.values())
+
+
+def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
+    decoder, method, calibration = work.decoder, work.method, work.calibration
+    stored = block_bytes(decoder, index)
+    parts = {"read": stored / rates.read}
+    forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
+    if method is not None and calibration is not None:
+        if method.statistic is not Statistic.NONE:
+            parts["collect"] = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1)
+        if method.statistic is Statistic.FULL:
+            parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
+        factors, solved, columns = solve_operations(decoder, index)
+        measured = rates.solve.get(method.label)
+        if isinstance(method, Factored):
+            parts["factorise"] = factors / rates.exact
+            parts["solve"] = solved * measured if measured else solved / rates.exact + columns * rates.column
+        else:
+            weights = sum(rows * columns for rows, columns in linears_of(decoder, index).values())
+            parts["solve"] = weights * (measured or 1 / rates.weights)
+        parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
+        if work.per_language:
+            parts["measure"] = 2 * forwards[calibration]
+    following = [one for one in work.batches if index < decoder.blocks - 1 or one is not calibration]
+    parts["propagate"] = sum(forwards[one] for one in following) + _moving(decoder, following, rates, tier, cuda, 2)
+    return parts
+
+
+def _moving(decoder: Decoder, batches: Iterable[Batches], rates: Rates, tier: str, cuda: bool, ways: int) -> float:
+    """Activations to and from their tier; nothing where they lie in the memory that computes."""
+    if tier == "none" or (tier == "host" and not cuda):
+        return 0.0
+    size = sum(hidden_bytes(decoder, one, one.segments) for one in batches)
+    return ways * size / (rates.nvme if tier == "nvme" else rates.link)

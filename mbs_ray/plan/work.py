@@ -1,0 +1,137 @@
+"""What a run asks of the stages, as far as memory and time go."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mbs_ray.cluster.plan import auto_microbatch
+from mbs_ray.languages import parse_languages
+from mbs_ray.methods import Method
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.outline import outline
+from mbs_ray.specs import EvaluationSpec, RunSpec
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Segments of one length that go through the blocks ``microbatch`` at a time."""
+
+    segments: int
+    length: int
+    microbatch: int
+
+    @property
+    def tokens(self) -> int:
+        return self.segments * self.length
+
+    @property
+    def count(self) -> int:
+        """Microbatches."""
+        return -(-self.segments // self.microbatch)
+
+    @property
+    def rows(self) -> int:
+        """Segments in the largest microbatch."""
+        return min(self.segments, self.microbatch)
+
+    @property
+    def shapes(self) -> set[int]:
+        """Numbers of segments of its microbatches: the last may be a smaller one."""
+        return {self.rows, self.segments % self.microbatch or self.rows}
+
+    def of_replica(self, replicas: int) -> "Batches":
+        """What the replica with the most takes."""
+        return Batches(min(self.segments, -(-self.count // replicas) * self.microbatch), self.length, self.microbatch)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run; ``method`` None is the evaluation of the dense model. ``decoder`` is on the meta device."""
+
+    label: str
+    decoder: Decoder
+    method: Method | None
+    calibration: Batches | None
+    evaluation: tuple[Batches, ...]
+    per_language: bool = False
+    true_sequential: bool = False
+    keep: str = "checkpoint"
+
+    @property
+    def batches(self) -> tuple[Batches, ...]:
+        return (*((self.calibration,) if self.calibration else ()), *self.evaluation)
+
+    def of_replica(self, replicas: int) -> "Work":
+        calibration = None if self.calibration is None else self.calibration.of_replica(replicas)
+        evaluation = tuple(one.of_replica(replicas) for one in self.evaluation)
+        return Work(
+            self.label,
+            self.decoder,
+            self.method,
+            calibration,
+            evaluation,
+            self.per_language,
+            self.true_sequential,
+            self.keep,
+        )
+
+
+class Outlines:
+    """Decoders without weights, each built once."""
+
+    def __init__(self, cuda: bool) -> None:
+        self._cuda = cuda
+        self._built: dict[tuple[str, str | None, str], Decoder] = {}
+
+    def decoder(self, model: str, revision: str | None, compute_dtype: str) -> Decoder:
+        key = model, revision, compute_dtype
+        if key not in self._built:
+            checkpoint = outline(model, revision)
+            stored = max(checkpoint.tensors.values(), key=lambda info: torch.Size(info.shape).numel()).dtype
+            auto = stored if self._cuda else torch.float32
+            dtype = auto if compute_dtype == "auto" else getattr(torch, compute_dtype)
+            self._built[key] = Decoder(checkpoint, dtype, "meta")
+        return self._built[key]
+
+
+def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines) -> list[Work]:
+    """One for every run, after one for every dense model that runs are compared with.
+
+    Evaluation sets count as many segments as they take at most; those that take all their text count nothing.
+    """
+    works: dict[str, Work] = {}
+    for spec, label in zip(specs, labels, strict=True):
+        decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
+        languages = len(parse_languages(spec.languages)) if spec.languages != "all" else 0
+        evaluation = tuple(
+            batches
+            for one in spec.evaluation.values()
+            if (batches := _evaluation(one, languages, spec)) is not None
+        )
+        if evaluation:
+            name = f"dense-{Path(spec.model).name}"
+            works.setdefault(name, Work(name, decoder, None, None, evaluation))
+        microbatch = _microbatch(spec, spec.sequence_length)
+        works[label] = Work(
+            label,
+            decoder,
+            spec.method,
+            Batches(spec.segments, spec.sequence_length, microbatch),
+            evaluation,
+            spec.per_language,
+            spec.true_sequential,
+        )
+    return sorted(works.values(), key=lambda work: work.method is not None)
+
+
+def _evaluation(one: EvaluationSpec, languages: int, spec: RunSpec) -> Batches | None:
+    if one.segments is None:
+        return None
+    length = one.sequence_length or spec.sequence_length
+    return Batches(one.segments * languages, length, _microbatch(spec, spec.sequence_length))
+
+
+def _microbatch(spec: RunSpec, length: int) -> int:
+    return auto_microbatch(length) if spec.microbatch == "auto" else spec.microbatch

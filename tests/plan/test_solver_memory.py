@@ -1,0 +1,73 @@
+"""The formulas of working memory against the tensors that the methods really hold."""
+
+import pytest
+import torch
+
+from mbs_ray.errors import InputError
+from mbs_ray.methods import METHODS, Moment, Statistic, build_method
+from mbs_ray.methods.factor import Factored
+from mbs_ray.plan.live_bytes import LiveBytes
+from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
+
+_CASES = [
+    {"name": "sparsegpt"},
+    {"name": "sparsegpt", "keep_zeros": True},
+    {"name": "sparsegpt", "pattern": "2:4"},
+    {"name": "gptq", "bits": 4, "group_size": 128},
+    {"name": "gptq", "bits": 3},
+    {"name": "gptq", "bits": 3, "keep_zeros": True},
+    {"name": "gptq", "bits": 4, "group_size": 128, "activation_order": True},
+    {"name": "gptq", "bits": 4, "activation_order": True},
+    {"name": "gptq", "bits": 4, "clip_search": True},
+    {"name": "sparsegpt+gptq", "bits": 4, "group_size": 128},
+    {"name": "sparsegpt+gptq", "bits": 4},
+    {"name": "wanda"},
+    {"name": "wanda", "scope": "linear"},
+    {"name": "wanda", "scope": "share"},
+    {"name": "wanda", "pattern": "2:4"},
+    {"name": "magnitude"},
+    {"name": "magnitude", "pattern": "2:4"},
+    {"name": "rtn", "bits": 4, "group_size": 128},
+    {"name": "rtn", "bits": 4},
+    {"name": "obc"},
+    {"name": "obq", "bits": 4},
+]
+
+
+def _moment(method, columns):
+    if method.statistic is Statistic.NONE:
+        return None
+    moment = Moment.zeros(columns, method.statistic)
+    moment.add(torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(0)))
+    return moment
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("spec", _CASES, ids=str)
+def test_a_method_holds_what_the_plan_says_and_gives_it_back(spec, dtype):
+    method = build_method(spec)
+    rows, columns = (48, 128) if spec["name"] in ("obc", "obq") else (512, 1024)
+    weight = torch.randn(rows, columns).to(dtype)
+    with torch.inference_mode():
+        moment = _moment(method, columns)
+        prepared = {}
+        if isinstance(method, Factored):
+            with LiveBytes() as preparing:
+                prepared = {"factor": method.prepare(moment)}
+            assert preparing.peak == pytest.approx(preparing_bytes(method, columns), rel=0.1)
+            assert preparing.now == pytest.approx(factor_bytes(method, columns), rel=0.01)
+        with LiveBytes() as solving:
+            result = method.compress(weight, moment, **prepared)
+    assert solving.peak == pytest.approx(solving_bytes(method, rows, columns, dtype.itemsize), rel=0.06)
+    parts = [result.weight, result.codes, result.scales, result.zeros]
+    assert solving.now == pytest.approx(sum(part.nbytes for part in parts if part is not None), rel=0.01)
+
+
+def test_every_method_has_a_formula():
+    assert {build_method(spec).name for spec in _CASES} == set(METHODS)
+
+    class Unknown:
+        name = "unknown"
+
+    with pytest.raises(InputError, match="unknown: no plan"):
+        solving_bytes(Unknown(), 8, 8, 2)
