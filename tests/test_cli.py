@@ -78,6 +78,14 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"Example: mbs {command}" in " ".join(result.stdout.split())
 
 
+def test_help_waits_for_no_heavy_import() -> None:
+    heavy = "torch", "ray", "mlflow", "transformers", "pandas", "pydantic", "matplotlib"
+    asked = f"import sys, mbs_ray.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "mbs_ray.cli", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "allocate" in shown.stdout
+
+
 class Bad:
     """One bad input: what is done to model, corpus and sweep file, and what the error must name."""
 
