@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -202,10 +203,15 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
     options = ("--sequence-length", 32, "--threads", 1, "--evaluate", held_out, "--evaluation-segments", 2)
     before = set(actors())
-    result = invoke("compress", *common, *options, "--method", "wanda:pattern=2:4", "--out", tmp_path / "out")
+    measured = ("--method", "wanda:pattern=2:4", "--per-language", "--true-sequential")
+    result = invoke("compress", *common, *options, *measured, "--out", tmp_path / "out")
     assert set(actors()) - before
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "out" / "compress" / "runs" / "wanda-2-4-proportional" / "checkpoint" / "config.json").is_file()
+    run = tmp_path / "out" / "compress" / "runs" / "wanda-2-4-proportional"
+    assert (run / "checkpoint" / "config.json").is_file()
+    signature = json.loads((run / "signature.json").read_text())
+    assert (signature["true_sequential"], signature["per_language"]) == (True, True)
+    assert set(pd.read_parquet(run / "layer_errors.parquet")["language"]) == {"en", "fr", "hi", "sw"}
     assert "geomean" in result.stdout
     evaluated = invoke(
         "evaluate", hub_bloom, "--corpus", corpus, "--languages", "sw", "--sequence-length", 32,

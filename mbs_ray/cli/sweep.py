@@ -59,6 +59,12 @@ def compress(
     ] = False,
     compute_dtype: ComputeDtype = "auto",
     microbatch: Annotated[str, typer.Option("--microbatch", help="Segments in one forward, or auto.")] = "auto",
+    true_sequential: Annotated[
+        bool, typer.Option("--true-sequential", help="Linears of a block see those before them compressed.")
+    ] = False,
+    per_language: Annotated[
+        bool, typer.Option("--per-language", help="Measure what every linear loses in each calibration language.")
+    ] = False,
     stages: Stages = None,
     replicas: Replicas = None,
     threads: Threads = None,
@@ -85,6 +91,8 @@ def compress(
             "evaluation": evaluation_sets(evaluate or [], evaluation_segments),
             "compute_dtype": compute_dtype,
             "microbatch": int(microbatch) if microbatch.isdigit() else microbatch,
+            "true_sequential": true_sequential,
+            "per_language": per_language,
         }
         content = {
             "name": name,
