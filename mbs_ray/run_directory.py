@@ -14,6 +14,8 @@ SIGNATURE = "signature.json"
 RESULT = "result.json"
 TRACKING = "tracking.json"
 CARD = "card.json"
+ALLOCATION = "allocation.json"
+SPEC = "spec.json"
 
 
 class RunDirectory:
@@ -44,7 +46,7 @@ class RunDirectory:
             if before.get(field) != now.get(field):
                 raise InputError(
                     f"{self.path}: was begun with {field} {before.get(field)!r}, now it is {now.get(field)!r}; "
-                    "give the sweep another name, or remove this folder"
+                    "give the same as then, give the sweep another name, or remove this folder"
                 )
 
     def claim(self, signature: Mapping[str, Any]) -> None:
@@ -86,6 +88,11 @@ class RunDirectory:
         """Under which keys and names MLflow knows the run and its sweep; None where it was never told of them."""
         path = self.path / TRACKING
         return json.loads(path.read_text()) if path.is_file() else None
+
+    def allocation(self) -> dict[str, int]:
+        """Calibration segments by language; empty where the command was killed before it wrote them."""
+        path = self.path / ALLOCATION
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / RESULT, result)
