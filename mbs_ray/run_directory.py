@@ -49,6 +49,19 @@ class RunDirectory:
                     "give the same as then, give the sweep another name, or remove this folder"
                 )
 
+    def refuse_other_first_set(self, name: str) -> None:
+        """Raise :class:`InputError` where the run was begun with another evaluation set in the first place.
+
+        The first set has metrics without its name (``ppl/sw``): they would be taken for those of the other.
+        """
+        told = self.told()
+        first = "" if told is None else told["run"]["params"]["evaluation"].partition(",")[0]
+        if first and name and name != first:
+            raise InputError(
+                f"{self.path}: was begun with evaluation set {first!r} first, now {name!r} is; keep the first one first "
+                "(its metrics are named without it), give the sweep another name, or remove this folder"
+            )
+
     def claim(self, signature: Mapping[str, Any]) -> None:
         """Make the directory that of a run with this signature, if it is new."""
         self.blocks.mkdir(parents=True, exist_ok=True)
