@@ -58,7 +58,7 @@ class RunDirectory:
         first = "" if told is None else told["run"]["params"]["evaluation"].partition(",")[0]
         if first and name and name != first:
             raise InputError(
-                f"{self.path}: was begun with evaluation set {first!r} first, now {name!r} is; keep the first one first "
+                f"{self.path}: was begun with evaluation set {first!r} first, now {name!r} is; keep the first one "
                 "(its metrics are named without it), give the sweep another name, or remove this folder"
             )
 

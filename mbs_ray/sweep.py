@@ -252,7 +252,7 @@ class _Conductor:
             dense = language_scores(self._jobs.dense_scores(run, name))
             metrics |= evaluation_metrics(name if position else None, compressed, dense)
             scores[name] = dense, compressed
-        card = card_facts(run, scores)
+        card = card_facts(run, scores, metrics)
         directory.keep_card(card)
         outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
         shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
