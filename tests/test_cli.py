@@ -215,9 +215,11 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     assert "geomean" in result.stdout
     evaluated = invoke(
         "evaluate", hub_bloom, "--corpus", corpus, "--languages", "sw", "--sequence-length", 32,
-        "--threads", 1, "--out", tmp_path / "out",
+        "--threads", 1, "--out", tmp_path / "out", "--join", "blank_line",
     )  # fmt: skip
     assert evaluated.exit_code == 0, evaluated.output
+    drawn = [json.loads(pq.read_schema(path).metadata[b"mbs_ray"]) for path in tmp_path.glob("out/segments/*.parquet")]
+    assert [one["request"]["join"] for one in drawn if one["allocation"].keys() == {"sw"}] == ["blank_line"]
     assert "bits per byte" in evaluated.stdout and "sw" in evaluated.stdout
 
 

@@ -1,7 +1,7 @@
 """``mbs evaluate | similarity``: what is asked of a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -41,6 +41,9 @@ def evaluate(
         int | None, typer.Option("--segments", min=1, help="At most so many per language; default: all text.")
     ] = None,
     sequence_length: SequenceLength = 2048,
+    join: Annotated[
+        Literal["end_token", "blank_line"], typer.Option("--join", help="What stands between documents of --corpus.")
+    ] = "end_token",
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Of lm-evaluation-harness, or groups of them: xnli,xcopa,pawsx")
     ] = None,
@@ -82,7 +85,8 @@ def evaluate(
             "offload": Offload(offload, nvme_path and nvme_path.absolute()),
         }
         if corpus:
-            _score_text(model_given(model), evaluation_sets(corpus, segments), sequence_length, languages, how)
+            asked = {"sequence_length": sequence_length, "join": join}
+            _score_text(model_given(model), evaluation_sets(corpus, segments), asked, languages, how)
         if tasks is not None:
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             _score_tasks(model_given(model), names, {"shots": shots, "limit": limit, "include_path": include_path}, how)
@@ -134,17 +138,14 @@ def similarity(
 
 
 def _score_text(
-    model: str, corpora: dict[str, dict[str, Any]], sequence_length: int, languages: str, how: dict[str, Any]
+    model: str, corpora: dict[str, dict[str, Any]], asked: dict[str, Any], languages: str, how: dict[str, Any]
 ) -> None:
     from mbs_ray.evaluate import evaluate_model
     from mbs_ray.specs import EvaluationSpec, validated
     from mbs_ray.tables import score_table
 
     console = Console()
-    sets = {
-        set_name: validated(EvaluationSpec, {**content, "sequence_length": sequence_length})
-        for set_name, content in corpora.items()
-    }
+    sets = {set_name: validated(EvaluationSpec, {**content, **asked}) for set_name, content in corpora.items()}
     for set_name, (path, scores) in evaluate_model(model, languages=languages, sets=sets, **how).items():
         console.print(score_table(f"{Path(model).name} on {set_name}", scores))
         console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
