@@ -171,6 +171,7 @@ def evaluation_requests(
             at_most=one.segments,
             sequence_length=length,
             seed=EVALUATION_SEED,
+            join=one.join,
         )
     return requests
 

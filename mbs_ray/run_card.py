@@ -1,11 +1,11 @@
 """What the model card of a run says, gathered while the run's own words for it are at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mbs_ray import __version__
 from mbs_ray.calibration.sampling import sampling_spec
-from mbs_ray.evaluation.perplexity import LanguageScore
+from mbs_ray.evaluation.perplexity import LanguageScore, stored_interval
 from mbs_ray.methods import method_spec
 from mbs_ray.model.card import CardFacts, EvaluationScores
 from mbs_ray.prepare import PreparedRun
@@ -14,8 +14,11 @@ from mbs_ray.prepare import PreparedRun
 Scores = tuple[Mapping[str, LanguageScore], Mapping[str, LanguageScore]]
 
 
-def card_facts(run: PreparedRun, scores: Mapping[str, Scores]) -> CardFacts:
-    """The facts of a run that was scored; ``scores`` go by evaluation set."""
+def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[str, float]) -> CardFacts:
+    """The facts of a run that was scored; ``scores`` go by evaluation set, the first one first.
+
+    ``metrics`` are all of its :func:`~mbs_ray.evaluation.perplexity.evaluation_metrics`, for their intervals.
+    """
     model = run.spec.model
     return CardFacts(
         model=run.model.name,
@@ -32,8 +35,16 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores]) -> CardFacts:
                 name,
                 {code: (one.perplexity, compressed[code].perplexity) for code, one in dense.items()},
                 {code: (one.bits_per_byte, compressed[code].bits_per_byte) for code, one in dense.items()},
+                _intervals(metrics, f"ppl{f'_{name}' if position else ''}", dense),
+                _intervals(metrics, f"ppl_increase{f'_{name}' if position else ''}", [*dense, "geomean"]),
             )
-            for name, (dense, compressed) in scores.items()
+            for position, (name, (dense, compressed)) in enumerate(scores.items())
         ],
         version=__version__,
     )
+
+
+def _intervals(metrics: Mapping[str, float], metric: str, rows: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """The interval of each row that has one, as plain values."""
+    known = {row: stored_interval(metrics, f"{metric}/{row}") for row in rows}
+    return {row: (interval.low, interval.high) for row, interval in known.items() if interval is not None}

@@ -14,6 +14,8 @@ SIGNATURE = "signature.json"
 RESULT = "result.json"
 TRACKING = "tracking.json"
 CARD = "card.json"
+ALLOCATION = "allocation.json"
+SPEC = "spec.json"
 
 
 class RunDirectory:
@@ -44,8 +46,21 @@ class RunDirectory:
             if before.get(field) != now.get(field):
                 raise InputError(
                     f"{self.path}: was begun with {field} {before.get(field)!r}, now it is {now.get(field)!r}; "
-                    "give the sweep another name, or remove this folder"
+                    "give the same as then, give the sweep another name, or remove this folder"
                 )
+
+    def refuse_other_first_set(self, name: str) -> None:
+        """Raise :class:`InputError` where the run was begun with another evaluation set in the first place.
+
+        The first set has metrics without its name (``ppl/sw``): they would be taken for those of the other.
+        """
+        told = self.told()
+        first = "" if told is None else told["run"]["params"]["evaluation"].partition(",")[0]
+        if first and name and name != first:
+            raise InputError(
+                f"{self.path}: was begun with evaluation set {first!r} first, now {name!r} is; keep the first one "
+                "(its metrics are named without it), give the sweep another name, or remove this folder"
+            )
 
     def claim(self, signature: Mapping[str, Any]) -> None:
         """Make the directory that of a run with this signature, if it is new."""
@@ -86,6 +101,11 @@ class RunDirectory:
         """Under which keys and names MLflow knows the run and its sweep; None where it was never told of them."""
         path = self.path / TRACKING
         return json.loads(path.read_text()) if path.is_file() else None
+
+    def allocation(self) -> dict[str, int]:
+        """Calibration segments by language; empty where the command was killed before it wrote them."""
+        path = self.path / ALLOCATION
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def finish(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / RESULT, result)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from mbs_ray.calibration.sampling import Sampling, build_sampling, sampling_spec
+from mbs_ray.calibration.tokenization import Join
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Method, build_method, method_spec
 
@@ -59,6 +60,9 @@ class EvaluationSpec(_Spec):
     )
     sequence_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="tokens in a segment; null: as in calibration"
+    )
+    join: Join = Field(
+        "end_token", description="what stands between documents: the model's end token, or a blank line (the paper's)"
     )
 
 

@@ -14,7 +14,7 @@ from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations
 from mbs_ray.deaths import DEATHS_ALLOWED, Deaths
-from mbs_ray.errors import StageDiedError
+from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.interrupt import interrupted_by_sigterm
 from mbs_ray.model.block_files import block_file, write_outside
@@ -73,6 +73,7 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
         progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
         for run in runs:
             places.run(run.label).refuse_changed(jobs.signature(run))
+            places.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
         segments.update(_draw(runs, places, progress))
         for run in runs:
             places.run(run.label).claim(jobs.signature(run))
@@ -143,9 +144,7 @@ class _Conductor:
             finished = [run for label, run in self._runs.items() if label in self._metrics]
             conclude(finished, self._metrics, self._jobs, self._tracked.parent, result)
             self._spans.conclude(self._jobs.places, self._tracked.parent, result, self._progress.say)
-            page = write_report(self._jobs.places.sweep)
-            self._tracked.parent.artifact(page)
-            result.files.append(page)
+            self._write_page(result)
             status = "FAILED" if self._failed else "FINISHED"
             return result
         except (KeyboardInterrupt, SystemExit):
@@ -155,6 +154,18 @@ class _Conductor:
         finally:
             if not self._tracked.close(status):
                 self._progress.say(f"MLflow at {uri} has not taken everything yet; the same command tries again")
+
+    def _write_page(self, result: SweepResult) -> None:
+        """The report of all runs. They are finished whatever becomes of it."""
+        folder = self._jobs.places.sweep
+        try:
+            page = write_report(folder)
+        except Exception as error:  # whatever it is, it is no reason to call finished runs failed
+            what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            self._progress.say(f"the report was not written: {what}; once that is mended: mbs report {folder}")
+            return
+        self._tracked.parent.artifact(page)
+        result.files.append(page)
 
     def _open_jobs(self) -> dict[str, Job]:
         """Dense evaluations first, then the runs that are not finished."""
@@ -241,7 +252,7 @@ class _Conductor:
             dense = language_scores(self._jobs.dense_scores(run, name))
             metrics |= evaluation_metrics(name if position else None, compressed, dense)
             scores[name] = dense, compressed
-        card = card_facts(run, scores)
+        card = card_facts(run, scores, metrics)
         directory.keep_card(card)
         outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
         shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]

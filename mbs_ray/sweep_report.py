@@ -1,6 +1,5 @@
 """What the folder of a sweep says about its runs: read for the report, without Ray, MLflow or the model."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +96,7 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
         languages=tuple(params["languages"].split(",")),
         segments=params["segments"],
         sequence_length=params["sequence_length"],
-        allocation=_allocation(directory),
+        allocation=directory.allocation(),
         fingerprints=params["fingerprint"],
         resolved=params["resolved"],
         versions=params["version"],
@@ -110,12 +109,6 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
         began=min(times, default=None),
         ended=max(times, default=None),
     )
-
-
-def _allocation(directory: RunDirectory) -> dict[str, int]:
-    """Empty where the command was killed before it wrote one."""
-    path = directory.path / "allocation.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _by_block(entries: list[Entry], key: str) -> dict[int, float]:

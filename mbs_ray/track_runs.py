@@ -6,13 +6,13 @@ from pathlib import Path
 
 from mbs_ray.errors import InputError
 from mbs_ray.journal import Journal
-from mbs_ray.run_directory import TRACKING, RunDirectory
-from mbs_ray.sweep_tracking import journal_blocks, journal_result
+from mbs_ray.run_directory import ALLOCATION, SPEC, TRACKING, RunDirectory
+from mbs_ray.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking import DATABASE, Tracking, default_tracking_uri
 
 
 def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
-    """Replay the journal of a run, or of all runs of a sweep: (run, whether MLflow has taken everything).
+    """Replay what a run, or all runs of a sweep, measured: (run, whether MLflow has taken everything).
 
     What MLflow has already is not doubled. Raises :class:`InputError` where the folder is neither, or the server
     at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
@@ -52,10 +52,13 @@ def _track(directory: RunDirectory, uri: str | None) -> bool:
     tracking = Tracking(uri or default_tracking_uri(out), told["experiment"], out / "artifacts")
     sweep = tracking.sweep(**told["sweep"], reopen=False)
     run = tracking.run(sweep, **told["run"], journal=Journal(directory.journal), reopen=False)
+    for name in (ALLOCATION, SPEC):
+        if (directory.path / name).is_file():  # not where the command was killed early
+            run.artifact(directory.path / name)
     if result is None:
         journal_blocks(directory, over=False)
     else:
-        journal_result(directory, result["metrics"])
+        track_results(directory, result["metrics"], run)
         run.finish("FINISHED")
         if all(RunDirectory(path).result() for path in directory.path.parent.iterdir()):
             sweep.finish("FINISHED")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +77,14 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert f"Example: mbs {command}" in " ".join(result.stdout.split())
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    heavy = "torch", "ray", "mlflow", "transformers", "pandas", "pydantic", "matplotlib"
+    asked = f"import sys, mbs_ray.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "mbs_ray.cli", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "allocate" in shown.stdout
 
 
 class Bad:
@@ -194,16 +203,23 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
     options = ("--sequence-length", 32, "--threads", 1, "--evaluate", held_out, "--evaluation-segments", 2)
     before = set(actors())
-    result = invoke("compress", *common, *options, "--method", "wanda:pattern=2:4", "--out", tmp_path / "out")
+    measured = ("--method", "wanda:pattern=2:4", "--per-language", "--true-sequential")
+    result = invoke("compress", *common, *options, *measured, "--out", tmp_path / "out")
     assert set(actors()) - before
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "out" / "compress" / "runs" / "wanda-2-4-proportional" / "checkpoint" / "config.json").is_file()
+    run = tmp_path / "out" / "compress" / "runs" / "wanda-2-4-proportional"
+    assert (run / "checkpoint" / "config.json").is_file()
+    signature = json.loads((run / "signature.json").read_text())
+    assert (signature["true_sequential"], signature["per_language"]) == (True, True)
+    assert set(pd.read_parquet(run / "layer_errors.parquet")["language"]) == {"en", "fr", "hi", "sw"}
     assert "geomean" in result.stdout
     evaluated = invoke(
         "evaluate", hub_bloom, "--corpus", corpus, "--languages", "sw", "--sequence-length", 32,
-        "--threads", 1, "--out", tmp_path / "out",
+        "--threads", 1, "--out", tmp_path / "out", "--join", "blank_line",
     )  # fmt: skip
     assert evaluated.exit_code == 0, evaluated.output
+    drawn = [json.loads(pq.read_schema(path).metadata[b"mbs_ray"]) for path in tmp_path.glob("out/segments/*.parquet")]
+    assert [one["request"]["join"] for one in drawn if one["allocation"].keys() == {"sw"}] == ["blank_line"]
     assert "bits per byte" in evaluated.stdout and "sw" in evaluated.stdout
 
 

@@ -170,9 +170,17 @@ def test_every_folder_has_a_card_that_says_what_was_measured_and_no_path(runs: P
         for language in ("en", "fr", "sw", "hi"):
             row = next(line for line in section.splitlines() if line.startswith(f"| {language} |"))
             _, _, _, now, increase, _, bits, _ = (cell.strip() for cell in row.split("|"))
-            assert now == f"{metrics[f'ppl{tail}/{language}']:.3f}"
-            assert increase == f"{metrics[f'ppl_increase{tail}/{language}']:.3f}"
+            assert now == with_interval(metrics, "ppl", tail, language)
+            assert increase == with_interval(metrics, "ppl_increase", tail, language)
             assert bits == f"{metrics[f'bpb{tail}/{language}']:.4f}"
+        mean = with_interval(metrics, "ppl_increase", tail, "geomean")
+        assert f"Geometric mean of the increase: {mean}." in section
+
+
+def with_interval(metrics: dict[str, float], metric: str, tail: str, language: str) -> str:
+    value, low, high = (metrics[f"{metric}{end}{tail}/{language}"] for end in ("", "_ci95_low", "_ci95_high"))
+    assert low <= value <= high
+    return f"{value:.3f} ({low:.3f} … {high:.3f})"
 
 
 def test_a_run_that_is_only_assembled_again_has_the_same_card_and_checkpoint(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+import yaml
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from rich.console import Console
@@ -189,21 +190,56 @@ def test_the_same_command_again_computes_nothing_and_doubles_nothing(
     assert len(client.get_metric_history(child.info.run_id, "block/seconds")) == 4
 
 
+def test_a_report_that_cannot_be_written_fails_neither_runs_nor_sweep_and_is_made_up_for(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
+) -> None:
+    out, result, _ = swept
+    sweep = spec(bloom, corpus, held_out).model_dump(mode="json", exclude={"run", "nvme_path"})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**sweep, **spec(bloom, corpus, held_out).run}, sort_keys=False))
+    page, invoke = out / "tiny" / "report.html", CliRunner(env={"COLUMNS": "160"}).invoke
+    page.unlink()
+    page.mkdir()  # stands in the way of the file
+    try:
+        done = invoke(app, ["sweep", str(tmp_path / "tiny.yaml"), "--out", str(out)])
+    finally:
+        page.rmdir()
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.split())
+    assert f"the report was not written: {page}: cannot be written (Is a directory)" in said
+    assert f"once that is mended: mbs report {page.parent}" in said
+    assert f"written: {page}" not in done.stdout.splitlines()
+    parent = MlflowClient(result.tracking_uri).search_runs(
+        [MlflowClient(result.tracking_uri).get_experiment_by_name("tiny").experiment_id], "tags.`mbs.kind` = 'sweep'"
+    )
+    assert [run.info.status for run in parent] == ["FINISHED"]
+    assert invoke(app, ["report", str(page.parent)]).exit_code == 0 and page.is_file()
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"seed": 5}, "calibration"),
         ({"microbatch": 7}, "microbatch"),
         ({"segments": 16}, "calibration"),
-        ({"per_language": True}, "per_language False"),
+        ({"per_language": True}, "per_language False, now it is True"),
     ],
 )
 def test_a_changed_field_is_refused_by_name(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, changes: dict, field: str
 ) -> None:
     out, _, _ = swept
-    with pytest.raises(InputError, match=f"was begun with {field}"):
+    advice = "; give the same as then, give the sweep another name, or remove this folder"
+    with pytest.raises(InputError, match=f"was begun with {field}.*{advice}$"):
         run_sweep(spec(bloom, corpus, held_out, **changes), out)
+
+
+def test_another_first_evaluation_set_is_refused_since_its_metrics_have_no_set_in_their_names(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path
+) -> None:
+    out, _, _ = swept
+    turned = dict(reversed(spec(bloom, corpus, held_out).run["evaluation"].items()))
+    with pytest.raises(InputError, match="was begun with evaluation set 'held-out' first, now 'all' is; keep"):
+        run_sweep(spec(bloom, corpus, held_out, evaluation=turned), out)
 
 
 def test_a_changed_method_under_the_same_label_is_refused_by_name(
@@ -307,6 +343,15 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
             for run in children
         }
     assert metrics[there] == metrics[here]
+    named = [
+        {
+            run.info.run_name: {one.path for one in client.list_artifacts(run.info.run_id)}
+            for run in client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+            if "sampling" in run.data.tags
+        }
+        for client in (here, there)
+    ]
+    assert named[0] == named[1] and "reports" in named[1][LABELS[0]]
     with pytest.raises(InputError, match="neither the folder of a run nor that of a sweep"):
         list(track_runs(out, uri))
 

@@ -3,15 +3,19 @@
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
+from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun, prepare_runs
-from mbs_ray.report import BlockReport, LayerError, write_report
+from mbs_ray.report import BlockReport, LayerError, LinearReport, write_report
 from mbs_ray.specs import SweepSpec, validated
 from mbs_ray.sweep_tracking import SweepTracking
+from mbs_ray.track_runs import track_runs
 from mbs_ray.tracking import Tracking, database_uri
 from mbs_ray.ui_views import own_views, view_state
 
@@ -172,3 +176,58 @@ def test_what_each_language_loses_in_each_block_is_tracked_as_metrics_table_and_
     assert names[measured.label] - names[unmeasured.label] == added
     table = pd.read_parquet(tracking.client.download_artifacts(stored[measured.label], "reports/layer_errors.parquet"))
     assert table["relative"].tolist() == [0.25, 0.75, 0.2, 0.75]
+
+
+def test_mbs_track_gives_another_database_all_that_the_live_run_gave(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path, tmp_path: Path
+) -> None:
+    runs = prepared([bloom], corpus, places.cache)
+    tracked = begun(tracking, places, runs)
+    for run in runs:
+        directory = places.run(run.label)
+        errors = [LayerError("en", "dense", 1.0, 4.0), LayerError("sw", "dense", 3.0, 4.0)]
+        linear = LinearReport("dense", 2, 3, 96, 0.5, 0.1, 0.5, 0.0, 0, 1.0)
+        write_report(directory.blocks, BlockReport(0, [linear], {"propagate": 1.0}, errors))
+        directory.checkpoint.mkdir()
+        for name in ("config.json", MANIFEST):
+            (directory.checkpoint / name).write_text("{}")
+        metrics = METRICS | INTERVAL | SUMMARIES
+        assert tracked.finish(run.label, metrics)
+        directory.finish({"metrics": metrics})
+    assert tracked.close("FINISHED")
+    elsewhere = f"sqlite:///{tmp_path}/mlflow.db"
+    for _ in range(2):
+        assert dict(track_runs(places.sweep, elsewhere)) == {run.label: True for run in runs}
+    live, replayed = (told(client, places.name) for client in (tracking.client, MlflowClient(elsewhere)))
+    assert replayed == live
+    added = {"reports/layer_errors.parquet", "figures/layer_error.png", "reports/linears.parquet", "allocation.json"}
+    assert set(live) == {run.label for run in runs} and all(added <= set(one["artefacts"]) for one in live.values())
+
+
+def told(client: MlflowClient, experiment: str) -> dict[str, dict[str, Any]]:
+    """All that MLflow holds of the runs of a sweep, by name, but for what it makes up itself."""
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    runs = client.search_runs([experiment_id], "tags.`mbs.kind` = 'run'")
+    return {
+        run.info.run_name: {
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"},
+            "metrics": {
+                key: [(one.step, one.value, one.timestamp) for one in client.get_metric_history(run.info.run_id, key)]
+                for key in run.data.metrics
+            },
+            "artefacts": artefacts(client, run.info.run_id),
+        }
+        for run in runs
+    }
+
+
+def artefacts(client: MlflowClient, run_id: str, folder: str | None = None) -> dict[str, bytes]:
+    found = {}
+    for one in client.list_artifacts(run_id, folder):
+        if one.is_dir:
+            found |= artefacts(client, run_id, one.path)
+        else:
+            found[one.path] = Path(client.download_artifacts(run_id, one.path)).read_bytes()
+    return found

@@ -22,7 +22,7 @@ from mbs_ray.calibration.draw import (
 )
 from mbs_ray.calibration.shards import Document, Shard, Source
 from mbs_ray.calibration.token_stream import TokenStream
-from mbs_ray.calibration.tokenization import DocumentTokenizer
+from mbs_ray.calibration.tokenization import DocumentTokenizer, Join
 from mbs_ray.errors import InputError
 
 # Together one CPU, so that neither waits for ever for the other; unequal, else Ray Data fuses readers into the actors.
@@ -64,6 +64,7 @@ class Recipe:
     tokenizer: str
     sequence_length: int
     seed: int
+    join: Join = "end_token"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class TokenizeUnits:
     def __init__(self, recipe: Recipe) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the actor has a part of a CPU, not all of the node's
         self.recipe = recipe
-        self.tokenizer = DocumentTokenizer(recipe.tokenizer)
+        self.tokenizer = DocumentTokenizer(recipe.tokenizer, recipe.join)
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         for row in rows.to_pylist():

@@ -17,7 +17,7 @@ from mbs_ray.calibration.draw import Ask, UnitTokens
 from mbs_ray.calibration.language_draw import LanguageDraw, RandomDraw, Shortage, WholeText
 from mbs_ray.calibration.pipeline import Located, Recipe, gather
 from mbs_ray.calibration.segment_file import SegmentSet, write_segments
-from mbs_ray.calibration.tokenization import DocumentTokenizer
+from mbs_ray.calibration.tokenization import DocumentTokenizer, Join
 from mbs_ray.errors import InputError
 
 FORMAT = 1  # raise it with any change that draws other tokens from the same request
@@ -34,7 +34,7 @@ class SegmentRequest:
     With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language);
     `allow_repeat` lets windows overlap where it is too short. Without one, at most `at_most` of each language are
     drawn in that way, or, where that is None, all the text is taken in its own order. `tokenizer` is a directory or
-    a hub id. InputError for a field that makes no sense.
+    a hub id; `join` is what stands between documents. InputError for a field that makes no sense.
     """
 
     corpus: Location
@@ -45,6 +45,7 @@ class SegmentRequest:
     seed: int = 0
     allow_repeat: bool = False
     at_most: int | None = None
+    join: Join = "end_token"
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -83,6 +84,8 @@ class SegmentRequest:
             "sequence_length": self.sequence_length,
             "seed": self.seed if drawn else None,
             "allow_repeat": self.allow_repeat if self.allocation is not None else None,
+            # Not named where it is as it always was, so that what was drawn then is found again.
+            **({} if self.join == "end_token" else {"join": self.join}),
         }
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
@@ -110,7 +113,7 @@ def draw_segments(request: SegmentRequest, directory: Path, progress: Progress |
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
-    recipe = Recipe(request.tokenizer, request.sequence_length, request.seed)
+    recipe = Recipe(request.tokenizer, request.sequence_length, request.seed, request.join)
     fill(request, draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
     drawn = {language: draw.finish() for language, draw in draws.items()}
     return write_segments(path, request.fingerprint, _plain(request), drawn)

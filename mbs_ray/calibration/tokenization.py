@@ -2,24 +2,29 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from mbs_ray.calibration.blank_lines import blank_line_streams
 from mbs_ray.calibration.shards import Document, Source
 from mbs_ray.calibration.token_stream import TokenStream
+from mbs_ray.calibration.utf8 import character_bytes, checked, token_bytes
 from mbs_ray.errors import InputError
 
-LARGEST_BYTES = np.iinfo(np.uint16).max
+Join = Literal["end_token", "blank_line"]
 
 
 class DocumentTokenizer:
-    """A model's fast tokenizer. `name` is a directory or a hub id. InputError if it cannot be loaded."""
+    """A model's fast tokenizer. `name` is a directory or a hub id. InputError if it cannot be loaded.
 
-    def __init__(self, name: str) -> None:
+    `join` says what stands between documents: the model's end token after each, or a blank line, in the paper's manner.
+    """
+
+    def __init__(self, name: str, join: Join = "end_token") -> None:
         from transformers import AutoTokenizer  # slow to import, and only needed where text is tokenized
 
+        self._join = join
         try:
             # Without a maximum length no warning is given for a document longer than the model's.
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, model_max_length=2**40)
@@ -35,12 +40,15 @@ class DocumentTokenizer:
         return hashlib.sha256(f"{definition}\n{self.tokenizer.eos_token_id}".encode()).hexdigest()
 
     def tokenize(self, documents: Sequence[Document]) -> list[TokenStream]:
-        """The tokens of each document, with the tokenizer's special tokens and an end-of-text separator.
+        """The tokens of each document and of the separator after it.
 
-        The bytes add up exactly to the document's. A document without a token of text gives an empty stream.
+        Joined by the end token, each has the tokenizer's special tokens; the bytes add up exactly to the document's. By
+        a blank line, see :func:`blank_line_streams`. A document without a token of text gives an empty stream.
         """
         if not documents:
             return []
+        if self._join == "blank_line":
+            return blank_line_streams(self.tokenizer, documents)
         encoded = self.tokenizer(
             [document.text for document in documents],
             truncation=False,
@@ -73,9 +81,7 @@ class DocumentTokenizer:
             nothing = np.empty(0, np.int32)
             return TokenStream(nothing, nothing, nothing, (Source.of(document),))
         ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[of_text, 1]
-        sizes = token_bytes(document.text, ends)
-        if sizes.max() > LARGEST_BYTES:
-            raise InputError(f"{document.label}: one token stands for {sizes.max()} bytes of text")
+        sizes = checked(token_bytes(character_bytes(document.text), ends), document.label)
         if self.tokenizer.eos_token_id is not None and token_ids[-1] != self.tokenizer.eos_token_id:
             token_ids = [*token_ids, self.tokenizer.eos_token_id]
             of_text = np.append(of_text, False)
@@ -83,17 +89,3 @@ class DocumentTokenizer:
         counted[of_text] = sizes
         index = np.where(of_text, 0, -1).astype(np.int32)
         return TokenStream(np.asarray(token_ids, np.int32), index, counted, (Source.of(document),))
-
-
-def token_bytes(text: str, ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes each token stands for, from the character offsets of the tokens' ends.
-
-    A token gets the bytes up to the largest end so far that none before it had, the last one the rest as well.
-    They add up to the text's bytes also where several tokens share a character, or none has the spaces.
-    """
-    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    sizes = 1 + (code_points >= 0x80) + (code_points >= 0x800) + (code_points >= 0x10000)
-    bytes_before = np.concatenate([[0], np.cumsum(sizes)])
-    reached = bytes_before[np.maximum.accumulate(ends)]
-    reached[-1] = bytes_before[-1]
-    return np.diff(reached, prepend=0)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -15,11 +15,17 @@ DENSE_FORMAT = "safetensors"
 
 @dataclass(frozen=True)
 class EvaluationScores:
-    """One evaluation set: perplexity and bits per byte, by language, (dense, compressed)."""
+    """One evaluation set: perplexity and bits per byte, by language, (dense, compressed).
+
+    The intervals are 95 % intervals (low, high) of the compressed model's perplexity and of its increase over the dense
+    one's, the latter also of the ``geomean``; what has none, as in text of one segment, is not among them.
+    """
 
     name: str
     perplexity: dict[str, tuple[float, float]]
     bits_per_byte: dict[str, tuple[float, float]]
+    perplexity_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    increase_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,17 +119,27 @@ def _evaluation(scores: EvaluationScores) -> list[str]:
     for language in table_order(scores.perplexity):
         (dense, now), (dense_bits, bits) = scores.perplexity[language], scores.bits_per_byte[language]
         logarithms.append(math.log(now / dense))
-        rows.append((language, f"{dense:.3f}", f"{now:.3f}", f"{now / dense:.3f}", f"{dense_bits:.4f}", f"{bits:.4f}"))
+        compressed = _with_interval(now, scores.perplexity_interval.get(language))
+        increase = _with_interval(now / dense, scores.increase_interval.get(language))
+        rows.append((language, f"{dense:.3f}", compressed, increase, f"{dense_bits:.4f}", f"{bits:.4f}"))
     mean = math.exp(math.fsum(logarithms) / len(logarithms))
+    shown = _with_interval(mean, scores.increase_interval.get("geomean"))
+    brackets = ["In brackets: 95 % intervals, by a bootstrap over the segments of the text."]
     return [
         f"## Perplexity: {scores.name}",
         "",
         *_table(header, rows),
         "",
-        f"Geometric mean of the increase: {mean:.3f}. Perplexities compare models on one language, bits per byte",
+        f"Geometric mean of the increase: {shown}. Perplexities compare models on one language, bits per byte",
         "languages as well.",
+        *(brackets if scores.increase_interval or scores.perplexity_interval else []),
         "",
     ]
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """``1.043 (1.021 … 1.066)``, or the value alone."""
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ({interval[0]:.3f} … {interval[1]:.3f})"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.calibration.texts import WORDS, some_texts
 
 
-def save_tokenizer(folder: Path, begin: bool = False, end: bool = True) -> Path:
+def save_tokenizer(folder: Path, begin: bool = False, end: bool = True, words: bool = True) -> Path:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
@@ -19,7 +19,8 @@ def save_tokenizer(folder: Path, begin: bool = False, end: bool = True) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((text for language in WORDS for text in some_texts(language, 40)), trainer)
+    after = "" if words else ".\n\nthe"
+    tokenizer.train_from_iterator((text + after for language in WORDS for text in some_texts(language, 40)), trainer)
     if begin:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     special = {"bos_token": "<s>", "eos_token": "</s>"} if end else {}
@@ -40,3 +41,9 @@ def beginning_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def endless_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tokenizer(tmp_path_factory.mktemp("endless-tokenizer"), end=False)
+
+
+@pytest.fixture(scope="session")
+def merging_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its tokens know no words: one may reach from a document over a blank line into the next."""
+    return save_tokenizer(tmp_path_factory.mktemp("merging-tokenizer"), words=False)

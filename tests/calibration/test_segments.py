@@ -1,5 +1,7 @@
 """Segments through Ray Data and on disk: the bits of the plain process, reused only when nothing changed."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,9 +14,11 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from mbs_ray.calibration import segment_file
+from mbs_ray.calibration.corpus import open_corpus
 from mbs_ray.calibration.pipeline import Recipe, gather
 from mbs_ray.calibration.segment_file import Segments, SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, check_request, draw_segments, fill, language_draws
+from mbs_ray.calibration.tokenization import DocumentTokenizer
 from mbs_ray.errors import InputError
 from tests.calibration.texts import (
     drawn_here,
@@ -113,6 +117,7 @@ def test_an_equal_request_reuses_the_file_and_a_damaged_one_is_drawn_again(
         {"allocation": {**ALLOCATION, "sw": 11}},
         {"allocation": None},
         {"allocation": None, "at_most": 12},
+        {"join": "blank_line"},
     ],
 )
 def test_any_change_of_the_request_changes_the_fingerprint(
@@ -120,6 +125,21 @@ def test_any_change_of_the_request_changes_the_fingerprint(
 ) -> None:
     asked = request(corpus, tokenizer, ALLOCATION)
     assert replace(asked, **change).fingerprint != asked.fingerprint
+
+
+def test_a_request_of_the_time_before_blank_lines_keeps_its_fingerprint(corpus: Path, tokenizer: Path) -> None:
+    asked = SegmentRequest(corpus, str(tokenizer), ("en", "hi"), None, 32, at_most=5)
+    then = {
+        "format": 1,
+        "corpus": open_corpus(corpus, ["en", "hi"]).identity,
+        "tokenizer": DocumentTokenizer(str(tokenizer)).digest(),
+        "allocation": None,
+        "at_most": 5,
+        "sequence_length": 32,
+        "seed": 0,
+        "allow_repeat": None,
+    }
+    assert asked.fingerprint == hashlib.sha256(json.dumps(then, sort_keys=True).encode()).hexdigest()
 
 
 def test_text_tokenizer_and_nothing_else_change_the_fingerprint(

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbs_ray.calibration.shards import Document
-from mbs_ray.calibration.tokenization import DocumentTokenizer, token_bytes
+from mbs_ray.calibration.tokenization import DocumentTokenizer
+from mbs_ray.calibration.utf8 import character_bytes, token_bytes
 from mbs_ray.errors import InputError
 from tests.calibration.texts import some_texts
 
@@ -74,8 +75,8 @@ def test_a_document_without_tokens_of_text_gives_nothing(plain: DocumentTokenize
 
 def test_bytes_telescope_over_shared_characters_gaps_and_a_skipped_end() -> None:
     # Ends: two tokens share the 3-byte character, a space belongs to no token, the last character to none.
-    assert token_bytes("河 ab ", np.array([1, 1, 3, 4])).tolist() == [3, 0, 2, 2]
-    assert token_bytes("a😀b", np.array([2, 1, 3])).tolist() == [5, 0, 1]
+    assert token_bytes(character_bytes("河 ab "), np.array([1, 1, 3, 4])).tolist() == [3, 0, 2, 2]
+    assert token_bytes(character_bytes("a😀b"), np.array([2, 1, 3])).tolist() == [5, 0, 1]
 
 
 def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def request(corpus: object, tokenizer: Path, allocation: Mapping[str, int], **op
 
 def drawn_here(asked: SegmentRequest) -> dict[str, LanguageSegments]:
     """The segments of a request, one unit after the other in this process, without Ray."""
-    tokenize = TokenizeUnits(Recipe(asked.tokenizer, asked.sequence_length, asked.seed))
+    tokenize = TokenizeUnits(Recipe(asked.tokenizer, asked.sequence_length, asked.seed, asked.join))
 
     def read(wanted: Sequence[Located]) -> Iterator[tuple[Ask, UnitTokens]]:
         asks = {(one.ask.language, one.ask.unit): one.ask for one in wanted}

@@ -18,7 +18,13 @@ FACTS = CardFacts(
     seed=7,
     calibration="0123abcd",
     evaluation=[
-        EvaluationScores("udhr", {"sw": (20.0, 40.0), "en": (10.0, 20.0)}, {"sw": (1.0, 1.25), "en": (0.5, 0.75)}),
+        EvaluationScores(
+            "udhr",
+            {"sw": (20.0, 40.0), "en": (10.0, 20.0)},
+            {"sw": (1.0, 1.25), "en": (0.5, 0.75)},
+            {"sw": (38.5, 41.25)},
+            {"sw": (1.9, 2.1), "geomean": (1.95, 2.0625)},
+        ),
         EvaluationScores("held-out", {"en": (8.0, 9.0)}, {"en": (0.4, 0.5)}),
     ],
     version="0.1.0",
@@ -46,9 +52,11 @@ def test_the_card_says_how_the_checkpoint_was_made_and_what_every_language_lost(
     assert "- calibration: 1,202 segments of 2,048 tokens, seed 7, fingerprint `0123abcd`" in lines
     assert lines.index("| en | 1,200 |") + 1 == lines.index("| sw | 2 |")
     assert lines.index("| en | 10.000 | 20.000 | 2.000 | 0.5000 | 0.7500 |") + 1 == lines.index(
-        "| sw | 20.000 | 40.000 | 2.000 | 1.0000 | 1.2500 |"
+        "| sw | 20.000 | 40.000 (38.500 … 41.250) | 2.000 (1.900 … 2.100) | 1.0000 | 1.2500 |"
     )
-    assert "Geometric mean of the increase: 2.000." in card
+    assert "Geometric mean of the increase: 2.000 (1.950 … 2.062)." in card
+    udhr, held_out = card.split("## Perplexity: ")[1:]
+    assert "95 % intervals" in udhr and "95 % intervals" not in held_out
     assert card.index("## Perplexity: udhr") < card.index("## Perplexity: held-out")
     assert "- made with mbs_ray 0.1.0" in lines
 

@@ -1,0 +1,48 @@
+"""What stands on a command line, made into what the library takes; its errors made into one line."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mbs_ray.errors import InputError, StageDiedError
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that stand on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def model_given(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def evaluation_sets(folders: list[Path], segments: int | None) -> dict[str, dict[str, Any]]:
+    """Evaluation sets named after their folders."""
+    sets: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in sets:
+            raise InputError(f"{folder}: another evaluation folder is named {name} too; rename one")
+        sets[name] = {"corpus": str(folder.resolve()), "segments": segments}
+    return sets
+
+
+def absolute(out: Path) -> Path:
+    """``--out`` made absolute; inside a Ray job, whose working directory is a passing copy, it must be so."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
+        raise InputError(f"--out {out}: inside a Ray job give an absolute folder; the job's own is thrown away")
+    return out.resolve()
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """One line instead of a traceback: exit code 2 for bad input, 1 where a stage died."""
+    try:
+        yield
+    except (InputError, StageDiedError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
