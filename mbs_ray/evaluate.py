@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mbs_ray.calibration.segments import draw_segments
+from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, segment_file
 from mbs_ray.cluster.layout import Layout, block_costs, head_cost, resolve_layout, shard_blocks
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.cluster.plan import auto_microbatch
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.languages import parse_languages
 from mbs_ray.methods import Statistic

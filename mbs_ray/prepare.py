@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mbs_ray.calibration.segments import SegmentRequest, check_request
-from mbs_ray.cluster.plan import auto_microbatch
+from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.errors import InputError
 from mbs_ray.languages import Distribution, model_distribution, parse_languages
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint

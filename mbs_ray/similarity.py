@@ -13,9 +13,9 @@ from mbs_ray import __version__
 from mbs_ray.calibration.corpus import Location
 from mbs_ray.calibration.segments import SegmentRequest, check_request, draw_segments
 from mbs_ray.cluster.activations import ActivationStore, MemoryTier
+from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.host_memory import available_host_memory
-from mbs_ray.cluster.plan import auto_microbatch
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.report import to_markdown
 from mbs_ray.evaluation.similarity import (

@@ -1,8 +1,8 @@
-"""The command line: ``mbs allocate | compress | sweep | evaluate | similarity | compare | report | export | …``."""
+"""The command line: ``mbs allocate | plan | compress | sweep | evaluate | similarity | report | …``."""
 
 import typer
 
-from mbs_ray.cli import allocate, measure, results, sweep, track
+from mbs_ray.cli import allocate, measure, plan, results, sweep, track
 
 app = typer.Typer(
     name="mbs",
@@ -11,5 +11,5 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (allocate, sweep, measure, results, track):
+for commands in (allocate, plan, sweep, measure, results, track):
     app.add_typer(commands.app)

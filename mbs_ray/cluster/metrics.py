@@ -4,8 +4,8 @@ import time
 
 from ray.util.metrics import Counter, Gauge
 
+from mbs_ray.cluster.bounds import TierName
 from mbs_ray.cluster.layout import Place
-from mbs_ray.cluster.offload import TierName
 
 
 class StageMetrics:

@@ -17,6 +17,7 @@ from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.activations import ActivationStore, MemoryTier
 from mbs_ray.cluster.aio import check_lockable, padded
 from mbs_ray.cluster.aio_op import BUILD_SECONDS, is_built, load_aio
+from mbs_ray.cluster.bounds import RUNS_HELD, TierName
 from mbs_ray.cluster.host_memory import available_host_memory
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.nvme_tier import NvmeTier, remove_stale
@@ -24,9 +25,6 @@ from mbs_ray.cluster.slot_file import BUFFERS
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
 
-TierName = Literal["none", "host", "nvme"]
-#: Runs whose activations a stage holds: the one it computes and the one it is receiving.
-RUNS_HELD = 2
 #: What activations may take of free memory unless a tier is asked for: blocks, moments and factors need the rest.
 _MEMORY_SHARE = 0.6
 _WHERE = {"none": "device memory", "host": "host memory", "nvme": "disk"}

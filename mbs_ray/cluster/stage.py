@@ -12,16 +12,15 @@ import torch
 from ray.exceptions import RayTaskError
 
 from mbs_ray.cluster.activations import ActivationStore, RunAbandonedError
+from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Place
 from mbs_ray.cluster.metrics import StageMetrics
-from mbs_ray.cluster.offload import AUTO, RUNS_HELD, Offload, Room, StoreMaker, TierName, look_around
+from mbs_ray.cluster.offload import AUTO, Offload, Room, StoreMaker, look_around
 from mbs_ray.cluster.replicas import ReplicaGaveUpError, ReplicaLostError, Replicas, hosted_store, joined_store
 from mbs_ray.cluster.timeline import Span
 from mbs_ray.cluster.worker import Status, Worker
 
-#: Microbatches a sender may have under way that the receiver has not yet stored.
-CREDITS = 2
 # numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
 _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 

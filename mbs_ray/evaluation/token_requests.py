@@ -12,8 +12,8 @@ from mbs_ray.calibration.language_draw import LanguageSegments
 from mbs_ray.calibration.segment_file import write_segments
 from mbs_ray.calibration.shards import DIGEST_BYTES, Source
 from mbs_ray.calibration.token_stream import TokenStream
+from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.cluster.job import SegmentFile, scores_file
-from mbs_ray.cluster.plan import auto_microbatch
 
 _KIND = "requests"
 

@@ -64,6 +64,11 @@ def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
     return float(total) * 2 / moment.tokens
 
 
+def _count_nonzero(weight: Tensor) -> int:
+    # CUDA counts in int64, eight bytes for every weight: a few rows at a time.
+    return int(sum(torch.count_nonzero(rows) for rows in weight.split(ROWS_AT_ONCE)))
+
+
 def measured(
     original: Tensor,
     weight: Tensor,
@@ -89,7 +94,7 @@ def measured(
     return Compressed(
         weight=weight,
         loss=loss,
-        sparsity=1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
+        sparsity=1 - _count_nonzero(weight) / max(weight.numel(), 1),
         damping=damping,
         dead_columns=dead,
         codes=codes,

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def cluster_file(path: Path) -> Hardware:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         kinds = content["available_node_types"]
-        items = [(name, kind["node_config"]["InstanceType"], kind.get("min_workers", 0)) for name, kind in kinds.items()]
+        items = [(kind["node_config"]["InstanceType"], kind.get("min_workers", 0)) for kind in kinds.values()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -148,10 +147,10 @@ def cluster_file(path: Path) -> Hardware:
             f"{path}: no available_node_types with an InstanceType each; describe the nodes with --gpus, "
             "--gpu-memory and --host-memory instead"
         ) from error
-    known = [(kind, least) for _, kind, least in items if kind in _INSTANCES]
+    known = [(kind, least) for kind, least in items if kind in _INSTANCES]
     if not known:
         raise InputError(
-            f"{path}: none of {', '.join(kind for _, kind, _ in items)} is an instance type whose GPUs are known "
+            f"{path}: none of {', '.join(kind for kind, _ in items)} is an instance type whose GPUs are known "
             f"({', '.join(_INSTANCES)}); describe the nodes with --gpus, --gpu-memory and --host-memory instead"
         )
     wanted = [(kind, least) for kind, least in known if least] or [(known[0][0], 1)]
@@ -161,5 +160,3 @@ def cluster_file(path: Path) -> Hardware:
 def _instance(kind: str) -> Node:
     gpus, gigabytes, device, cpus, host, nvme = _INSTANCES[kind]
     return Node(gpus, gigabytes * 10**9, host * 2**30, nvme * 10**9, cpus, device)
-
-

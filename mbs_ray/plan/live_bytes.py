@@ -26,6 +26,11 @@ class LiveBytes(TorchDispatchMode):
         self, function: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self._see((args, kwargs), made=False)
+        # In inference mode an operation that is made of others arrives whole, and would hide what lies between them.
+        with self:
+            result = function.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         result = function(*args, **(kwargs or {}))
         self._see(result, made=True)
         return result

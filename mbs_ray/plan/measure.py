@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from mbs_ray.methods import Method, Moment, Statistic
 from mbs_ray.methods.factor import Factored
 from mbs_ray.model.block_files import write_block
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.plan.memory import hidden_size, inputs_of, linears_of
+from mbs_ray.plan.memory import hidden_size, inputs_of
 from mbs_ray.plan.outline import RandomOutline
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.time import forward_seconds
@@ -48,7 +49,7 @@ def measure_rates(works: Sequence[Work], assumed: Rates, folder: Path, threads: 
             rates = replace(rates, moments=_moments(work.decoder, batches, timing))
         rates = _solvers(work.decoder, methods.values(), rates, timing)
         if device.type == "cuda":
-            rates = replace(rates, link=_link(work.decoder, batches, timing))
+            rates = _links(work.decoder, batches, rates, timing)
         write, read = _disk(work.decoder, folder)
     return replace(rates, write=write, read=read, source=f"measured on {_name(device)}")
 
@@ -75,14 +76,26 @@ class _Timing:
             torch.cuda.synchronize()
 
 
-def _real(decoder: Decoder, device: torch.device) -> Decoder:
-    checkpoint = decoder.checkpoint
-    random = RandomOutline(str(checkpoint.folder), checkpoint.config, decoder.stored_dtype)
-    return Decoder(random, decoder.compute_dtype, device.type)
+class _Random(Decoder):
+    """Random weights on the device, and no more of the vocabulary than one chunk of it, read once."""
+
+    def __init__(self, outline: Decoder, device: torch.device) -> None:
+        checkpoint = outline.checkpoint
+        random = RandomOutline(str(checkpoint.folder), checkpoint.config, outline.stored_dtype)
+        super().__init__(random, outline.compute_dtype, device.type)
+        self._rows: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        return min(VOCABULARY_CHUNK, super().vocabulary)
+
+    def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self._rows = self._rows or super().head_rows(start, stop)
+        return self._rows
 
 
 def _forward(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> float:
-    real = _real(decoder, timing.device)
+    real = _Random(decoder, timing.device)
     block = real.load_block(0, real.read_block(0))
     hidden = torch.randn(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
     hidden = hidden.to(timing.device)
@@ -93,24 +106,12 @@ def _forward(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) 
 
 def _head(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
     """Scoring of one microbatch with the first rows of the vocabulary."""
-    real = _real(decoder, timing.device)
-    rows = min(VOCABULARY_CHUNK, real.vocabulary)
+    real = _Random(decoder, timing.device)
     length = min(batches.length, 512)
     hidden = torch.randn(1, length, hidden_size(decoder), dtype=decoder.compute_dtype)
     token_ids = torch.zeros(1, length, dtype=torch.int64)
-    seconds = timing(lambda: score(_FirstRows(real, rows), [(hidden, token_ids)]))
-    return 2.0 * rows * real.width * (length - 1) / seconds
-
-
-class _FirstRows:
-    """A decoder whose head has fewer rows, read once."""
-
-    def __init__(self, decoder: Decoder, rows: int) -> None:
-        self.vocabulary, self.device, self.logits = rows, decoder.device, decoder.logits
-        self._read = decoder.head_rows(0, rows)
-
-    def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self._read
+    seconds = timing(lambda: score(real, [(hidden, token_ids)]))
+    return 2.0 * real.vocabulary * real.width * (length - 1) / seconds
 
 
 def _moments(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
@@ -122,32 +123,45 @@ def _moments(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
     return float(columns) ** 2 * tokens / timing(lambda: moment.add(inputs))
 
 
-def _solvers(decoder: Decoder, methods: Sequence[Method], rates: Rates, timing: _Timing) -> Rates:
+def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: _Timing) -> Rates:
+    """Of each method, what it takes besides the factor and the large products: for a column, and for a weight."""
     columns = min(max(columns for columns, _ in inputs_of(decoder, 0)), _COLUMNS[timing.device.type])
-    rows = min(max(rows for rows, _ in linears_of(decoder, 0).values()), _ROWS)
-    weight = (torch.randn(rows, columns) * 0.02).to(decoder.stored_dtype).to(timing.device)
     moment = Moment.zeros(columns, Statistic.FULL, device=timing.device)
-    moment.add(torch.randn(columns, columns).to(timing.device))
+    moment.add(torch.randn(columns, columns, device=timing.device))
     diagonal = Moment(Statistic.DIAGONAL, columns, moment.tokens, moment.diagonal().clone())
+    given = {Statistic.NONE: None, Statistic.DIAGONAL: diagonal, Statistic.FULL: moment}
+    rates = replace(rates, product=2 * float(columns) ** 2 * _ROWS / timing(partial(_product, moment.sum)))
     solve = {}
     for method in methods:
+        options: dict[str, Any] = {}
         if isinstance(method, Factored):
-            seconds = timing(lambda method=method: method.prepare(moment))
-            rates = replace(rates, exact=2 / 3 * float(columns) ** 3 / seconds)
-            factor = method.prepare(moment)
-            seconds = timing(lambda method=method, factor=factor: method.compress(weight, moment, factor=factor))
-            solve[method.label] = seconds / (float(rows) * columns**2)
-        else:
-            given = {Statistic.NONE: None, Statistic.DIAGONAL: diagonal, Statistic.FULL: moment}[method.statistic]
-            seconds = timing(lambda method=method, given=given: method.compress(weight, given))
-            solve[method.label] = seconds / (rows * columns)
+            seconds = timing(partial(method.prepare, moment))
+            rates = replace(rates, factor=2 / 3 * float(columns) ** 3 / seconds)
+            options = {"factor": method.prepare(moment)}
+        taken = []
+        for rows in (_ROWS // 16, _ROWS):
+            weight = (torch.randn(rows, columns, device=timing.device) * 0.02).to(decoder.stored_dtype)
+            seconds = timing(partial(method.compress, weight, given[method.statistic], **options))
+            products = float(rows) * columns**2 / rates.product if options else 0.0
+            taken.append(max(seconds - products, 0.0) / columns)
+        of_weight = max(taken[1] - taken[0], 0.0) / (_ROWS - _ROWS // 16)
+        solve[method.label] = (max(taken[0] - of_weight * (_ROWS // 16), 0.0), of_weight)
     return replace(rates, solve=solve)
 
 
-def _link(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
+def _product(square: torch.Tensor) -> torch.Tensor:
+    return square[:_ROWS] @ square
+
+
+def _links(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> Rates:
     hidden = torch.empty(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
-    pinned = hidden.pin_memory()
-    return pinned.nbytes / timing(lambda: pinned.to(timing.device), repeats=3)
+    pinned, placed = hidden.pin_memory(), hidden.to(timing.device)
+    return replace(
+        rates,
+        link=hidden.nbytes / timing(lambda: pinned.to(timing.device), repeats=3),
+        upload=hidden.nbytes / timing(lambda: hidden.to(timing.device), repeats=3),
+        download=hidden.nbytes / timing(placed.cpu, repeats=3),
+    )
 
 
 def _disk(decoder: Decoder, folder: Path) -> tuple[float, float]:

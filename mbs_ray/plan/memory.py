@@ -165,9 +165,7 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
     """What a forward of a block holds at its peak beside block, moments, masks and its own input."""
     with torch.inference_mode():
         block = decoder.load_block(index, decoder.read_block(index))
-        hidden = torch.empty(
-            rows, length, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device
-        )
+        hidden = torch.empty(rows, length, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
         decoder.run_block(block, index, hidden)
         with LiveBytes() as live:
             if statistic is Statistic.NONE:

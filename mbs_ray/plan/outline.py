@@ -21,6 +21,8 @@ _BLOOM = {
     "bigscience/bloom": (14336, 70, 112),
 }
 _BLOOM_VOCABULARY = 250_880
+#: Drawing more random numbers takes longer than what is measured with them.
+_DISTINCT = 2**20
 _META = torch.device("meta")
 
 
@@ -60,11 +62,6 @@ class Outline(Checkpoint):
     def gather_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         return self.read_rows(name, 0, len(rows))
 
-    @property
-    def nbytes(self) -> int:
-        """Of all tensors as they are stored."""
-        return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in self.tensors.values())
-
 
 class RandomOutline(Outline):
     """One whose tensors are small random numbers in host memory: for measuring, not for results."""
@@ -76,7 +73,9 @@ class RandomOutline(Outline):
         return self._random((stop - start, *self.tensors[name].shape[1:]), name)
 
     def _random(self, shape: Sequence[int], name: str) -> torch.Tensor:
-        return torch.randn(shape, dtype=self.tensors[name].dtype).mul_(0.02)
+        size = torch.Size(shape)
+        numbers = torch.randn(min(size.numel(), _DISTINCT)).mul_(0.02).to(self.tensors[name].dtype)
+        return numbers.repeat(-(-size.numel() // len(numbers)))[: size.numel()].view(size)
 
 
 def outline(model: str, revision: str | None = None) -> Outline:

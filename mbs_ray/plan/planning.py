@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mbs_ray.cluster.aio import padded
+from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
 from mbs_ray.cluster.layout import Layout, block_costs, head_cost, shard_blocks
-from mbs_ray.cluster.offload import RUNS_HELD, TierName
 from mbs_ray.cluster.slot_file import BUFFERS
-from mbs_ray.cluster.stage import CREDITS
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic
 from mbs_ray.plan.hardware import Hardware
@@ -118,15 +117,10 @@ def make_plan(
             "keep: metrics for runs whose checkpoints nobody needs"
         )
     seconds = [
-        [
-            stage_seconds(work, shard[one.stage], one.stage == layout.stages - 1, rates, one.tier, cuda)
-            for one in stages
-        ]
+        [stage_seconds(work, shard[one.stage], one.stage == layout.stages - 1, rates, one.tier, cuda) for one in stages]
         for work, shard in zip(shares, shards, strict=True)
     ]
-    return Plan(
-        list(works), hardware, layout, rates, stages, seconds, storage, _object_store(shares, layout), problems
-    )
+    return Plan(list(works), hardware, layout, rates, stages, seconds, storage, _object_store(shares, layout), problems)
 
 
 def fitting_plan(plan: Plan, offload: str, nvme: bool) -> Plan | None:
@@ -258,4 +252,3 @@ def refuse(plan: Plan, offload: str, nvme: bool) -> None:
         tiers = "/".join(dict.fromkeys(one.tier for one in other.stages))
         advice = f"it fits with layout {{stages: {other.layout.stages}}}, offload: {tiers}, microbatch: {rows}"
     raise InputError(f"{'; '.join(plan.problems[:3])}; {advice} (mbs plan shows more; --force starts anyway)")
-

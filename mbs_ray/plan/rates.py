@@ -24,26 +24,28 @@ _REACHED = 0.6
 class Rates:
     """Operations or bytes in a second.
 
-    ``forward`` and ``head`` are in the type of the forward, ``exact`` in float32, ``moments`` in either with float32
-    sums; ``scores`` are the bytes of attention scores, ``weights`` those that a solver without factor visits;
-    ``link`` is between device and host; ``column`` is seconds that a solver takes for a column whatever its length.
-    ``solve`` holds, by the label of a method, the seconds for an operation (with a factor) or a weight (without) where
-    they were measured.
+    ``forward`` and ``head`` are in the type of the forward, ``factor`` and ``product`` in float32, ``moments`` in
+    either with float32 sums; ``scores`` are the bytes of attention scores; ``link`` is between device and pinned host
+    memory, ``upload`` and ``download`` between device and plain host memory. ``solve`` holds, by the label of a
+    method, the seconds that it takes besides products for a column and for a weight, where they were measured.
     """
 
     forward: float
     head: float
-    exact: float
+    factor: float
+    product: float
     moments: float
     scores: float
-    weights: float
     link: float
+    upload: float
+    download: float
     read: float = 2e9
     write: float = 1e9
     nvme: float = 2e9
     network: float = 1e9
-    column: float = 60e-6
-    solve: Mapping[str, float] = field(default_factory=dict)
+    column: float = 80e-6
+    weight: float = 1e-11
+    solve: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     source: str = "figures of the vendor"
 
     def asked(self, forward: float | None = None, disk: float | None = None) -> "Rates":
@@ -60,11 +62,14 @@ def assumed_rates(device: str, cuda: bool, threads: int, compute_dtype: torch.dt
     if not cuda:
         flops = _CORE_FLOPS * threads
         memory = _CPU_MEMORY
-        return Rates(flops, flops, flops, flops, memory, memory / 100, memory, column=30e-6, source="assumed of a CPU")
+        return Rates(
+            flops, flops, flops, flops, flops, memory, memory, memory, memory,
+            column=30e-6, weight=1e-8, source="assumed of a CPU",
+        )  # fmt: skip
     name = next((one for one in _DEVICES if one in device), _UNKNOWN_GPU)
     half, single, memory = _DEVICES[name]
     fast = _REACHED * (single if compute_dtype == torch.float32 else half)
     exact = _REACHED * single
     memory = _REACHED * memory
     source = f"vendor's figures of {name} × {_REACHED:g}"
-    return Rates(fast, 0.5 * fast, exact, fast, memory, memory / 100, 20e9, source=source)
+    return Rates(fast, 0.3 * fast, exact, exact, fast, memory, 20e9, 8e9, 2e9, source=source)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+import torch
+
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.memory import block_bytes, linears_of
@@ -10,6 +12,11 @@ from mbs_ray.plan.work import Work
 
 def blocks_bytes(decoder: Decoder) -> int:
     return sum(block_bytes(decoder, index) for index in range(decoder.blocks))
+
+
+def _outside_bytes(decoder: Decoder) -> int:
+    infos = (decoder.checkpoint.tensors[name] for name in decoder.outside_tensors())
+    return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
 
 
 def packed_bytes(decoder: Decoder, method: Method | None) -> int:
@@ -24,7 +31,9 @@ def packed_bytes(decoder: Decoder, method: Method | None) -> int:
             groups = rows * (columns // group_size if group_size else 1)
             total += rows * (-(-columns * bits // 32) * 4) + groups * decoder.stored_dtype.itemsize + groups * bits // 8
     # What the method leaves alone in a block stands in its packed file too.
-    linears = sum(rows * columns for index in range(decoder.blocks) for rows, columns in linears_of(decoder, index).values())
+    linears = sum(
+        rows * columns for index in range(decoder.blocks) for rows, columns in linears_of(decoder, index).values()
+    )
     return total + blocks_bytes(decoder) - linears * decoder.stored_dtype.itemsize
 
 
@@ -39,7 +48,7 @@ def kept_bytes(work: Work) -> int:
 def results_bytes(works: Iterable[Work], in_flight: int) -> int:
     """Of all runs at their end, untouched tensors once for each model, and the blocks of ``in_flight`` unkept runs."""
     works = list(works)
-    outside = {id(work.decoder): work.decoder.checkpoint.nbytes - blocks_bytes(work.decoder) for work in works}
+    outside = {id(work.decoder): _outside_bytes(work.decoder) for work in works}
     passing = sorted(
         (
             blocks_bytes(work.decoder) + packed_bytes(work.decoder, work.method)

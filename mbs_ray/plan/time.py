@@ -34,8 +34,9 @@ def stage_seconds(work: Work, blocks: Iterable[int], last: bool, rates: Rates, t
             parts[part] = parts.get(part, 0.0) + seconds
     if last and work.evaluation:
         tokens = sum(one.tokens for one in work.evaluation)
-        head = 2.0 * work.decoder.vocabulary * work.decoder.width * tokens
-        parts["evaluate"] = head / rates.head
+        weights = float(work.decoder.vocabulary * work.decoder.width)
+        stored = weights * work.decoder.stored_dtype.itemsize
+        parts["evaluate"] = 2 * weights * tokens / rates.head + stored / rates.read + _uploaded(stored, rates, cuda)
     return Seconds(parts)
 
 
@@ -66,26 +67,35 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
     decoder, method, calibration = work.decoder, work.method, work.calibration
     stored = block_bytes(decoder, index)
     parts = {"read": stored / rates.read}
+    placed = _uploaded(stored, rates, cuda)
     forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
     if method is not None and calibration is not None:
         if method.statistic is not Statistic.NONE:
-            parts["collect"] = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1)
+            parts["collect"] = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
         if method.statistic is Statistic.FULL:
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
         factors, solved, columns = solve_operations(decoder, index)
-        measured = rates.solve.get(method.label)
+        of_column, of_weight = rates.solve.get(method.label, (rates.column, rates.weight))
+        weights = sum(rows * columns for rows, columns in linears_of(decoder, index).values())
+        parts["solve"] = columns * of_column + weights * of_weight
         if isinstance(method, Factored):
-            parts["factorise"] = factors / rates.exact
-            parts["solve"] = solved * measured if measured else solved / rates.exact + columns * rates.column
-        else:
-            weights = sum(rows * columns for rows, columns in linears_of(decoder, index).values())
-            parts["solve"] = weights * (measured or 1 / rates.weights)
+            parts["factorise"] = factors / rates.factor
+            parts["solve"] += solved / rates.product
+        if cuda:
+            moved = float(weights * decoder.stored_dtype.itemsize)
+            parts["solve"] += moved / rates.upload + moved / rates.download
         parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
         if work.per_language:
-            parts["measure"] = 2 * forwards[calibration]
+            parts["measure"] = 2 * forwards[calibration] + placed
     following = [one for one in work.batches if index < decoder.blocks - 1 or one is not calibration]
-    parts["propagate"] = sum(forwards[one] for one in following) + _moving(decoder, following, rates, tier, cuda, 2)
+    moving = _moving(decoder, following, rates, tier, cuda, 2)
+    parts["propagate"] = sum(forwards[one] for one in following) + moving + placed
     return parts
+
+
+def _uploaded(size: float, rates: Rates, cuda: bool) -> float:
+    """From plain host memory to the device."""
+    return size / rates.upload if cuda else 0.0
 
 
 def _moving(decoder: Decoder, batches: Iterable[Batches], rates: Rates, tier: str, cuda: bool, ways: int) -> float:

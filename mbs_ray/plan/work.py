@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mbs_ray.cluster.plan import auto_microbatch
+from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.languages import parse_languages
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
@@ -106,9 +106,7 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
         decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
         languages = len(parse_languages(spec.languages)) if spec.languages != "all" else 0
         evaluation = tuple(
-            batches
-            for one in spec.evaluation.values()
-            if (batches := _evaluation(one, languages, spec)) is not None
+            batches for one in spec.evaluation.values() if (batches := _evaluation(one, languages, spec)) is not None
         )
         if evaluation:
             name = f"dense-{Path(spec.model).name}"

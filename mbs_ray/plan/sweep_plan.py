@@ -1,0 +1,79 @@
+"""The plan of a sweep file: on nodes that are described, on a live cluster, or on this machine."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mbs_ray.cluster.layout import resolve_layout
+from mbs_ray.plan.hardware import Hardware, live_cluster, this_machine
+from mbs_ray.plan.measure import measure_rates
+from mbs_ray.plan.planning import Plan, make_plan
+from mbs_ray.plan.rates import Rates, assumed_rates
+from mbs_ray.plan.work import Outlines, Work, works_of
+from mbs_ray.specs import SweepSpec
+
+
+def plan_sweep(
+    sweep: SweepSpec,
+    hardware: Hardware | None,
+    address: str | None,
+    threads: int | None,
+    rates: Mapping[str, float | None],
+    measure: bool,
+    out: Path | None,
+) -> Plan:
+    """Plan all runs of a sweep; ``hardware`` None: what the cluster at ``address``, or this machine, has free.
+
+    ``rates`` may give ``forward`` (FLOP/s) and ``disk`` (bytes/s). Raises :class:`InputError` for what can be seen to
+    be wrong without reading a weight.
+    """
+    if hardware is None:
+        hardware = _asked(address, sweep.nvme_path)
+    if out is not None:
+        hardware = hardware.storing(out)
+    specs = sweep.runs()
+    works = works_of(specs, sweep.labels(specs), Outlines(hardware.cuda))
+    runs = [work for work in works if work.method is not None]
+    layout = resolve_layout(
+        None if sweep.layout.stages == "auto" else sweep.layout.stages,
+        None if sweep.layout.replicas == "auto" else sweep.layout.replicas,
+        actors=hardware.actors,
+        runs=len(runs),
+        blocks=min(work.decoder.blocks for work in works),
+        microbatches=min(work.calibration.count for work in runs if work.calibration is not None),
+    )
+    return make_plan(
+        works,
+        hardware,
+        layout,
+        _rates(works, hardware, layout.actors, threads, rates, measure, out),
+        sweep.offload,
+        sweep.nvme_path is not None or any(node.nvme for node in hardware.nodes),
+    )
+
+
+def _asked(address: str | None, nvme_path: Path | None) -> Hardware:
+    if address is None:
+        return Hardware((this_machine(nvme_path),))
+    from mbs_ray.cluster.connect import connected
+
+    with connected(address, 1):
+        return live_cluster(nvme_path)
+
+
+def _rates(
+    works: list[Work],
+    hardware: Hardware,
+    actors: int,
+    threads: int | None,
+    given: Mapping[str, float | None],
+    measure: bool,
+    out: Path | None,
+) -> Rates:
+    node = hardware.workers[0]
+    each = threads or max(1, node.cpus // -(-actors // len(hardware.workers)))
+    rates = assumed_rates(node.device, hardware.cuda, each, works[0].decoder.compute_dtype)
+    if measure:
+        rates = measure_rates(works, rates, out or Path.cwd(), each)
+    named = {key: value for key, value in given.items() if value is not None}
+    return replace(rates.asked(**named), source="as given") if named else rates
