@@ -1,6 +1,6 @@
 """What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,14 +68,15 @@ class SweepTracking:
         tracked.enqueue(lambda client: client.log_inputs(tracked.run_id, inputs))
         if run.model.name not in self._viewed:
             self._viewed.add(run.model.name)
-            scored = run.languages if run.evaluation else ()
-            tracked.enqueue(partial(self._publish_view, run.model.name, scored))
+            tracked.enqueue(partial(self._publish_view, run))
         for name, content in ((ALLOCATION, run.allocation), (SPEC, spec)):
             write_json(directory.path / name, content)
             tracked.artifact(directory.path / name)
 
-    def _publish_view(self, model: str, languages: Sequence[str], client: "MlflowClient") -> None:
-        publish_view(self._tracking.experiment_id, model, languages, client)
+    def _publish_view(self, run: PreparedRun, client: "MlflowClient") -> None:
+        scored = run.languages if run.evaluation else ()
+        measured = run.languages if run.spec.per_language else ()
+        publish_view(self._tracking.experiment_id, run.model.name, scored, client, measured)
 
     def sync(self) -> None:
         """Journal the blocks that were finished since, and bring MLflow up to date."""

@@ -36,20 +36,23 @@ SAMPLING_COLOURS = {
 }
 OTHER_SAMPLING = "#56b4e9"
 
-_INCREASES, _BLOCKS = "ppl_increase", "block"
+_INCREASES, _BLOCKS, _LAYER_ERRORS = "ppl_increase", "block", "layer_error"
 _LOSSES = ("relative_loss", "loss")
 _MOST_RUNS = 100
 # Pixels. What a name takes was measured on MLflow's page; a metric's column holds the 18 digits of its value.
 _NAME_WIDTH, _DATE_WIDTH, _METRIC_WIDTH, _CHARACTER = 300, 140, 145, 8
 
 
-def publish_view(experiment_id: str, model: str, languages: Sequence[str], client: "MlflowClient") -> None:
+def publish_view(
+    experiment_id: str, model: str, languages: Sequence[str], client: "MlflowClient", measured: Sequence[str] = ()
+) -> None:
     """Write, or renew, the view of a model, and lead to all such views from the experiment's description.
 
-    `languages` in table order: of those the model was scored in; may be empty. A description that somebody
-    else wrote is left alone.
+    `languages` in table order: of those the model was scored in; may be empty, as may `measured`, those whose layer
+    error is measured. A description that somebody else wrote is left alone.
     """
-    value = {"name": model, "createdAt": time.time_ns() // 1_000_000, "state": _packed(view_state(model, languages))}
+    state = _packed(view_state(model, languages, measured))
+    value = {"name": model, "createdAt": time.time_ns() // 1_000_000, "state": state}
     client.set_experiment_tag(experiment_id, f"{_OWN_VIEW}{digest(model)}", json.dumps(value))
     tags = client.get_experiment(experiment_id).tags
     if tags.get(_NOTE_TAG, "").startswith(_NOTE_BEGINS) or not tags.get(_NOTE_TAG):
@@ -82,10 +85,15 @@ def run_path(experiment_id: str, run_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}?{_WORKFLOW}"
 
 
-def view_state(model: str, languages: Sequence[str]) -> dict[str, Any]:
-    """What MLflow's runs page is told: the runs of a model by name, the increase of each language first."""
-    increases = [f"{_INCREASES}/{name}" for name in _telling_order(languages)]
+def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = ()) -> dict[str, Any]:
+    """What MLflow's runs page is told: the runs of a model by name, the increase of each language first.
+
+    After the losses of the blocks come the layer errors of the `measured` languages, where there are any.
+    """
+    summaries = ("geomean", "worst") if languages else ()
+    increases = [f"{_INCREASES}/{name}" for name in (*summaries, *_telling_order(languages))]
     losses = [f"{_BLOCKS}/{name}" for name in _LOSSES]
+    errors = [f"{_LAYER_ERRORS}/{name}" for name in _telling_order(measured)]
     columns = {f"metrics.`{metric}`": max(_METRIC_WIDTH, len(metric) * _CHARACTER) for metric in increases}
     widths = {"attributes.`Run Name`": _NAME_WIDTH, "runDateAndNestInfo": _DATE_WIDTH, **columns}
     quotation = '"' if "'" in model else "'"
@@ -101,17 +109,15 @@ def view_state(model: str, languages: Sequence[str]) -> dict[str, Any]:
         "columnOrder": list(widths),
         "columnWidths": widths,
         "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": [*(_bars(metric) for metric in increases), *(_lines(metric) for metric in losses)],
-        "compareRunSections": [_section(_INCREASES), _section(_BLOCKS)],
+        "compareRunCharts": [*map(_bars, increases), *map(_lines, [*losses, *errors])],
+        "compareRunSections": [*map(_section, (_INCREASES, _BLOCKS, *((_LAYER_ERRORS,) if errors else ())))],
         "isAccordionReordered": True,
     }
 
 
 def _telling_order(languages: Sequence[str]) -> list[str]:
-    """The summaries, the largest language, then from the smallest up: what the samplings differ in comes first."""
-    if not languages:
-        return []
-    return ["geomean", "worst", languages[0], *reversed(languages[1:])]
+    """The largest language, then from the smallest up: what the samplings differ in comes first."""
+    return [*languages[:1], *reversed(languages[1:])]
 
 
 def _bars(metric: str) -> dict[str, Any]:

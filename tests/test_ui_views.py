@@ -77,11 +77,22 @@ def test_the_summaries_the_largest_and_the_smallest_languages_come_first() -> No
 
 
 def test_every_chart_lies_in_a_section_and_no_two_share_a_name() -> None:
-    for languages in (LANGUAGES, []):
-        state = view_state("model", languages)
+    for languages, measured in ((LANGUAGES, []), ([], LANGUAGES), ([], [])):
+        state = view_state("model", languages, measured)
         charts, sections = state["compareRunCharts"], {one["uuid"] for one in state["compareRunSections"]}
         assert {chart["metricSectionId"] for chart in charts} <= sections
-        assert len({chart["uuid"] for chart in charts}) == len(charts) == (len(languages) + 2 if languages else 0) + 2
+        assert len({chart["uuid"] for chart in charts}) == len(charts)
+        assert len(charts) == (len(languages) + 2 if languages else 0) + 2 + len(measured)
+        shown = [chart["metricSectionId"] for chart in charts if chart["type"] == "LINE"]
+        assert shown == ["mbs-block"] * 2 + ["mbs-layer_error"] * len(measured)
+        assert len(sections) == (3 if measured else 2)
+
+
+def test_layer_errors_are_drawn_over_the_blocks_the_smallest_languages_first() -> None:
+    charts = view_state("model", LANGUAGES, LANGUAGES)["compareRunCharts"]
+    errors = [chart for chart in charts if chart["metricKey"].startswith("layer_error/")]
+    assert [chart["metricKey"] for chart in errors] == [f"layer_error/{code}" for code in ("en", "sw", "hi", "fr")]
+    assert all(chart["selectedMetricKeys"] == [chart["metricKey"]] and chart["xAxisKey"] == "step" for chart in errors)
 
 
 def test_a_model_has_one_view_however_often_it_is_published(client: MlflowClient, experiment: str) -> None:
