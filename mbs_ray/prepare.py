@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -31,11 +30,8 @@ class Model:
     name: str
     checkpoint: Checkpoint
     fingerprint: str
-
-    @cached_property
-    def decoder(self) -> Decoder:
-        """For names, shapes and the untouched tensors; the stages have decoders of their own."""
-        return Decoder(self.checkpoint, torch.float32)
+    decoder: Decoder
+    """For names, shapes and the untouched tensors; the stages have decoders of their own."""
 
     def check_length(self, field: str, length: int) -> None:
         """Raise :class:`InputError` naming the field if the model takes no segments of this length."""
@@ -118,14 +114,15 @@ def _distribution(spec: RunSpec) -> Distribution | None:
 
 
 def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:
-    """Open a checkpoint and read it through once, for NaN and for its fingerprint."""
+    """Open a checkpoint and read it through once, for NaN and for its fingerprint.
+
+    A model that cannot be taken apart into blocks, or lacks a tensor, is refused before it is read through.
+    """
     checkpoint = open_checkpoint(model, revision)
+    decoder = Decoder(checkpoint, torch.float32)
     name = Path(model).name
-    return Model(
-        name,
-        checkpoint,
-        fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total)),
-    )
+    read = fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total))
+    return Model(name, checkpoint, read, decoder)
 
 
 def _with_texts(
@@ -182,14 +179,7 @@ def _check_method(run: PreparedRun) -> None:
         if not linears:
             raise InputError(
                 f"{run.model.checkpoint.folder}: block {index} of {run.model.checkpoint.config.model_type} "
-                "has no nn.Linear, so there is nothing to compress"
+                "has no linear, so there is nothing to compress"
             )
-        stored = decoder.block_tensors(index)
         for name, (rows, columns) in linears.items():
             run.spec.method.check(rows, columns, f"block {index} {name}")
-            shape = run.model.checkpoint.tensors[stored[f"{name}.weight"]].shape
-            if shape != (rows, columns):
-                raise InputError(
-                    f"{run.model.checkpoint.folder}: {stored[f'{name}.weight']} is {list(shape)}, "
-                    f"the configuration says {[rows, columns]}"
-                )
