@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from mbs_ray.calibration.sampling import distribution_for
 from mbs_ray.calibration.segments import SegmentRequest, check_request
 from mbs_ray.cluster.plan import auto_microbatch
 from mbs_ray.errors import InputError
-from mbs_ray.languages import Distribution, model_distribution, parse_languages
+from mbs_ray.languages import parse_languages
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.scan import fingerprint
@@ -98,19 +99,9 @@ def prepare_runs(
 
 
 def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int]]:
-    distribution = _distribution(spec)
+    distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
     languages = parse_languages(spec.languages, distribution)
     return languages, spec.sampling.allocate(distribution, languages, spec.segments)
-
-
-def _distribution(spec: RunSpec) -> Distribution | None:
-    """The model's distribution; None where it has none and the sampling asks for none."""
-    try:
-        return model_distribution(spec.model, spec.distribution)
-    except InputError:
-        if spec.distribution is not None or spec.sampling.name in ("proportional", "temperature"):
-            raise
-        return None
 
 
 def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:
