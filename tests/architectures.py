@@ -1,5 +1,6 @@
 """Random small models of the architectures beside BLOOM, in the variants that code for one of them would miss."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     XGLMConfig,
 )
 
+from mbs_ray.calibration.segment_file import SegmentSet
 from tests.models import write_tokenizer
 
 #: Shorter than the sequences of the tests, so that it matters.
@@ -88,3 +90,18 @@ def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
 def bare(tensors: Tensors) -> Tensors:
     """Names as older checkpoints of the hub have them: those of the base model."""
     return {name.removeprefix("transformer.").removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def plain_perplexities(folder: Path, segments: SegmentSet) -> dict[str, float]:
+    """By a plain loop over the segments, in float64 from float32 logits; every tensor must find its place."""
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(loading.values()), loading
+    content = segments.read()
+    nll: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for ids, document, language in zip(content.token_ids, content.document_index, content.language, strict=True):
+            tokens = torch.from_numpy(ids).long()
+            scores = model(tokens[None], use_cache=False).logits[0].double().log_softmax(dim=-1)
+            scored = [place for place in range(1, len(tokens)) if document[place] >= 0]
+            nll.setdefault(language, []).extend(-float(scores[place - 1, tokens[place]]) for place in scored)
+    return {language: math.exp(math.fsum(values) / len(values)) for language, values in nll.items()}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from mbs_ray.compression import Collected, collect, solve
+from mbs_ray.compression import Collected, collect, language_sums, solve, turns, weight_changes
 from mbs_ray.errors import InputError
 from mbs_ray.methods import RTN, SparseGPT, Statistic, Wanda
 from mbs_ray.model.checkpoint import Checkpoint
@@ -177,6 +177,27 @@ def test_a_block_loaded_from_compressed_conv1ds_computes_with_them(written: dict
     with torch.inference_mode():
         expected = plain(IDS, output_hidden_states=True, use_cache=False).hidden_states
     assert torch.equal(after, expected[1]) and not torch.equal(after, hidden)
+
+
+def test_conv1ds_are_measured_by_language_and_taken_in_turn(written: dict[str, Path]) -> None:
+    decoder = Decoder(Checkpoint(written["gpt2"]), torch.float32)
+    tensors, linears = decoder.read_block(0), list(decoder.linears(0))
+    inputs = inputs_and_outputs(written["gpt2"], "transformer.h.0.")
+    with torch.inference_mode():
+        hidden = decoder.embed(IDS)
+        block = decoder.load_block(0, tensors)
+        assert turns(decoder, block, 0, hidden) == [[name] for name in inputs] == [[name] for name in linears]
+        after = {f"{name}.weight": tensors[f"{name}.weight"] * 0.5 for name in linears}
+        changes = weight_changes(decoder, linears, tensors, after)
+        spoken = [(("en", "sw", "en"), hidden)]
+        sums = language_sums(decoder, block, 0, spoken, changes, ["en", "sw"])
+    stored = load_file(written["gpt2"] / "model.safetensors")
+    for column, name in enumerate(linears):
+        lost = inputs[name][0] @ stored[f"transformer.h.0.{name}.weight"].double() * 0.5
+        by_segment = lost.square().sum(1).view(3, -1).sum(1)
+        expected = [float(by_segment[0] + by_segment[2]), float(by_segment[1])]
+        assert sums[:, column, 0].tolist() == pytest.approx(expected, rel=1e-4)
+        assert sums[:, column, 1].tolist() == pytest.approx([4 * one for one in expected], rel=1e-4)
 
 
 def test_a_conv1d_is_not_exported_packed(written: dict[str, Path], tmp_path: Path) -> None:
