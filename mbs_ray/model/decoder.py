@@ -188,7 +188,9 @@ class Decoder:
                 check_chain(self.checkpoint.folder, self._recorders)
                 seen.append([(recorder.args, recorder.kwargs) for recorder in self._recorders])
                 self._clear()
-            self.logits(torch.zeros(1, 2, self.width, dtype=self.compute_dtype), *self.head_rows(0, 1))
+            self.logits(
+                torch.zeros(1, 2, self.width, dtype=self.compute_dtype, device=self.device), *self.head_rows(0, 1)
+            )
         except InputError:
             raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

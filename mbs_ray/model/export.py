@@ -48,10 +48,10 @@ def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, targe
     wanted = set(decoder.outside_tensors())
     shards = [file for file in source.files if read_header(file).keys() <= wanted]
     for index in range(decoder.blocks):
-        for linear in decoder.transposed(index):
+        if transposed := decoder.transposed(index):
             raise InputError(
-                f"block {index} {linear}: a Conv1D, whose packed form nothing loads (compressed-tensors knows that "
-                "of nn.Linear); export plain safetensors"
+                f"block {index} {transposed[0]}: a Conv1D, whose packed form nothing loads (compressed-tensors knows "
+                "that of nn.Linear); export plain safetensors"
             )
         shards.append(packed / block_file(index))
         if not shards[-1].is_file():

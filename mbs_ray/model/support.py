@@ -100,8 +100,10 @@ def check_chain(folder: Path, recorders: Sequence[Recorder]) -> None:
             raise InputError(f"{folder}: its forward calls block {index} {recorder.calls} times, not once; {_SEE}")
         if previous is not None and not torch.equal(recorder.hidden, previous):
             raise InputError(f"{folder}: its forward changes the hidden states between blocks before {index}; {_SEE}")
-        for name in recorder.uncalled:
-            raise InputError(f"{folder}: block {index} never calls {name}, so that its inputs cannot be seen; {_SEE}")
+        if recorder.uncalled:
+            raise InputError(
+                f"{folder}: block {index} never calls {recorder.uncalled[0]}, so that its inputs cannot be seen; {_SEE}"
+            )
         previous = recorder.hidden
 
 
