@@ -100,7 +100,7 @@ def plain_perplexities(folder: Path, segments: SegmentSet) -> dict[str, float]:
     nll: dict[str, list[float]] = {}
     with torch.no_grad():
         for ids, document, language in zip(content.token_ids, content.document_index, content.language, strict=True):
-            tokens = torch.from_numpy(ids).long()
+            tokens = torch.tensor(ids, dtype=torch.int64)
             scores = model(tokens[None], use_cache=False).logits[0].double().log_softmax(dim=-1)
             scored = [place for place in range(1, len(tokens)) if document[place] >= 0]
             nll.setdefault(language, []).extend(-float(scores[place - 1, tokens[place]]) for place in scored)

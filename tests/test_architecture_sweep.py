@@ -25,7 +25,7 @@ LANGUAGES = ("en", "sw", "hi")
 METHODS = {
     "wanda-50": {"name": "wanda", "sparsity": 0.5},
     "sparsegpt-50": {"name": "sparsegpt", "sparsity": 0.5},
-    "gptq-3bit-g16": {"name": "gptq", "bits": 3, "group_size": 16, "symmetric": True},
+    "gptq-3bit-g16-sym": {"name": "gptq", "bits": 3, "group_size": 16, "symmetric": True},
 }
 
 
@@ -98,7 +98,7 @@ def test_linears_of_the_blocks_are_compressed_row_by_row_and_all_else_is_as_it_w
         compressed += 1
         # What a linear gives is a row of its weight, and a column of what GPT-2 stores.
         rows = now.t() if name == "gpt2" else now
-        if method == "gptq-3bit-g16":
+        if method == "gptq-3bit-g16-sym":
             groups = rows.unflatten(1, (-1, 16)).flatten(0, 1)
             assert max(len(group.unique()) for group in groups) <= 8
             assert not torch.equal(now, dense)
@@ -113,9 +113,9 @@ def test_linears_of_the_blocks_are_compressed_row_by_row_and_all_else_is_as_it_w
 
 def test_a_run_of_conv1ds_is_exported_as_plain_safetensors_alone(swept: Path) -> None:
     with pytest.raises(InputError, match=r"block 0 attn\.c_attn: a Conv1D"):
-        export_run(swept / "runs" / "gpt2-gptq-3bit-g16-equal", "compressed-tensors", None)
-    assert not (swept / "runs" / "gpt2-gptq-3bit-g16-equal" / "packed").exists()
-    packed = export_run(swept / "runs" / "gemma3-gptq-3bit-g16-equal", "compressed-tensors", None)
+        export_run(swept / "runs" / "gpt2-gptq-3bit-g16-sym-equal", "compressed-tensors", None)
+    assert not (swept / "runs" / "gpt2-gptq-3bit-g16-sym-equal" / "packed").exists()
+    packed = export_run(swept / "runs" / "gemma3-gptq-3bit-g16-sym-equal", "compressed-tensors", None)
     expected = AutoModelForCausalLM.from_pretrained(packed.parents[1] / "checkpoint")
     loaded = AutoModelForCausalLM.from_pretrained(packed)
     ids = torch.arange(3 * WINDOW)[None]
