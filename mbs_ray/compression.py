@@ -11,6 +11,7 @@ from torch import nn
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Compressed, Factored, Method, Moment, Statistic, method_spec
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.linears import bias_of, linears_of, shape_of
 from mbs_ray.model.packed import IntegerScheme, pack_linear
 from mbs_ray.report import LayerError, LinearReport
 
@@ -51,10 +52,10 @@ def collect(
     # Only the latest input is kept: linears that share one are called one after the other.
     latest: list[tuple[torch.Tensor, Moment]] = []
 
-    def record(name: str, module: nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         seen = next((moment for tensor, moment in latest if tensor is inputs[0]), None)
         if name not in moments:
-            moments[name] = seen or Moment.zeros(module.in_features, statistic, device=inputs[0].device)
+            moments[name] = seen or Moment.zeros(shape_of(module)[1], statistic, device=inputs[0].device)
             energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
         if moments[name] is not seen:
             moments[name].add(inputs[0])
@@ -63,8 +64,8 @@ def collect(
 
     hooks = [
         module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and (linears is None or name in linears)
+        for name, module in linears_of(block).items()
+        if linears is None or name in linears
     ]
     try:
         for hidden in microbatches:
@@ -79,7 +80,7 @@ def collect(
 def weight_changes(
     decoder: Decoder, linears: Iterable[str], dense: Mapping[str, torch.Tensor], compressed: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """ΔW = compressed − dense of linears, from a block's tensors as stored; on the device, in the forward's type."""
+    """ΔW = compressed − dense of linears, from a block's tensors; on the device, in the forward's type."""
     parameters = ((name, f"{name}.weight") for name in linears)
     return {
         name: (compressed[parameter].float() - dense[parameter].float()).to(decoder.device, decoder.compute_dtype)
@@ -108,7 +109,7 @@ def language_sums(
     members, tokens = torch.zeros(0, 0), 0
     places = {name: place for place, name in enumerate(changes)}
 
-    def record(name: str, module: nn.Linear, inputs: torch.Tensor, output: torch.Tensor) -> None:
+    def record(name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
         products = nn.functional.linear(inputs, changes[name]), _without_bias(module, output)
         norms = torch.stack([_squared_norms(product).flatten() for product in products], dim=1)
         if len(norms) != tokens:
@@ -150,8 +151,9 @@ def layer_errors(sums: torch.Tensor, languages: Sequence[str], linears: Sequence
     ]
 
 
-def _without_bias(module: nn.Linear, output: torch.Tensor) -> torch.Tensor:
-    return output if module.bias is None else output - module.bias
+def _without_bias(linear: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    bias = bias_of(linear)
+    return output if bias is None else output - bias
 
 
 def _squared_norms(product: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,10 @@ class Distribution:
         return {code: amount / total for code, amount in amounts.items()}
 
 
+class UnknownDistributionError(InputError):
+    """Nothing says how much of which language a model was trained on."""
+
+
 ROOTS = Distribution(
     source="ROOTS, arXiv 2211.05100",
     unit="bytes",
@@ -136,7 +140,7 @@ def model_distribution(model: str, file: Path | None = None) -> Distribution:
 
     `file` wins; then `language_distribution.json` in the model's directory; then ROOTS for BLOOM, known by
     its hub id (bigscience/bloom…, bigscience/bloomz…) or the model_type in its directory's config.json.
-    InputError if none is there, or if a file is not of the form
+    UnknownDistributionError if none is there, InputError if a file is not of the form
     {"source": text, "unit": text, "languages": {code: amount}} with positive finite amounts.
     """
     if file is not None:
@@ -147,9 +151,9 @@ def model_distribution(model: str, file: Path | None = None) -> Distribution:
     config = Path(model) / "config.json"
     if BLOOM_ON_THE_HUB.fullmatch(model) or (config.is_file() and _model_type(config) == "bloom"):
         return ROOTS
-    raise InputError(
+    raise UnknownDistributionError(
         f"no language distribution known for model {model!r}: give a JSON file "
-        '{"source": …, "unit": …, "languages": {code: amount}}, '
+        '{"source": …, "unit": …, "languages": {code: amount}} as distribution (--distribution), '
         f"or put it beside the checkpoint as {DISTRIBUTION_FILE}"
     )
 

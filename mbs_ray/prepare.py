@@ -3,15 +3,15 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from mbs_ray.calibration.sampling import distribution_for
 from mbs_ray.calibration.segments import SegmentRequest, check_request
 from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.errors import InputError
-from mbs_ray.languages import Distribution, model_distribution, parse_languages
+from mbs_ray.languages import parse_languages
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.scan import fingerprint
@@ -31,11 +31,8 @@ class Model:
     name: str
     checkpoint: Checkpoint
     fingerprint: str
-
-    @cached_property
-    def decoder(self) -> Decoder:
-        """For names, shapes and the untouched tensors; the stages have decoders of their own."""
-        return Decoder(self.checkpoint, torch.float32)
+    decoder: Decoder
+    """For names, shapes and the untouched tensors; the stages have decoders of their own."""
 
     def check_length(self, field: str, length: int) -> None:
         """Raise :class:`InputError` naming the field if the model takes no segments of this length."""
@@ -102,30 +99,21 @@ def prepare_runs(
 
 
 def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int]]:
-    distribution = _distribution(spec)
+    distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
     languages = parse_languages(spec.languages, distribution)
     return languages, spec.sampling.allocate(distribution, languages, spec.segments)
 
 
-def _distribution(spec: RunSpec) -> Distribution | None:
-    """The model's distribution; None where it has none and the sampling asks for none."""
-    try:
-        return model_distribution(spec.model, spec.distribution)
-    except InputError:
-        if spec.distribution is not None or spec.sampling.name in ("proportional", "temperature"):
-            raise
-        return None
-
-
 def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:
-    """Open a checkpoint and read it through once, for NaN and for its fingerprint."""
+    """Open a checkpoint and read it through once, for NaN and for its fingerprint.
+
+    A model that cannot be taken apart into blocks, or lacks a tensor, is refused before it is read through.
+    """
     checkpoint = open_checkpoint(model, revision)
+    decoder = Decoder(checkpoint, torch.float32)
     name = Path(model).name
-    return Model(
-        name,
-        checkpoint,
-        fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total)),
-    )
+    read = fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total))
+    return Model(name, checkpoint, read, decoder)
 
 
 def _with_texts(
@@ -183,14 +171,7 @@ def _check_method(run: PreparedRun) -> None:
         if not linears:
             raise InputError(
                 f"{run.model.checkpoint.folder}: block {index} of {run.model.checkpoint.config.model_type} "
-                "has no nn.Linear, so there is nothing to compress"
+                "has no linear, so there is nothing to compress"
             )
-        stored = decoder.block_tensors(index)
         for name, (rows, columns) in linears.items():
             run.spec.method.check(rows, columns, f"block {index} {name}")
-            shape = run.model.checkpoint.tensors[stored[f"{name}.weight"]].shape
-            if shape != (rows, columns):
-                raise InputError(
-                    f"{run.model.checkpoint.folder}: {stored[f'{name}.weight']} is {list(shape)}, "
-                    f"the configuration says {[rows, columns]}"
-                )

@@ -52,6 +52,18 @@ def test_allocate_takes_samplings_with_fields() -> None:
         assert [row[4] for row in rows if row[1] in ("en", "sw")] == counts
 
 
+@pytest.mark.parametrize("sampling", ["equal", "monolingual:language=sw", "counts:counts={en: 2, sw: 7}"])
+def test_allocate_needs_no_distribution_where_the_sampling_needs_none(sampling: str) -> None:
+    arguments = ("allocate", "--model", "meta-llama/any", "--languages", "en,sw", "--segments", 9, "--sampling")
+    result = invoke(*arguments, sampling)
+    assert result.exit_code == 0 and "distribution unknown" in result.stdout
+    for needing in ("proportional", "temperature:alpha=0.3"):
+        refused = invoke(*arguments, needing)
+        assert refused.exit_code == 2
+        for said in (f"sampling {needing.split(':')[0]}: ", "'meta-llama/any'", "--distribution", "equal, monolingual"):
+            assert said in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

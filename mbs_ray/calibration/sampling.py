@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from mbs_ray.errors import InputError
-from mbs_ray.languages import LANGUAGES, Distribution, table_order
+from mbs_ray.languages import LANGUAGES, Distribution, UnknownDistributionError, model_distribution, table_order
 
 LARGEST_ALPHA = 100.0
 
@@ -137,6 +138,19 @@ class Counts:
 SAMPLINGS: Mapping[str, type[Any]] = MappingProxyType(
     {sampling.name: sampling for sampling in (Monolingual, Equal, Proportional, Temperature, Counts)}
 )
+
+
+def distribution_for(sampling: Sampling, model: str, file: Path | None) -> Distribution | None:
+    """The distribution of a model; None where none is known and the sampling asks for none.
+
+    Raises :class:`InputError` where the sampling asks for one, and for a distribution that is there but broken.
+    """
+    try:
+        return model_distribution(model, file)
+    except UnknownDistributionError as error:
+        if not isinstance(sampling, Proportional | Temperature):
+            return None
+        raise InputError(f"sampling {sampling.name}: {error}; equal, monolingual and counts need none") from error
 
 
 def build_sampling(spec: str | Mapping[str, Any]) -> Sampling:

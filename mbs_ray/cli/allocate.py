@@ -21,13 +21,14 @@ def allocate(
     distribution: Distribution = None,
 ) -> None:
     """Show how many calibration segments each language gets. Needs no network and no Ray."""
-    from mbs_ray.calibration.sampling import build_sampling
-    from mbs_ray.languages import model_distribution, parse_languages
+    from mbs_ray.calibration.sampling import build_sampling, distribution_for
+    from mbs_ray.languages import parse_languages
     from mbs_ray.tables import allocation_table
 
     with one_line_errors():
-        known = model_distribution(model, distribution)
+        built = build_sampling(named_spec(sampling))
+        known = distribution_for(built, model, distribution)
         asked = parse_languages(languages, known)
-        allocation = build_sampling(named_spec(sampling)).allocate(known, asked, segments)
-        title = f"{segments} segments, {sampling}, {known.source}"
-        Console().print(allocation_table(title, allocation, known.shares(asked)))
+        allocation = built.allocate(known, asked, segments)
+        title = f"{segments} segments, {sampling}, {known.source if known else 'distribution unknown'}"
+        Console().print(allocation_table(title, allocation, known.shares(asked) if known else {}))

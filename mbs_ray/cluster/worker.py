@@ -122,13 +122,13 @@ class Worker:
             # A shared folder may show a file to one node before it shows it to another.
             stored = _read_dense(decoder, index)
         report = BlockReport(index, seconds={"read": stored.seconds})
-        names, tensors = decoder.block_tensors(index), stored.tensors
+        tensors = stored.tensors
         solving = method is not None and not finished
         if method is not None and solving:
             packed = self._compress(job, store, decoder, method, report, tensors)
             if self._writes:
                 with self._timed(job, report, "write"):
-                    self._write(job, index, {names[name]: tensors[name] for name in names}, names, packed, report)
+                    self._write(job, decoder, tensors, packed, report)
                 self.blocks_done += 1
         with self._timed(job, report, "propagate"):
             self._propagate(job, store, decoder, index, tensors, send)
@@ -142,18 +142,21 @@ class Worker:
     def _write(
         self,
         job: Job,
-        index: int,
-        dense: dict[str, torch.Tensor],
-        names: dict[str, str],
+        decoder: Decoder,
+        tensors: dict[str, torch.Tensor],
         packed: dict[str, dict[str, torch.Tensor]],
         report: BlockReport,
     ) -> None:
         """The block file last: where it lies, all else of the block lies too."""
+        index = report.block
         write_report(job.blocks_folder, report)
-        if packed:
+        stored = decoder.to_stored(index, tensors)
+        # Nothing can load the packed form of a Conv1D: mbs export says so.
+        if packed and not decoder.transposed(index):
+            names = decoder.block_tensors(index)
             by_stored_name = {names[weight]: parts for weight, parts in packed.items()}
-            write_block(RunDirectory(job.directory).packed, index, packed_block(dense, by_stored_name))
-        write_block(job.blocks_folder, index, dense)
+            write_block(RunDirectory(job.directory).packed, index, packed_block(stored, by_stored_name))
+        write_block(job.blocks_folder, index, stored)
 
     @contextmanager
     def _timed(self, job: Job, report: BlockReport, part: str) -> Iterator[None]:
@@ -361,8 +364,7 @@ def _read(job: Job, decoder: Decoder, index: int) -> _Stored:
     done = None if job.method is None else read_block(job.blocks_folder, index)
     if done is None:
         return _read_dense(decoder, index)
-    tensors = {name: done[stored] for name, stored in decoder.block_tensors(index).items()}
-    return _Stored(tensors, True, time.monotonic() - begun)
+    return _Stored(decoder.from_stored(index, done), True, time.monotonic() - begun)
 
 
 def _read_dense(decoder: Decoder, index: int) -> _Stored:

@@ -6,17 +6,20 @@ it (masks, position biases, rotary embeddings).
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from torch.utils import _pytree as pytree
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers import AutoModelForCausalLM
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.head import head_alone
+from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
+from mbs_ray.model.recorder import Recorder, hidden_states
+from mbs_ray.model.support import check_arguments, check_chain, find_blocks, refuse_config
 
 _KEPT_SHAPES = 4
 
@@ -34,30 +37,23 @@ class Decoder:
         self.compute_dtype = compute_dtype
         self.device = torch.device(device)
         config = checkpoint.config
-        if getattr(config, "slow_but_exact", False):
-            raise InputError(
-                f"{checkpoint.folder / 'config.json'}: slow_but_exact must be false; its forward goes round "
-                "the linears, so that their inputs cannot be seen"
-            )
-        if getattr(config, "quantization_config", None):
-            raise InputError(
-                f"{checkpoint.folder / 'config.json'}: quantization_config says that the linears are packed; "
-                "give the dense checkpoint (that of a run, or mbs export --format safetensors)"
-            )
+        refuse_config(checkpoint.folder, config)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype, trust_remote_code=False)
         model.eval()
         self._model = model
-        self._path, block_list = _largest_module_list(model, checkpoint)
+        self._path, block_list = find_blocks(checkpoint.folder, model)
         self._templates = list(block_list)
-        self._recorders = [_Recorder(template) for template in self._templates]
+        self._recorders = [Recorder(template) for template in self._templates]
         for index, recorder in enumerate(self._recorders):
             block_list[index] = recorder
         self._embedding = model.get_input_embeddings()
         self._embedding_name = self._name_of(self._embedding) + ".weight"
-        self._head_model = _head_alone(model, self._path)
+        self._head_model = head_alone(model, self._path)
         self._load_outside()
         self._arguments: dict[tuple[int, int], list[tuple[tuple, dict]]] = {}
+        self._block_tensors = [self._find_block(index) for index in range(self.blocks)]
+        self._check_forward()
 
     @property
     def blocks(self) -> int:
@@ -70,51 +66,53 @@ class Decoder:
 
     def block_tensors(self, index: int) -> dict[str, str]:
         """Name inside the block → stored name, for all tensors stored of a block."""
-        prefix = f"{self._path}.{index}."
-        stored_prefix = None
-        for name, _ in self._templates[index].named_parameters():
-            stored = self.checkpoint.stored_name(prefix + name)
-            if stored is None:
-                raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {prefix + name}")
-            stored_prefix = stored.removesuffix(name)
-        assert stored_prefix is not None
-        return {
-            name.removeprefix(stored_prefix): name for name in self.checkpoint.tensors if name.startswith(stored_prefix)
-        }
+        return self._block_tensors[index]
 
     def linears(self, index: int) -> dict[str, tuple[int, int]]:
-        """Name inside the block → (rows, columns) of the weight, for every ``nn.Linear``."""
-        return {
-            name: (module.out_features, module.in_features)
-            for name, module in self._templates[index].named_modules()
-            if isinstance(module, nn.Linear)
-        }
+        """Name inside the block → (rows, columns) of the weight, for every linear of whatever class."""
+        return {name: shape_of(linear) for name, linear in linears_of(self._templates[index]).items()}
 
     def linears_outside(self) -> list[str]:
-        """Names, in the model, of every ``nn.Linear`` that belongs to no block (the head, for one)."""
-        return [name for name, module in self._model.named_modules() if isinstance(module, nn.Linear)]
+        """Names, in the model, of every linear that belongs to no block (the head, for one)."""
+        return list(linears_of(self._model))
+
+    def transposed(self, index: int) -> list[str]:
+        """Names inside the block of the linears whose weight is stored as [columns, rows]."""
+        return [name for name, linear in linears_of(self._templates[index]).items() if lies_transposed(linear)]
 
     def read_block(self, index: int) -> dict[str, torch.Tensor]:
-        """All tensors of a block as stored, by their name inside the block."""
-        return {name: self.checkpoint.read(stored) for name, stored in self.block_tensors(index).items()}
+        """All tensors of a block by their name inside it: weights of linears [rows, columns], the rest as stored."""
+        stored = self.block_tensors(index).values()
+        return self.from_stored(index, {name: self.checkpoint.read(name) for name in stored})
 
-    def load_block(self, index: int, tensors: dict[str, torch.Tensor]) -> nn.Module:
-        """The block as a module on the device, in ``compute_dtype``."""
+    def from_stored(self, index: int, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What :meth:`read_block` gives, from the tensors of a block by stored name."""
+        names = self.block_tensors(index)
+        return self._turned(index, {name: stored[names[name]] for name in names})
+
+    def to_stored(self, index: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The way back: by stored name, and as the checkpoint holds them."""
+        names = self.block_tensors(index)
+        return {names[name]: tensor for name, tensor in self._turned(index, tensors).items()}
+
+    def _turned(self, index: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Between [rows, columns] and what the linears of a block hold, either way."""
+        weights = {f"{name}.weight" for name in self.transposed(index)}
+        return {name: turned(tensor) if name in weights else tensor for name, tensor in tensors.items()}
+
+    def load_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+        """The block as a module on the device, in ``compute_dtype``, of what :meth:`read_block` gives."""
         block = copy.deepcopy(self._templates[index])
         own = {name for name, _ in block.named_parameters()}
-        state = {
-            name: tensor.to(self.device, self.compute_dtype, copy=True)
-            for name, tensor in tensors.items()
-            if name in own
-        }
+        held = self._turned(index, {name: tensor for name, tensor in tensors.items() if name in own})
+        state = {name: tensor.to(self.device, self.compute_dtype, copy=True) for name, tensor in held.items()}
         block.load_state_dict(state, assign=True, strict=False)
         return block.requires_grad_(False).to(self.device)
 
     def run_block(self, block: nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
         """One block applied to hidden states [microbatch, length, hidden_size]."""
         args, kwargs = self._recorded(hidden.shape[0], hidden.shape[1])[index]
-        output = block(hidden, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return hidden_states(block(hidden, *args, **kwargs))
 
     def recorded_bytes(self, microbatch: int, length: int) -> int:
         """What is kept for microbatches of one shape, of all blocks together: masks, position biases and the like."""
@@ -180,8 +178,32 @@ class Decoder:
         return self._arguments[shape]
 
     def _placeholder(self, microbatch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        width = self.checkpoint.tensors[self._stored_embedding].shape[1]
-        return torch.zeros(1, width), torch.zeros(microbatch, length, dtype=torch.int64)
+        return torch.zeros(1, self._embedding_width), torch.zeros(microbatch, length, dtype=torch.int64)
+
+    @property
+    def _embedding_width(self) -> int:
+        return int(self.checkpoint.tensors[self._stored_embedding].shape[1])
+
+    def _check_forward(self) -> None:
+        """Forwards over two tokens, in both orders: is the model a chain of its blocks, and then a head?"""
+        rows = torch.linspace(-1, 1, 2 * self._embedding_width).view(2, -1)
+        seen = []
+        try:
+            for token_ids in ([[0, 1]], [[1, 0]]):
+                self._forward_outside(rows, torch.tensor(token_ids))
+                check_chain(self.checkpoint.folder, self._recorders)
+                seen.append([(recorder.args, recorder.kwargs) for recorder in self._recorders])
+                self._clear()
+            self.logits(
+                torch.zeros(1, 2, self.width, dtype=self.compute_dtype, device=self.device), *self.head_rows(0, 1)
+            )
+        except InputError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.checkpoint.folder}: {type(self._model).__name__} cannot be taken apart into blocks ({error})"
+            ) from error
+        check_arguments(self.checkpoint.folder, *seen)
 
     def _forward_outside(self, rows: torch.Tensor, position: torch.Tensor) -> Any:
         """The base model's own forward with the recorders for blocks, over an embedding of ``rows``."""
@@ -212,95 +234,54 @@ class Decoder:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
 
+    def _find_block(self, index: int) -> dict[str, str]:
+        prefix = f"{self._path}.{index}."
+        stored_prefix = None
+        for name, parameter in self._templates[index].named_parameters():
+            stored = self.checkpoint.stored_name(prefix + name)
+            if stored is None:
+                raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {prefix + name}")
+            if (shape := self.checkpoint.tensors[stored].shape) != parameter.shape:
+                raise InputError(
+                    f"{self.checkpoint.folder}: {stored} is {list(shape)}, "
+                    f"the configuration says {list(parameter.shape)}"
+                )
+            stored_prefix = stored.removesuffix(name)
+        assert stored_prefix is not None
+        return {
+            name.removeprefix(stored_prefix): name for name in self.checkpoint.tensors if name.startswith(stored_prefix)
+        }
+
     def _name_of(self, wanted: nn.Module) -> str:
         return next(name for name, module in self._model.named_modules() if module is wanted)
 
     @property
     def _stored_embedding(self) -> str:
-        stored = self.checkpoint.stored_name(self._embedding_name)
-        if stored is None:
+        """A tied embedding may have been stored under the name of the head alone."""
+        stored = self.checkpoint.stored_name(self._embedding_name) or (self._tied and self._stored_head)
+        if not stored:
             raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {self._embedding_name}")
         return stored
 
+    @property
+    def _tied(self) -> bool:
+        return bool(self.checkpoint.config.tie_word_embeddings)
+
+    @property
+    def _stored_head(self) -> str | None:
+        return self.checkpoint.stored_name(self._name_of(self._model.get_output_embeddings()) + ".weight")
+
     def _head_names(self) -> tuple[str, str | None]:
-        """Stored names of the head's weight and bias; a tied head is the token embedding."""
+        """Stored names of the head's weight and bias.
+
+        A tied head is the token embedding, unless the checkpoint holds one as well: then it has the last word, as
+        in transformers, which unties what was tied by the configuration but differs in the file.
+        """
         head = self._name_of(self._model.get_output_embeddings())
-        bias = self.checkpoint.stored_name(head + ".bias")
-        if self.checkpoint.config.tie_word_embeddings:
-            return self._stored_embedding, bias
-        weight = self.checkpoint.stored_name(head + ".weight")
+        weight = self._stored_head or (self._stored_embedding if self._tied else None)
         if weight is None:
             raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {head}.weight")
-        return weight, bias
+        return weight, self.checkpoint.stored_name(head + ".bias")
 
     def _head_info(self) -> Any:
         return self.checkpoint.tensors[self._head_names()[0]]
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: keeps the arguments of its call and returns its input."""
-
-    def __init__(self, template: nn.Module) -> None:
-        super().__init__()
-        # In a list, so that the weightless block does not count as a part of the model.
-        self.template = [template]
-        self.returns_tuple: bool | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        self.hidden: torch.Tensor | None = None
-        self.result: torch.Tensor | None = None
-        self.args: tuple = ()
-        self.kwargs: dict[str, Any] = {}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:
-            args = (kwargs.pop("hidden_states"),)
-        self.hidden, self.args, self.kwargs = args[0], args[1:], kwargs
-        result = self.hidden if self.result is None else self.result
-        if self.returns_tuple is None:
-            self.returns_tuple = self._template_returns_tuple(args, kwargs)
-        return (result,) if self.returns_tuple else result
-
-    def _template_returns_tuple(self, args: tuple, kwargs: dict[str, Any]) -> bool:
-        template = copy.deepcopy(self.template[0]).to("meta")
-        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
-        return isinstance(template(*args, **kwargs), tuple)
-
-    def __getattr__(self, name: str) -> Any:
-        # A model's forward may ask a block for its kind (sliding or full attention, for example).
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["template"][0], name)
-
-
-class _PassThrough(nn.Module):
-    """Stands in for the base model, so that a model's forward applies nothing but its head."""
-
-    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> Any:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
-
-
-def _head_alone(model: PreTrainedModel, blocks_path: str) -> Any:
-    """A copy of the model in which the module that holds the blocks passes its input through."""
-    alone = parent = _shallow_copy(model)
-    *path, owner = blocks_path.split(".")[:-1]
-    for name in path:
-        parent._modules[name] = _shallow_copy(parent._modules[name])
-        parent = parent._modules[name]
-    parent._modules[owner] = _PassThrough()
-    return alone
-
-
-def _shallow_copy(module: Any) -> Any:
-    copied = copy.copy(module)
-    copied._modules = dict(module._modules)
-    return copied
-
-
-def _largest_module_list(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, nn.ModuleList]:
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise InputError(f"{checkpoint.folder}: no list of blocks in {type(model).__name__}")
-    return max(lists, key=lambda item: len(item[1]))

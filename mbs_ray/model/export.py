@@ -41,12 +41,18 @@ def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str
 def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, target: Path, card: str) -> Path:
     """The same from the blocks in ``packed`` and what else the decoder's checkpoint, a finished run's, holds.
 
-    Raises :class:`InputError` naming the file if a block is missing or is not one of this model.
+    Raises :class:`InputError` naming the file if a block is missing or is not one of this model, and naming the linear
+    if it is none that can be loaded packed.
     """
     source = decoder.checkpoint
     wanted = set(decoder.outside_tensors())
     shards = [file for file in source.files if read_header(file).keys() <= wanted]
     for index in range(decoder.blocks):
+        if transposed := decoder.transposed(index):
+            raise InputError(
+                f"block {index} {transposed[0]}: a Conv1D, whose packed form nothing loads (compressed-tensors knows "
+                "that of nn.Linear); export plain safetensors"
+            )
         shards.append(packed / block_file(index))
         if not shards[-1].is_file():
             raise InputError(f"{shards[-1]}: missing; give the sweep another name and compute the run again")

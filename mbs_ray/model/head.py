@@ -1,0 +1,32 @@
+"""A model of which nothing is left but what makes logits of finished hidden states."""
+
+import copy
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+
+class _PassThrough(nn.Module):
+    """Stands in for the base model, so that a model's forward applies nothing but its head."""
+
+    def forward(self, *_: Any, inputs_embeds: Any, **__: Any) -> Any:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+def head_alone(model: PreTrainedModel, blocks_path: str) -> Any:
+    """A copy of the model in which the module that holds the blocks passes its input through."""
+    alone = parent = _shallow_copy(model)
+    *path, owner = blocks_path.split(".")[:-1]
+    for name in path:
+        parent._modules[name] = _shallow_copy(parent._modules[name])
+        parent = parent._modules[name]
+    parent._modules[owner] = _PassThrough()
+    return alone
+
+
+def _shallow_copy(module: Any) -> Any:
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
