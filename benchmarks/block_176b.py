@@ -160,8 +160,9 @@ def factor_residual(columns: int, tokens: int) -> None:
         worst = max(worst, float((identity - found.double()).abs().max()))
     flops = 2 / 3 * columns**3
     print(
-        f"factor of {columns} columns: {seconds:.2f} s = {flops / seconds / 1e12:.1f} TFLOP/s, peak {peak / GIB:.1f} GiB "
-        f"(planned {planned / GIB:.1f}), damping {factor.damping:g}, largest |U H Uᵀ - I| of 64 rows {worst:.1e}",
+        f"factor of {columns} columns: {seconds:.2f} s = {flops / seconds / 1e12:.1f} TFLOP/s, "
+        f"peak {peak / GIB:.1f} GiB (planned {planned / GIB:.1f}), damping "
+        f"{factor.damping:g}, largest |U H Uᵀ - I| of 64 rows {worst:.1e}",
         flush=True,
     )
 
