@@ -82,16 +82,17 @@ class _Random(Decoder):
     def __init__(self, outline: Decoder, device: torch.device) -> None:
         checkpoint = outline.checkpoint
         random = RandomOutline(str(checkpoint.folder), checkpoint.config, outline.stored_dtype)
+        self._held: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
         super().__init__(random, outline.compute_dtype, device.type)
-        self._rows: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     @property
     def vocabulary(self) -> int:
         return min(VOCABULARY_CHUNK, super().vocabulary)
 
     def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        self._rows = self._rows or super().head_rows(start, stop)
-        return self._rows
+        if (start, stop) not in self._held:
+            self._held[start, stop] = super().head_rows(start, stop)
+        return self._held[start, stop]
 
 
 def _forward(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> float:
