@@ -27,11 +27,10 @@ from mbs_ray.cluster.layout import Layout, Place
 from mbs_ray.cluster.worker import Worker
 from mbs_ray.methods import Moment, Statistic, build_method
 from mbs_ray.methods.factor import inverse_factor
-from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.measure import measure_rates
 from mbs_ray.plan.memory import hidden_bytes, phases_of
-from mbs_ray.plan.outline import outline
+from mbs_ray.plan.outline import OutlineDecoder, outline
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.solver_memory import preparing_bytes
 from mbs_ray.plan.time import stage_seconds
@@ -97,7 +96,7 @@ def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: in
         write_random_segments(out / f"{name}.parquet", n, vocabulary) for name, n in (("c", segments), ("e", scored))
     ]
     calibration, evaluation = (segment_file(path.stem, SegmentSet.open(path)) for path in files)
-    decoder = Decoder(outline(str(model)), torch.bfloat16, "meta")
+    decoder = OutlineDecoder(outline(str(model)), torch.bfloat16)
     batches = Batches(segments, LENGTH, MICROBATCH), (Batches(scored, LENGTH, MICROBATCH),)
     works = [Work(str(spec["name"]), decoder, build_method(spec), *batches) for spec in METHODS]
     hardware = Hardware((this_machine(),))

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.model.block_files import BLOCK_SUFFIX
 from mbs_ray.model.card import CardFacts
 
 SIGNATURE = "signature.json"
@@ -16,6 +18,8 @@ TRACKING = "tracking.json"
 CARD = "card.json"
 ALLOCATION = "allocation.json"
 SPEC = "spec.json"
+#: What a run keeps that removes its weights.
+METRICS = "metrics"
 
 
 class RunDirectory:
@@ -71,9 +75,16 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """What a finished run left; None while it is not finished."""
         path = self.path / RESULT
-        if not path.is_file() or not self.checkpoint.is_dir():
+        if not path.is_file():
             return None
-        return json.loads(path.read_text())
+        result = json.loads(path.read_text())
+        return result if self.checkpoint.is_dir() or result.get("keep") == METRICS else None
+
+    def drop_weights(self) -> None:
+        """Remove the blocks of a finished run, dense and packed; the reports of blocks stay."""
+        for block in self.blocks.glob(f"*{BLOCK_SUFFIX}"):
+            block.unlink()
+        shutil.rmtree(self.packed, ignore_errors=True)
 
     def keep_card(self, facts: CardFacts) -> None:
         write_json(self.path / CARD, asdict(facts))
@@ -92,6 +103,11 @@ class RunDirectory:
         card = self.card()
         if self.result() is None or card is None:
             raise InputError(f"{self.path}: the run is not finished; give its mbs command again, which goes on with it")
+        if not self.checkpoint.is_dir():
+            raise InputError(
+                f"{self.path}: the run kept its metrics alone; give its mbs command again with keep: checkpoint, which "
+                "computes it anew"
+            )
         return card
 
     def keep_told(self, told: Mapping[str, Any]) -> None:

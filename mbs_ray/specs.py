@@ -94,6 +94,10 @@ class RunSpec(_Spec):
         False, description="measure what every linear loses in each calibration language; one more forward per block"
     )
 
+    keep: Literal["checkpoint", "metrics"] = Field(
+        "checkpoint", description="metrics: when a run is finished its weights are removed, its figures stay"
+    )
+
     @field_validator("evaluation")
     @classmethod
     def _named(cls, sets: dict[str, EvaluationSpec]) -> dict[str, EvaluationSpec]:

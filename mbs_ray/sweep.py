@@ -22,10 +22,12 @@ from mbs_ray.model.card import DENSE_FORMAT, model_card
 from mbs_ray.model.export import assemble
 from mbs_ray.numerics import resolve_numerics, room_for_actors
 from mbs_ray.places import Places
+from mbs_ray.plan.sweep_plan import planned
 from mbs_ray.prepare import PreparedRun, prepare_runs
 from mbs_ray.progress import Progress
 from mbs_ray.report_page import write_report
 from mbs_ray.run_card import Scores, card_facts
+from mbs_ray.run_directory import METRICS
 from mbs_ray.specs import SweepSpec
 from mbs_ray.stage_spans import StageSpans
 from mbs_ray.sweep_jobs import SweepJobs
@@ -37,16 +39,17 @@ SYNC_SECONDS = 10.0
 _LIKELY = "out of memory is the likely cause: take fewer segments, another offload, or see the logs of Ray"
 
 
-def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress) -> SweepResult:
+def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress, force: bool = False) -> SweepResult:
     """Run a sweep, or go on with it: what is finished is kept, what is begun is continued.
 
-    Raises :class:`InputError` before any actor starts where something in the sweep cannot work.
+    Raises :class:`InputError` before any actor starts where something in the sweep cannot work, or does not fit by
+    its plan and ``force`` is not given.
     """
     with interrupted_by_sigterm():
-        return _conduct(sweep, out, address, progress)
+        return _conduct(sweep, out, address, progress, force)
 
 
-def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress) -> SweepResult:
+def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress, force: bool) -> SweepResult:
     places = Places(out.resolve(), sweep.name)
     offload = Offload(sweep.offload, sweep.nvme_path)
     specs = sweep.runs()
@@ -74,6 +77,7 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
         for run in runs:
             places.run(run.label).refuse_changed(jobs.signature(run))
             places.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
+        offload = planned(offload, runs, jobs, progress.say, force)
         segments.update(_draw(runs, places, progress))
         for run in runs:
             places.run(run.label).claim(jobs.signature(run))
@@ -254,9 +258,10 @@ class _Conductor:
             scores[name] = dense, compressed
         card = card_facts(run, scores, metrics)
         directory.keep_card(card)
-        outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
-        shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
-        assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
+        if run.spec.keep == "checkpoint":
+            outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
+            shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
+            assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
         self._keep_result(run, metrics)
         self._metrics[run.label] = metrics
 
@@ -264,8 +269,11 @@ class _Conductor:
         """Write the result, and whether MLflow has taken all of it: if not, the next command tries again."""
         directory = self._jobs.places.run(run.label)
         evaluation = {name: text.fingerprint for name, text in run.evaluation.items()}
-        result = {"evaluation": evaluation, "metrics": metrics, "tracked": False}
+        keep = "checkpoint" if directory.checkpoint.is_dir() else run.spec.keep
+        result = {"evaluation": evaluation, "metrics": metrics, "keep": keep, "tracked": False}
         directory.finish(result)
+        if keep == METRICS:
+            directory.drop_weights()
         directory.finish({**result, "tracked": self._tracked.finish(run.label, metrics)})
 
     def _fail(self, key: str, error: Exception) -> None:

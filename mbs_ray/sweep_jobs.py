@@ -16,6 +16,7 @@ from mbs_ray.methods import method_spec
 from mbs_ray.numerics import Numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
+from mbs_ray.run_directory import METRICS
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ class SweepJobs:
         """What an earlier command left of the run; None where the run, or one of its evaluations, is not done."""
         result = self.places.run(run.label).result()
         wanted = {name: text.fingerprint for name, text in run.evaluation.items()}
-        return result if result is not None and result["evaluation"] == wanted else None
+        if result is None or result["evaluation"] != wanted:
+            return None
+        # Weights that were removed are computed anew where they are wanted after all.
+        return None if run.spec.keep == "checkpoint" and result.get("keep") == METRICS else result
 
     def run_job(self, run: PreparedRun) -> Job:
         evaluation = tuple(self._file(name, text) for name, text in run.evaluation.items())

@@ -42,6 +42,8 @@ def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked
     tracked.note(_note(told["run"], directory.allocation(), metrics))
     tracked.artifact(_linears_table(directory), "reports")
     _track_layer_errors(directory, told["run"]["name"], tracked)
+    if not directory.checkpoint.is_dir():
+        return  # its metrics are all that was kept
     tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
     tracked.tag("mbs.checkpoint", str(directory.checkpoint))
     manifest = directory.checkpoint / MANIFEST

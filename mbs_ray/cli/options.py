@@ -28,6 +28,7 @@ METHOD_HELP = (
     "magnitude, rtn, wanda, sparsegpt, gptq, sparsegpt+gptq, obc, obq, with fields: "
     "sparsegpt:sparsity=0.5 or gptq:bits=3"
 )
+Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it does not fit.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of an actor.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")]
 SequenceLength = Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")]

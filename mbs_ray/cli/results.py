@@ -64,7 +64,10 @@ def verify(
         from mbs_ray.model.manifest import verify as wrong_files
         from mbs_ray.run_directory import RunDirectory
 
-        checkpoint = folder if (folder / MANIFEST).is_file() else RunDirectory(folder).checkpoint
+        run = RunDirectory(folder)
+        if run.stored_signature() is not None:
+            run.finished()
+        checkpoint = folder if (folder / MANIFEST).is_file() else run.checkpoint
         wrong, files = wrong_files(checkpoint)
         if wrong:
             raise InputError(f"{checkpoint}: {len(wrong)} of {files} files are wrong: {'; '.join(wrong)}")

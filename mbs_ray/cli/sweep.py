@@ -1,7 +1,7 @@
 """``mbs compress | sweep | demo``: what compresses models."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from mbs_ray.cli.options import (
     ComputeDtype,
     Distribution,
     FileOffloadTier,
+    Force,
     Languages,
     NvmePath,
     OffloadTier,
@@ -70,6 +71,10 @@ def compress(
     threads: Threads = None,
     offload: OffloadTier = "auto",
     nvme_path: NvmePath = None,
+    keep: Annotated[
+        Literal["checkpoint", "metrics"], typer.Option("--keep", help="metrics: the weights go when it is finished.")
+    ] = "checkpoint",
+    force: Force = False,
     address: Address = None,
 ) -> None:
     """Compress one model with one method and one sampling: a sweep of a single run."""
@@ -93,6 +98,7 @@ def compress(
             "microbatch": int(microbatch) if microbatch.isdigit() else microbatch,
             "true_sequential": true_sequential,
             "per_language": per_language,
+            "keep": keep,
         }
         content = {
             "name": name,
@@ -102,7 +108,7 @@ def compress(
             "offload": offload,
             "nvme_path": nvme_path and nvme_path.absolute(),
         }
-        _conduct(validated(SweepSpec, content), out, address)
+        _conduct(validated(SweepSpec, content), out, address, force)
 
 
 @app.command(
@@ -115,6 +121,7 @@ def sweep(
     replicas: Replicas = None,
     offload: FileOffloadTier = None,
     nvme_path: NvmePath = None,
+    force: Force = False,
     address: Address = None,
 ) -> None:
     """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
@@ -124,7 +131,7 @@ def sweep(
         content = load_sweep(file).model_dump()
         content["layout"] |= given(stages=stages, replicas=replicas)
         content |= given(offload=offload, nvme_path=nvme_path and nvme_path.absolute())
-        _conduct(validated(SweepSpec, content), out, address)
+        _conduct(validated(SweepSpec, content), out, address, force)
 
 
 @app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")
@@ -142,12 +149,12 @@ def demo(
         _show(result, out, console, conclusion(result))
 
 
-def _conduct(spec: Any, out: Path, address: str | None) -> None:
+def _conduct(spec: Any, out: Path, address: str | None, force: bool) -> None:
     from mbs_ray.progress import Progress
     from mbs_ray.sweep import conduct
 
     console = Console()
-    _show(conduct(spec, absolute(out), address, Progress(console)), out, console)
+    _show(conduct(spec, absolute(out), address, Progress(console), force), out, console)
 
 
 def _show(result: Any, out: Path, console: Console, conclusion: str = "") -> None:

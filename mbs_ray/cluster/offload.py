@@ -25,8 +25,9 @@ from mbs_ray.cluster.slot_file import BUFFERS
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
 
-#: What activations may take of free memory unless a tier is asked for: blocks, moments and factors need the rest.
-_MEMORY_SHARE = 0.6
+#: What may be taken of free memory unless a tier is asked for; without a plan, blocks, moments and factors need most
+#: of the rest.
+_MEMORY_SHARE, _UNPLANNED_SHARE = 0.95, 0.6
 _WHERE = {"none": "device memory", "host": "host memory", "nvme": "disk"}
 
 
@@ -35,7 +36,8 @@ class Offload:
     """Which tier is asked for, and the bytes that activations need at most in each stage.
 
     ``needed`` counts them as they are, ``pinned`` in pinned memory, which torch gives in powers of two;
-    ``microbatch`` is the largest one.
+    ``microbatch`` is the largest one. ``beside`` is what a stage needs of device and of host memory besides, by its
+    plan; None where there is none.
     """
 
     asked: Literal["auto", "none", "host", "nvme"] = "auto"
@@ -43,6 +45,7 @@ class Offload:
     needed: int = 0
     pinned: int = 0
     microbatch: int = 0
+    beside: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.asked == "nvme" and self.nvme_path is None:
@@ -157,19 +160,31 @@ def _choose(offload: Offload, index: int, room: Room, sharing: int) -> TierName:
         "nvme": (offload.needed, None if room.disk is None else room.disk // sharing),
     }
     for tier, (needed, there) in free.items():
-        share = _MEMORY_SHARE if offload.asked == "auto" and tier != "nvme" else 1.0
-        if offload.asked in ("auto", tier) and there is not None and needed <= share * there:
+        if offload.asked in ("auto", tier) and there is not None and needed <= _room(offload, tier, there, cuda):
             return tier
     found = [f"{_gib(there)} of {_WHERE[tier]}" for tier, (_, there) in free.items() if there is not None]
     if offload.nvme_path is None:
         found.append("no nvme_path")
     elif room.disk is None:
         found.append(f"no folder {offload.nvme_path}")
-    asked = f"auto (at most {_MEMORY_SHARE:.0%} of memory)" if offload.asked == "auto" else offload.asked
+    asked: str = offload.asked
+    if offload.asked == "auto":
+        besides = "what else a stage needs" if offload.beside else f"{1 - _UNPLANNED_SHARE:.0%} of memory"
+        asked = f"auto (with {besides} left free)"
     raise InputError(
         f"offload: {asked}: activations of stage {index} need {_gib(offload.needed)}, its node has "
         f"{', '.join(found if cuda else found[1:])} for it; give nvme_path on a disk with room, or take fewer segments"
     )
+
+
+def _room(offload: Offload, tier: TierName, there: int, cuda: bool) -> float:
+    """What activations may take of the bytes that are there."""
+    if offload.asked != "auto" or tier == "nvme":
+        return float(there)
+    if offload.beside is None:
+        return _UNPLANNED_SHARE * there
+    device, host = offload.beside
+    return _MEMORY_SHARE * there - (device if cuda and tier == "none" else host)
 
 
 def _gib(size: int) -> str:

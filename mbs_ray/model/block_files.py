@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 
+BLOCK_SUFFIX = ".safetensors"
 _METADATA = {"format": "pt"}
 
 
 def block_file(index: int) -> str:
-    return f"block-{index:05d}.safetensors"
+    return f"block-{index:05d}{BLOCK_SUFFIX}"
 
 
 def write_block(folder: Path, index: int, tensors: Mapping[str, torch.Tensor]) -> Path:

@@ -109,26 +109,30 @@ def this_machine(nvme_path: Path | None = None) -> Node:
 def live_cluster(nvme_path: Path | None = None) -> Hardware:
     """What every node of the connected Ray has free, asked on the node itself."""
     import ray
+    from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    own = ray.util.get_node_ip_address()
     ask: Any = ray.remote(this_machine)
-    asked = []
-    for node in ray.nodes():
-        resources = node["Resources"]
-        if node["Alive"] and (resources.get("CPU", 0) or resources.get("GPU", 0)):
+    working = [node for node in ray.nodes() if node["Alive"] and node["Resources"].keys() & {"CPU", "GPU"}]
+    asked = {}
+    for node in working:
+        if node["NodeManagerAddress"] != own:
             home = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             # A task that takes no GPU sees all of them.
-            asked.append((resources, ask.options(num_cpus=0, scheduling_strategy=home).remote(nvme_path)))
+            asked[node["NodeID"]] = ask.options(num_cpus=0, scheduling_strategy=home).remote(nvme_path)
     try:
-        found = ray.get([reference for _, reference in asked], timeout=_ASK_SECONDS)
-    except ray.exceptions.GetTimeoutError as error:
+        answers = dict(zip(asked, ray.get(list(asked.values()), timeout=_ASK_SECONDS), strict=True))
+    except GetTimeoutError as error:
         raise InputError(f"--address: a node did not say within {_ASK_SECONDS} s what it has") from error
-    return Hardware(
-        tuple(
-            replace(node, gpus=int(resources.get("GPU", 0)), cpus=int(resources.get("CPU", 0)))
-            for (resources, _), node in zip(asked, found, strict=True)
-        )
-    )
+    here = this_machine(nvme_path) if len(asked) < len(working) else None
+    nodes = []
+    for node in working:
+        found, resources = answers.get(node["NodeID"], here), node["Resources"]
+        assert found is not None
+        gpus = int(resources.get("GPU", 0)) if found.gpu_memory else 0
+        nodes.append(replace(found, gpus=gpus, cpus=int(resources.get("CPU", 0))))
+    return Hardware(tuple(nodes))
 
 
 def cluster_file(path: Path) -> Hardware:

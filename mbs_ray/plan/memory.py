@@ -142,7 +142,8 @@ def _evaluate(work: Work) -> Phase:
     rows, width = min(VOCABULARY_CHUNK, decoder.vocabulary), decoder.width
     compute, stored = decoder.compute_dtype.itemsize, _stored_itemsize(decoder)
     # Logits, and their exponentials; in float32 besides where the forward is not.
-    logits = LOGIT_BYTES * 2 + (0 if compute == 4 else LOGIT_BYTES * compute // 4)
+    largest = min(LOGIT_BYTES, 4 * rows * max(one.rows * one.length for one in work.evaluation))
+    logits = 2 * largest + (0 if compute == 4 else largest * compute // 4)
     tokens = sum(one.tokens for one in work.evaluation)
     device = {"head": rows * width * compute, "logits": logits}
     # Maximum, sum, logit of the token, and its id.

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, PretrainedConfig
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, fetch
+from mbs_ray.model.decoder import Decoder
 
 #: Hidden size, blocks and heads by hub id; all have 250,880 rows of vocabulary. Sizes of the BLOOM repositories.
 _BLOOM = {
@@ -76,6 +79,38 @@ class RandomOutline(Outline):
         size = torch.Size(shape)
         numbers = torch.randn(min(size.numel(), _DISTINCT)).mul_(0.02).to(self.tensors[name].dtype)
         return numbers.repeat(-(-size.numel() // len(numbers)))[: size.numel()].view(size)
+
+
+class OutlineDecoder(Decoder):
+    """The decoder of an outline, on the meta device: it runs, and what comes out has a shape and no numbers."""
+
+    def __init__(self, outline: Outline, compute_dtype: torch.dtype) -> None:
+        super().__init__(outline, compute_dtype, _META.type)
+
+    def _forward_outside(self, rows: torch.Tensor, position: torch.Tensor) -> Any:
+        with _AnsweringNo():
+            return super()._forward_outside(rows, position)
+
+    def _check_forward(self) -> None:
+        """Shapes alone tell nothing of that."""
+
+
+class _AnsweringNo(TorchDispatchMode):
+    """A model asks whether sequences are packed or padded: where there are no numbers they are not."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in _QUESTIONS:
+            return False
+        return function(*args, **(kwargs or {}))
+
+
+_QUESTIONS = (
+    torch.ops.aten.is_nonzero.default,
+    torch.ops.aten.item.default,
+    torch.ops.aten._local_scalar_dense.default,
+)
 
 
 def outline(model: str, revision: str | None = None) -> Outline:

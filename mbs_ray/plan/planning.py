@@ -1,6 +1,6 @@
 """The plan of a sweep: what each stage needs, whether it is there, how long it takes, and what would fit instead."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mbs_ray.cluster.aio import padded
@@ -138,6 +138,16 @@ def fitting_plan(plan: Plan, offload: str, nvme: bool) -> Plan | None:
         if fitting:
             return min(fitting, key=lambda one: one.wall)
     return None
+
+
+def beside_activations(plan: Plan) -> tuple[int, int]:
+    """What a stage needs of device and of host memory without its activations, at the most."""
+    phases = [phase for stage in plan.stages for phase in stage.phases]
+    return max(_besides(phase.device) for phase in phases), max(_besides(phase.host) for phase in phases)
+
+
+def _besides(parts: Mapping[str, int]) -> int:
+    return sum(size for part, size in parts.items() if part != "activations")
 
 
 def _one_segment(work: Work) -> Work:

@@ -1,16 +1,17 @@
 """What a run asks of the stages, as far as memory and time go."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from mbs_ray.calibration.sampling import distribution_for
 from mbs_ray.cluster.bounds import auto_microbatch
 from mbs_ray.languages import parse_languages
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.plan.outline import outline
+from mbs_ray.plan.outline import OutlineDecoder, outline
 from mbs_ray.specs import EvaluationSpec, RunSpec
 
 
@@ -66,16 +67,7 @@ class Work:
     def of_replica(self, replicas: int) -> "Work":
         calibration = None if self.calibration is None else self.calibration.of_replica(replicas)
         evaluation = tuple(one.of_replica(replicas) for one in self.evaluation)
-        return Work(
-            self.label,
-            self.decoder,
-            self.method,
-            calibration,
-            evaluation,
-            self.per_language,
-            self.true_sequential,
-            self.keep,
-        )
+        return replace(self, calibration=calibration, evaluation=evaluation)
 
 
 class Outlines:
@@ -92,7 +84,7 @@ class Outlines:
             stored = max(checkpoint.tensors.values(), key=lambda info: torch.Size(info.shape).numel()).dtype
             auto = stored if self._cuda else torch.float32
             dtype = auto if compute_dtype == "auto" else getattr(torch, compute_dtype)
-            self._built[key] = Decoder(checkpoint, dtype, "meta")
+            self._built[key] = OutlineDecoder(checkpoint, dtype)
         return self._built[key]
 
 
@@ -104,7 +96,7 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
     works: dict[str, Work] = {}
     for spec, label in zip(specs, labels, strict=True):
         decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
-        languages = len(parse_languages(spec.languages)) if spec.languages != "all" else 0
+        languages = len(parse_languages(spec.languages, distribution_for(spec.sampling, spec.model, spec.distribution)))
         evaluation = tuple(
             batches for one in spec.evaluation.values() if (batches := _evaluation(one, languages, spec)) is not None
         )
@@ -120,6 +112,7 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
             evaluation,
             spec.per_language,
             spec.true_sequential,
+            spec.keep,
         )
     return sorted(works.values(), key=lambda work: work.method is not None)
 
