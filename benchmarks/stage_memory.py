@@ -29,10 +29,10 @@ from mbs_ray.report import read_reports
 MIB = 2**20
 
 
-def write_model(folder: Path, hidden: int, layers: int) -> int:
+def write_model(folder: Path, hidden: int, layers: int, heads: int | None = None) -> int:
     """A random BLOOM in bf16, one shard per block; its size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = BloomConfig(vocab_size=256, hidden_size=hidden, n_layer=layers, n_head=hidden // 64)
+    config = BloomConfig(vocab_size=256, hidden_size=hidden, n_layer=layers, n_head=heads or hidden // 64)
     config.architectures = ["BloomForCausalLM"]
     config.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -78,7 +78,7 @@ def held(process: int) -> int:
 
 
 class Sampler(threading.Thread):
-    """Samples a process every 5 ms until told to stop."""
+    """Samples a process every 20 ms until told to stop."""
 
     def __init__(self, process: int) -> None:
         super().__init__(daemon=True)
@@ -88,7 +88,7 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         begun = time.monotonic()
-        while not self._over.wait(0.005):
+        while not self._over.wait(0.02):
             self.samples.append((time.monotonic() - begun, held(self._process) - self.idle))
 
     def stop(self) -> int:

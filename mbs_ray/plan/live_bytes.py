@@ -9,6 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
 class LiveBytes(TorchDispatchMode):
     """While entered: ``now`` and ``peak`` bytes of storages that operations made and somebody still holds.
 
@@ -26,11 +29,10 @@ class LiveBytes(TorchDispatchMode):
         self, function: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self._see((args, kwargs), made=False)
-        # In inference mode an operation that is made of others arrives whole, and would hide what lies between them.
-        with self:
-            result = function.decompose(*args, **(kwargs or {}))
-        if result is not NotImplemented:
-            return result
+        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), _COMPOSITE):
+            # In inference mode an operation that is made of others arrives whole, and would hide what lies between.
+            with self:
+                return function._op_dk(_COMPOSITE, *args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         self._see(result, made=True)
         return result

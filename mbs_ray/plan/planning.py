@@ -117,7 +117,12 @@ def make_plan(
             "keep: metrics for runs whose checkpoints nobody needs"
         )
     seconds = [
-        [stage_seconds(work, shard[one.stage], one.stage == layout.stages - 1, rates, one.tier, cuda) for one in stages]
+        [
+            stage_seconds(
+                work, shard[one.stage], one.stage == layout.stages - 1, rates, one.tier, cuda, layout.replicas
+            )
+            for one in stages
+        ]
         for work, shard in zip(shares, shards, strict=True)
     ]
     return Plan(list(works), hardware, layout, rates, stages, seconds, storage, _object_store(shares, layout), problems)

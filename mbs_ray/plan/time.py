@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mbs_ray.cluster.layout import deal
 from mbs_ray.methods import Statistic
 from mbs_ray.methods.factor import Factored
 from mbs_ray.model.decoder import Decoder
@@ -26,11 +27,19 @@ class Seconds:
         return max(computing, self.parts.get("read", 0.0))
 
 
-def stage_seconds(work: Work, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool) -> Seconds:
-    """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie."""
+def stage_seconds(
+    work: Work, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
+) -> Seconds:
+    """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie.
+
+    Linears are dealt out to the replicas to be solved, and the one with the most decides.
+    """
     parts: dict[str, float] = {}
     for index in blocks:
-        for part, seconds in _block(work, index, rates, tier, cuda).items():
+        own = _block(work, index, rates, tier, cuda)
+        share = _largest_hand(work, index, replicas)
+        for part, seconds in own.items():
+            seconds *= share if part in ("factorise", "solve") else 1.0
             parts[part] = parts.get(part, 0.0) + seconds
     if last and work.evaluation:
         tokens = sum(one.tokens for one in work.evaluation)
@@ -91,6 +100,18 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
     moving = _moving(decoder, following, rates, tier, cuda, 2)
     parts["propagate"] = sum(forwards[one] for one in following) + moving + placed
     return parts
+
+
+def _largest_hand(work: Work, index: int, replicas: int) -> float:
+    """The share of a block's solving that the busiest replica has."""
+    shapes = linears_of(work.decoder, index)
+    costs = [
+        2 / 3 * columns**3 + sum(shapes[name][0] for name in names) * columns**2
+        for columns, names in inputs_of(work.decoder, index)
+    ]
+    hands = deal(costs, replicas)
+    loads = [sum(cost for cost, hand in zip(costs, hands, strict=True) if hand == one) for one in range(replicas)]
+    return max(loads) / sum(costs)
 
 
 def _uploaded(size: float, rates: Rates, cuda: bool) -> float:
