@@ -1,6 +1,7 @@
 """Allocations add up exactly, and the paper's numbers come out."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +16,11 @@ from mbs_ray.calibration.sampling import (
     Sampling,
     Temperature,
     build_sampling,
+    distribution_for,
     sampling_spec,
 )
 from mbs_ray.errors import InputError
-from mbs_ray.languages import LANGUAGES, PAPER_LANGUAGES, ROOTS, Distribution, table_order
+from mbs_ray.languages import DISTRIBUTION_FILE, LANGUAGES, PAPER_LANGUAGES, ROOTS, Distribution, table_order
 
 CODES = list(LANGUAGES)
 ALL = [Monolingual("sw"), Equal(), Proportional(), Temperature(0.3), Counts({"sw": 2, "en": 3})]
@@ -167,3 +169,11 @@ def test_a_spec_that_makes_no_sense_is_one_line(spec: object, message: str) -> N
     with pytest.raises(InputError, match=message) as error:
         build_sampling(spec)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_a_distribution_that_is_there_but_broken_is_refused_whatever_the_sampling(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert distribution_for(Equal(), str(tmp_path), None) is None
+    (tmp_path / DISTRIBUTION_FILE).write_text('{"source": "mine", "unit": "tokens", "languages": {"en": -1}}')
+    with pytest.raises(InputError, match=r"languages\.en"):
+        distribution_for(Equal(), str(tmp_path), None)
