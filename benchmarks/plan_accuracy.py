@@ -1,13 +1,19 @@
 """Planned against measured memory and time of a stage: random BLOOMs, their first blocks, on CPUs.
 
 ``python -m benchmarks.plan_accuracy OUT``: for every point a stage of Ray compresses ``--blocks`` blocks of the shape
-of bloom-560m or bloom-1b1 with 16 segments × 2,048 tokens; its RssAnon + RssShmem above the idle level is sampled. Rates
+of bloom-560m or bloom-1b1 with 16 segments × 2,048 tokens; its RssAnon + RssShmem above idle is sampled. Rates
 are measured first, as ``mbs plan --measure`` does. The machine should do nothing else.
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
+
+from mbs_ray.cluster.host_memory import LARGE_PAGES
+
+# As in the processes of stages; torch reads it when it is loaded.
+os.environ.update(LARGE_PAGES)
 
 import torch
 

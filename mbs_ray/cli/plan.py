@@ -1,5 +1,6 @@
 """``mbs plan``: what a sweep needs, before it starts."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +48,13 @@ def plan(
     """Memory, storage and time of a sweep before it starts, and a layout that fits. Exit code 1 where none is asked
     for that does."""
     with one_line_errors():
+        from mbs_ray.cluster.host_memory import LARGE_PAGES
         from mbs_ray.plan.hardware import Hardware, Node, cluster_file
         from mbs_ray.plan.sizes import parse_rate, parse_size
 
+        if measure:
+            # As in the processes of stages; torch reads it when it is loaded.
+            os.environ.update(LARGE_PAGES)
         if sum(one is not None for one in (address, cluster, gpus)) > 1:
             raise InputError("give one of --address, --cluster and --gpus")
         given: Hardware | None = None

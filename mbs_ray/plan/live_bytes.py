@@ -8,7 +8,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mbs_ray.cluster.host_memory import return_large_tensors
 from mbs_ray.methods import Method, Moment, Statistic
 from mbs_ray.methods.factor import Factored
 from mbs_ray.model.block_files import write_block
@@ -37,6 +38,7 @@ def measure_rates(works: Sequence[Work], assumed: Rates, folder: Path, threads: 
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
+    return_large_tensors()
     work = max(works, key=lambda one: max(batches.rows * batches.length for batches in one.batches))
     batches = max(work.batches, key=lambda one: one.rows * one.length)
     with torch.inference_mode():
