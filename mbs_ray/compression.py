@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -45,36 +46,58 @@ def collect(
 
     ``microbatches`` are hidden states [microbatch, length, hidden_size].
     """
-    collected = Collected()
     if statistic is Statistic.NONE:
-        return collected
-    moments, energies = collected.moments, collected.energies
-    # Only the latest input is kept: linears that share one are called one after the other.
-    latest: list[tuple[torch.Tensor, Moment]] = []
+        return Collected()
+    with collecting(block, [statistic], linears) as (collected,):
+        for hidden in microbatches:
+            decoder.run_block(block, index, hidden)
+    return collected
 
-    def record(name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen = next((moment for tensor, moment in latest if tensor is inputs[0]), None)
-        if name not in moments:
-            moments[name] = seen or Moment.zeros(shape_of(module)[1], statistic, device=inputs[0].device)
-            energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
-        if moments[name] is not seen:
-            moments[name].add(inputs[0])
-            latest[:] = [(inputs[0], moments[name])]
-        energies[name] += _squared_norms(_without_bias(module, output)).sum()
 
+@contextmanager
+def collecting(
+    block: nn.Module, statistics: Sequence[Statistic], linears: Collection[str] | None = None
+) -> Iterator[list[Collected]]:
+    """What is seen of the linears of a block while it is called: one :class:`Collected` for each statistic."""
+    recordings = [_Recording(statistic) for statistic in statistics]
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name, own=own: own.record(name, module, inputs[0], output)
+        )
+        for own in recordings
         for name, module in linears_of(block).items()
         if linears is None or name in linears
     ]
+    hooks += [block.register_forward_hook(lambda *_, own=own: own.forget()) for own in recordings]
     try:
-        for hidden in microbatches:
-            decoder.run_block(block, index, hidden)
-            latest.clear()
+        yield [own.collected for own in recordings]
     finally:
         for hook in hooks:
             hook.remove()
-    return collected
+
+
+class _Recording:
+    """What one statistic says of the inputs of linears, call by call."""
+
+    def __init__(self, statistic: Statistic) -> None:
+        self._statistic = statistic
+        self.collected = Collected()
+        # Only the latest input is kept: linears that share one are called one after the other.
+        self._latest: tuple[torch.Tensor, Moment] | None = None
+
+    def record(self, name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        moments, energies = self.collected.moments, self.collected.energies
+        seen = self._latest[1] if self._latest is not None and self._latest[0] is inputs else None
+        if name not in moments:
+            moments[name] = seen or Moment.zeros(shape_of(module)[1], self._statistic, device=inputs.device)
+            energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
+        if moments[name] is not seen:
+            moments[name].add(inputs)
+            self._latest = inputs, moments[name]
+        energies[name] += _squared_norms(_without_bias(module, output)).sum()
+
+    def forget(self) -> None:
+        self._latest = None
 
 
 def weight_changes(
@@ -182,27 +205,28 @@ class Solved:
 
 
 def solving_costs(
-    shapes: Mapping[str, tuple[int, int]], linears: Sequence[str], collected: Collected, statistic: Statistic
+    shapes: Mapping[str, tuple[int, int]], linears: Sequence[str], inputs: Iterable[list[str]], statistic: Statistic
 ) -> list[tuple[list[str], float]]:
-    """Linears that are solved together, because they share an input, and the operations that takes.
+    """Linears that are solved together, because they share one of the ``inputs``, and the operations that takes.
 
     ``shapes`` are (rows, columns). A full moment is factorised once for all of them.
     """
     if statistic is Statistic.NONE:
         return [([name], float(math.prod(shapes[name]))) for name in linears]
     costs = []
-    for group in collected.inputs():
-        columns = collected.moments[group[0]].columns
+    for group in inputs:
+        columns = shapes[group[0]][1]
         rows = sum(shapes[name][0] for name in group)
         full = statistic is Statistic.FULL
         costs.append((group, 2 / 3 * columns**3 + rows * columns**2 if full else float(rows * columns)))
     return costs
 
 
-def check_called(linears: Sequence[str], collected: Collected, statistic: Statistic, where: str) -> None:
+def check_called(linears: Sequence[str], inputs: Iterable[list[str]], statistic: Statistic, where: str) -> None:
     """:class:`InputError` naming a linear that needs a moment and has none."""
+    called = {name for group in inputs for name in group}
     for name in linears:
-        if statistic is not Statistic.NONE and name not in collected.moments:
+        if statistic is not Statistic.NONE and name not in called:
             raise InputError(f"{where} {name}: the forward never called this linear, so it has no second moment")
 
 
@@ -222,7 +246,7 @@ def solve(
     if method.statistic is Statistic.NONE:
         inputs = [[name] for name in linears]
     else:
-        check_called(linears, collected, method.statistic, where)
+        check_called(linears, collected.inputs(), method.statistic, where)
         inputs = [[name for name in group if name in linears] for group in collected.inputs()]
         inputs.sort(key=lambda group: collected.moments[group[0]].columns, reverse=True)
     solved = Solved()

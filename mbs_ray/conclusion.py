@@ -55,7 +55,8 @@ def conclude(
             _keep(figure, f"increase-{title}", jobs, parent, result)
             shown = to_markdown(_summaries_first(table))
             notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{shown}")
-    allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(runs)}
+    propagated = [run for run in runs if run.weights is None]
+    allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
     if allocations:
         _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
     if notes:
@@ -63,10 +64,10 @@ def conclude(
 
 
 def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
-    """The first run of each allocation."""
+    """The first run of each allocation, and with dense statistics of the weights of its languages."""
     first: dict[str, PreparedRun] = {}
     for run in runs:
-        first.setdefault(json.dumps(run.allocation), run)
+        first.setdefault(json.dumps([run.allocation, run.shares]), run)
     return list(first.values())
 
 

@@ -43,6 +43,14 @@ class Places:
         forward = json.dumps({field: signature[field] for field in FORWARD_FIELDS}, sort_keys=True)
         return self.out / "dense" / digest(model, evaluation, forward)
 
+    @property
+    def all_statistics(self) -> Path:
+        return self.out / "statistics"
+
+    def statistics(self, key: str) -> Path:
+        """Second moments of a dense model, a file per block, of a language or of a sampling."""
+        return self.all_statistics / key
+
     def outside(self, fingerprint: str) -> Path:
         """The tensors no method touches, once for all runs of a model."""
         return self.out / "outside" / f"{fingerprint[:16]}.safetensors"

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -62,7 +63,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose model, languages, allocation and texts are settled."""
+    """A run whose model, languages, allocation and texts are settled.
+
+    ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
+    and ``allocation`` are those of the pool: of each weighted language the same number of segments.
+    """
 
     label: str
     column: tuple[str, str]
@@ -73,6 +78,18 @@ class PreparedRun:
     calibration: SegmentRequest
     evaluation: dict[str, SegmentRequest]
     microbatch: int
+    weights: dict[str, Fraction] | None = None
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """The weights, in plain numbers."""
+        return None if self.weights is None else {code: float(one) for code, one in self.weights.items()}
+
+    @property
+    def shared_microbatches(self) -> int:
+        """Of what replicas share at a time: the calibration set, or the text of a language."""
+        together = max if self.weights is not None else sum
+        return -(-together(self.allocation.values()) // self.microbatch)
 
 
 def prepare_runs(
@@ -88,20 +105,34 @@ def prepare_runs(
     prepared = []
     # What is cheap is checked for all runs before the first checkpoint is read through.
     settled = [_settle(spec) for spec in specs]
-    for spec, label, column, (languages, allocation) in zip(specs, labels, columns, settled, strict=True):
+    for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
         key = (spec.model, spec.revision)
         if key not in models:
             models[key] = read_through(spec.model, spec.revision, cache, notify)
-        run = _with_texts(spec, label, column, models[key], languages, allocation, texts)
+        run = replace(_with_texts(spec, label, column, models[key], languages, allocation, texts), weights=weights)
         _check_method(run)
         prepared.append(run)
     return prepared
 
 
-def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int]]:
+def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
+    """Languages of the run, segments of each, and with dense statistics their weights."""
     distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
     languages = parse_languages(spec.languages, distribution)
-    return languages, spec.sampling.allocate(distribution, languages, spec.segments)
+    dense = spec.statistics
+    if dense is None:
+        return languages, spec.sampling.allocate(distribution, languages, spec.segments), None
+    if spec.per_language and dense.stored == "samplings":
+        raise InputError(
+            "statistics.stored: a sum per sampling keeps no moments of a language, by which per_language measures; "
+            "take stored: languages"
+        )
+    if dense.weights == "shares":
+        weights = spec.sampling.weights(distribution, languages)
+    else:
+        allocation = spec.sampling.allocate(distribution, languages, spec.segments)
+        weights = {code: Fraction(count, spec.segments) for code, count in allocation.items()}
+    return languages, dict.fromkeys(weights, dense.segments_per_language), weights
 
 
 def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:

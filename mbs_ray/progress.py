@@ -35,10 +35,17 @@ class Progress:
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def allocation(self, sampling: str, allocation: Mapping[str, int], segments: int) -> None:
-        """Print how the segments are spread over the languages."""
-        spread = "  ".join(f"{language} {count}" for language, count in allocation.items())
-        self.say(f"allocation {sampling} ({segments} segments): {spread}")
+    def allocation(
+        self, sampling: str, allocation: Mapping[str, int], weights: Mapping[str, float] | None = None
+    ) -> None:
+        """Print how the segments are spread over the languages, or with dense statistics how these are weighed."""
+        if weights is None:
+            spread = "  ".join(f"{language} {count}" for language, count in allocation.items())
+            self.say(f"allocation {sampling} ({sum(allocation.values())} segments): {spread}")
+        else:
+            spread = "  ".join(f"{language} {100 * weight:.3g} %" for language, weight in weights.items())
+            each = max(allocation.values())
+            self.say(f"weights {sampling} (dense statistics, {each} segments of each language): {spread}")
 
     def work(self, what: str, done: int, total: int) -> None:
         """A step of work without a bar of its own; printed now and then, and when it ends."""

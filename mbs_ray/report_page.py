@@ -5,7 +5,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -219,22 +219,37 @@ def _language(code: str) -> str:
     return LANGUAGES[code].name if code in LANGUAGES else names.get(code, "")
 
 
-def _allocations(runs: Sequence[ReportedRun]) -> dict[str, Any]:
-    """Segments by sampling and language, each distinct allocation once, with the length of its bar in percent."""
-    distinct: dict[tuple[tuple[str, int], ...], str] = {}
-    for run in (run for run in runs if run.allocation):
-        key = tuple(sorted(run.allocation.items()))
+def _allocations(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Segments by sampling and language, and with dense statistics the weights of languages."""
+    propagated, dense = [run for run in runs if not run.weights], [run for run in runs if run.weights]
+    tables = []
+    if propagated or not dense:
+        counts = [(run, run.allocation) for run in propagated]
+        tables.append({"title": "Calibration segments by language", **_bars(counts, lambda count: f"{count:.0f}")})
+    if dense:
+        weights = [(run, run.weights) for run in dense]
+        title = "Weights of the languages in dense statistics"
+        tables.append({"title": title, **_bars(weights, lambda weight: f"{100 * weight:.3g} %")})
+    return tables
+
+
+def _bars(runs: Sequence[tuple[ReportedRun, Mapping[str, float]]], shown: Callable[[float], str]) -> dict[str, Any]:
+    """By sampling and language, each distinct allocation once, with the length of its bar in percent."""
+    distinct: dict[tuple[tuple[str, float], ...], str] = {}
+    for run, values in ((run, values) for run, values in runs if values):
+        key = tuple(sorted(values.items()))
         if key not in distinct:
             taken = run.sampling in distinct.values()
             distinct[key] = f"{run.sampling} ({run.label})" if taken else run.sampling
     allocations = {name: dict(key) for key, name in distinct.items()}
-    codes = table_order({code for run in runs for code in (*run.languages, *run.allocation)})
-    most = max((count for counts in allocations.values() for count in counts.values()), default=1)
+    codes = table_order({code for run, values in runs for code in (*run.languages, *values)})
+    most = max((value for values in allocations.values() for value in values.values()), default=1)
     rows = []
     for code in codes:
-        counted = [counts.get(code, 0) for counts in allocations.values()]
-        rows.append((code, _language(code), [(count, 100 * count / most) for count in counted]))
-    return {"samplings": {name: sum(counts.values()) for name, counts in allocations.items()}, "rows": rows}
+        own = [values.get(code, 0) for values in allocations.values()]
+        rows.append((code, _language(code), [(value, shown(value), 100 * value / most) for value in own]))
+    samplings = {name: shown(sum(values.values())) for name, values in allocations.items()}
+    return {"samplings": samplings, "rows": rows}
 
 
 def _losses(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
         method=method_spec(run.spec.method),
         sampling=sampling_spec(run.spec.sampling),
         allocation=run.allocation,
+        weights=run.shares,
         sequence_length=run.spec.sequence_length,
         seed=run.spec.seed,
         calibration=run.calibration.fingerprint,

@@ -17,6 +17,7 @@ RESULT = "result.json"
 TRACKING = "tracking.json"
 CARD = "card.json"
 ALLOCATION = "allocation.json"
+WEIGHTS = "weights.json"
 SPEC = "spec.json"
 #: What a run keeps that removes its weights.
 METRICS = "metrics"
@@ -121,6 +122,11 @@ class RunDirectory:
     def allocation(self) -> dict[str, int]:
         """Calibration segments by language; empty where the command was killed before it wrote them."""
         path = self.path / ALLOCATION
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def weights(self) -> dict[str, float]:
+        """Of the languages, with dense statistics; empty where the run has none."""
+        path = self.path / WEIGHTS
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def finish(self, result: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveInt,
     SkipValidation,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -44,6 +45,8 @@ SamplingField = Annotated[
     SkipValidation[Sampling], BeforeValidator(_sampling), PlainSerializer(sampling_spec, return_type=dict)
 ]
 CorpusField = str | dict[str, Any]
+#: Statistics that are not dense: each block's inputs as the blocks before it, compressed, make them.
+PROPAGATED = "propagated"
 
 
 class _Spec(BaseModel):
@@ -64,6 +67,43 @@ class EvaluationSpec(_Spec):
     join: Join = Field(
         "end_token", description="what stands between documents: the model's end token, or a blank line (the paper's)"
     )
+
+
+class DenseStatistics(_Spec):
+    """Second moments from one forward of the dense model, language by language; a sampling weighs them."""
+
+    mode: Literal["dense"] = "dense"
+    segments_per_language: PositiveInt = Field(16, description="segments of each language that moments are taken from")
+    weights: Literal["shares", "allocation"] = Field(
+        "shares", description="of the languages: the sampling's true shares, or the segments it would have drawn"
+    )
+    stored: Literal["auto", "languages", "samplings"] = Field(
+        "auto",
+        description="moments on disk: one per language, or one per distinct sampling; same bits; auto: the fewer",
+    )
+
+    @property
+    def label(self) -> str:
+        size = "" if self.segments_per_language == 16 else f"-{self.segments_per_language}"
+        return f"{self.mode}{size}{'' if self.weights == 'shares' else f'-{self.weights}'}"
+
+
+def _statistics(value: Any) -> Any:
+    mode = value.get("mode", "dense") if isinstance(value, Mapping) else value
+    if isinstance(mode, str) and mode not in (PROPAGATED, "dense"):
+        raise ValueError(f"unknown statistics {mode!r}; there are {PROPAGATED} and dense")
+    if mode != PROPAGATED:
+        return {} if value == "dense" else value
+    if isinstance(value, Mapping) and len(value) > 1:
+        raise ValueError(f"{PROPAGATED} statistics have no field {next(key for key in value if key != 'mode')!r}")
+    return None
+
+
+StatisticsField = Annotated[
+    DenseStatistics | None,
+    BeforeValidator(_statistics),
+    PlainSerializer(lambda value: PROPAGATED if value is None else value.model_dump()),
+]
 
 
 class RunSpec(_Spec):
@@ -87,6 +127,9 @@ class RunSpec(_Spec):
         "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
     )
     microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward")
+    statistics: StatisticsField = Field(
+        None, description="propagated (null): from the blocks before, compressed; dense: from the uncompressed model"
+    )
     true_sequential: bool = Field(
         False, description="linears of a block see those before them compressed; a forward for each input of a block"
     )
@@ -97,6 +140,17 @@ class RunSpec(_Spec):
     keep: Literal["checkpoint", "metrics"] = Field(
         "checkpoint", description="metrics: when a run is finished its weights are removed, its figures stay"
     )
+
+    @property
+    def statistics_label(self) -> str:
+        return PROPAGATED if self.statistics is None else self.statistics.label
+
+    @field_validator("true_sequential")
+    @classmethod
+    def _in_sequence(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("statistics") is not None:
+            raise ValueError("dense statistics see no linear compressed; take propagated ones, or leave this out")
+        return value
 
     @field_validator("evaluation")
     @classmethod
@@ -177,8 +231,13 @@ class SweepSpec(_Spec):
     def _column(self, run: RunSpec, telling: set[str]) -> tuple[str, str]:
         """The method, and the sampling with whatever else varies in the grid."""
         others = [field for field in self.grid if field in telling - {"method", "sampling", "model"}]
-        varying = [f"{field.replace('_', '-')}{getattr(run, field)}" for field in others if len(self.grid[field]) > 1]
+        varying = [_told(field, run) for field in others if len(self.grid[field]) > 1]
         return run.method.label, "-".join([run.sampling.label, *varying])
+
+
+def _told(field: str, run: RunSpec) -> str:
+    """A field's value as part of a run's name."""
+    return run.statistics_label if field == "statistics" else f"{field.replace('_', '-')}{getattr(run, field)}"
 
 
 def load_sweep(path: Path) -> SweepSpec:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mbs_ray.calibration.overlap import refuse_overlap
 from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.calibration.segments import SegmentRequest, draw_segments
+from mbs_ray.calibration.segments import SegmentRequest, draw_apart, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import resolve_layout
@@ -31,6 +31,7 @@ from mbs_ray.run_directory import METRICS
 from mbs_ray.specs import SweepSpec
 from mbs_ray.stage_spans import StageSpans
 from mbs_ray.sweep_jobs import SweepJobs
+from mbs_ray.sweep_statistics import Pool, pools
 from mbs_ray.sweep_tracking import Status, SweepTracking
 from mbs_ray.tracking import Tracking, default_tracking_uri
 
@@ -55,7 +56,7 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
     specs = sweep.runs()
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, progress.work)
     for run in distinct_allocations(runs):
-        progress.allocation(run.spec.sampling.label, run.allocation, run.spec.segments)
+        progress.allocation(run.spec.sampling.label, run.allocation, run.shares)
     uri = default_tracking_uri(places.out)
     told = any(places.run(run.label).told() is not None for run in runs)
     tracking = Tracking(uri, sweep.name, places.artifacts, patient=told)
@@ -69,16 +70,17 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
             actors=room_for_actors(threads),
             runs=len(runs),
             blocks=min(run.model.decoder.blocks for run in runs),
-            microbatches=min(-(-sum(run.allocation.values()) // run.microbatch) for run in runs),
+            microbatches=min(run.shared_microbatches for run in runs),
         )
         segments: dict[str, SegmentSet] = {}
-        jobs = SweepJobs(places, resolve_numerics(layout.actors, threads), layout, segments)
+        jobs = SweepJobs(places, resolve_numerics(layout.actors, threads), layout, segments, pools(runs))
         progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
         for run in runs:
             places.run(run.label).refuse_changed(jobs.signature(run))
             places.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
         offload = planned(offload, runs, jobs, progress.say, force)
-        segments.update(_draw(runs, places, progress))
+        jobs.refuse_full_disk()
+        segments.update(_draw(runs, jobs.pools, places, progress))
         for run in runs:
             places.run(run.label).claim(jobs.signature(run))
         tracked = SweepTracking(tracking, places, {"layout": vars(layout), "runs": len(runs)})
@@ -91,27 +93,39 @@ def _stored(field: str, places: Places, runs: Sequence[PreparedRun]) -> int | No
     return next((int(signature[field]) for signature in signatures if signature is not None), None)
 
 
-def _draw(runs: Sequence[PreparedRun], places: Places, progress: Progress) -> dict[str, SegmentSet]:
-    """Every distinct set of segments once, by the fingerprint of its request."""
+def _draw(
+    runs: Sequence[PreparedRun], pools: Sequence[Pool], places: Places, progress: Progress
+) -> dict[str, SegmentSet]:
+    """Every distinct set of segments once, by the fingerprint of its request; of a pool one per language."""
     texts: dict[str, tuple[str, SegmentRequest]] = {}
     for run in runs:
         for name, text in run.evaluation.items():
             texts.setdefault(text.fingerprint, (f"evaluation text {name}", text))
-        what = f"calibration text {run.spec.sampling.label}, seed {run.spec.seed}"
-        texts.setdefault(run.calibration.fingerprint, (what, run.calibration))
-    drawn = {}
+        if run.weights is None:
+            what = f"calibration text {run.spec.sampling.label}, seed {run.spec.seed}"
+            texts.setdefault(run.calibration.fingerprint, (what, run.calibration))
+    drawn: dict[str, SegmentSet] = {}
+    for pool in pools:
+        progress.work(f"drawing text of {len(pool.languages)} languages for {pool.label}", 0, 1)
+        apart = draw_apart(pool.request, places.segments)
+        drawn |= {pool.languages[language].fingerprint: one for language, one in apart.items()}
     for done, (key, (what, text)) in enumerate(texts.items()):
         progress.work(f"drawing {what}", done, len(texts))
         drawn[key] = draw_segments(text, places.segments)
     progress.work("drawing text", len(texts), len(texts))
-    _refuse_overlaps(runs, drawn)
+    _refuse_overlaps(runs, pools, drawn)
     return drawn
 
 
-def _refuse_overlaps(runs: Sequence[PreparedRun], drawn: Mapping[str, SegmentSet]) -> None:
+def _refuse_overlaps(runs: Sequence[PreparedRun], pools: Sequence[Pool], drawn: Mapping[str, SegmentSet]) -> None:
     """Every evaluation set against every calibration set it is scored after."""
+    calibrations = [(run, [run.calibration]) for run in runs if run.weights is None]
+    calibrations += [(run, [*pool.languages.values()]) for pool in pools for run in pool.runs]
     pairs = {
-        (name, text.fingerprint, run.calibration.fingerprint) for run in runs for name, text in run.evaluation.items()
+        (name, text.fingerprint, one.fingerprint)
+        for run, texts in calibrations
+        for one in texts
+        for name, text in run.evaluation.items()
     }
     for name, evaluation, calibration in sorted(pairs):
         refuse_overlap(name, drawn[evaluation], drawn[calibration])
@@ -177,6 +191,7 @@ class _Conductor:
         for run in self._runs.values():
             for job in self._jobs.dense_jobs(run):
                 todo.setdefault(job.key, job)
+        todo |= {job.key: job for job in self._jobs.statistics_jobs()}
         for label, run in self._runs.items():
             finished = self._jobs.finished_result(run)
             if finished is None:

@@ -1,6 +1,6 @@
 """From prepared runs to jobs for the stages: signatures, dense baselines, what is finished already."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from mbs_ray.cluster.job import Job, SegmentFile, scores_file, segment_file
 from mbs_ray.cluster.layout import Layout, block_costs, head_cost, shard_blocks
 from mbs_ray.errors import InputError
 from mbs_ray.methods import method_spec
+from mbs_ray.model.block_files import block_file
 from mbs_ray.numerics import Numerics, room_for_actors
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.run_directory import METRICS
+from mbs_ray.sweep_statistics import Pool, PoolStatistics, refuse_full_disk
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class SweepJobs:
     numerics: Numerics
     layout: Layout
     segments: Mapping[str, SegmentSet]
+    pools: Sequence[Pool] = ()
 
     def fitting(self, say: Callable[[str], None]) -> "SweepJobs":
         """The same with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for.
@@ -60,7 +63,7 @@ class SweepJobs:
             "model": run.model.fingerprint,
             "calibration": run.calibration.fingerprint,
             "method": method_spec(run.spec.method),
-            "statistics": "propagated",
+            **_statistics(run),
             "true_sequential": run.spec.true_sequential,
             "per_language": run.spec.per_language,
             "replicas": self.layout.replicas,
@@ -88,9 +91,62 @@ class SweepJobs:
 
     def run_job(self, run: PreparedRun) -> Job:
         evaluation = tuple(self._file(name, text) for name, text in run.evaluation.items())
-        calibration = self._file("calibration", run.calibration)
-        directory = self.places.run(run.label).path
-        return self._job(run, run.label, method_spec(run.spec.method), calibration, evaluation, directory)
+        directory, method = self.places.run(run.label).path, method_spec(run.spec.method)
+        if run.weights is None:
+            calibration = self._file("calibration", run.calibration)
+            return self._job(run, run.label, method, calibration, evaluation, directory)
+        job = self._job(run, run.label, method, None, evaluation, directory)
+        pool = next((one for one in self.pools if run in one.runs), None)
+        if pool is None:
+            return job
+        statistics = self._statistics(pool)
+        return replace(
+            job,
+            blocks=self._pool_shards(pool),
+            moments=statistics.sources(run),
+            measured=statistics.measured(run),
+        )
+
+    def statistics_jobs(self) -> list[Job]:
+        """What collects the dense statistics that runs lack which have blocks to solve."""
+        jobs = []
+        for pool in self.pools:
+            targets = self._statistics(pool).targets(filter(self._unsolved, pool.runs))
+            languages = {code for target in targets for code in target.coefficients}
+            if not targets:
+                continue
+            files = [self._file(code, text) for code, text in pool.languages.items() if code in languages]
+            job = self._job(pool.runs[0], pool.label, None, None, (), self.places.all_statistics)
+            jobs.append(replace(job, blocks=self._pool_shards(pool), pool=tuple(files), targets=tuple(targets)))
+        return jobs
+
+    def refuse_full_disk(self) -> None:
+        """:class:`InputError` where the statistics that are to be collected find no room."""
+        needed = 0
+        for pool in self.pools:
+            statistics = self._statistics(pool)
+            needed += statistics.missing_bytes(statistics.targets(filter(self._unsolved, pool.runs)))
+        refuse_full_disk(self.places.all_statistics, needed)
+
+    def _unsolved(self, run: PreparedRun) -> bool:
+        """Not finished, and not all of its blocks are there."""
+        if self.finished_result(run) is not None:
+            return False
+        blocks = self.places.run(run.label).blocks
+        return not all((blocks / block_file(index)).is_file() for index in range(run.model.decoder.blocks))
+
+    def _statistics(self, pool: Pool) -> PoolStatistics:
+        return PoolStatistics(pool, self.places, {**self.bits(pool.runs[0]), "replicas": self.layout.replicas})
+
+    def _pool_shards(self, pool: Pool) -> tuple[range, ...]:
+        """The same for the statistics and all runs that take them: a stage finds what it has collected itself."""
+        run = pool.runs[0]
+        decoder = run.model.decoder
+        texts = [(self._file(name, text), text.sequence_length) for name, text in run.evaluation.items()]
+        evaluating = sum(len(file.languages) * length for file, length in texts)
+        collecting = len(pool.languages) * pool.tokens
+        costs = block_costs(decoder, run.spec.method.statistic, collecting, evaluating * len(pool.runs))
+        return tuple(shard_blocks(costs, head_cost(decoder, evaluating * len(pool.runs)), self.layout.stages))
 
     def dense_jobs(self, run: PreparedRun) -> list[Job]:
         """Evaluations of the run's dense model that no earlier run or sweep has made."""
@@ -158,3 +214,10 @@ class SweepJobs:
 
     def _compute_dtype(self, run: PreparedRun) -> str:
         return self.numerics.compute_dtype(run.spec.compute_dtype, run.model.decoder.stored_dtype)
+
+
+def _statistics(run: PreparedRun) -> dict[str, Any]:
+    """What of the signature tells which moments are taken; the text of a pool is in that of the calibration."""
+    if run.weights is None:
+        return {"statistics": "propagated"}
+    return {"statistics": "dense", "weights": run.shares}

@@ -20,8 +20,9 @@ class ReportedRun:
     """One run as its directory has it; ``metrics`` and ``evaluation`` are None and empty until it is finished.
 
     ``evaluation`` maps a set to the fingerprint of its text, the first set first; ``dense`` set → language →
-    perplexity of the dense model. ``losses`` and ``layer_errors`` (by language) go by block. ``resolved`` is what can
-    change bits of a forward; times are in milliseconds since 1970 (UTC), None where nothing was measured yet.
+    perplexity of the dense model. ``weights`` of the languages, empty but for dense statistics. ``losses`` and
+    ``layer_errors`` (by language) go by block. ``resolved`` is what can change bits of a forward; times are in
+    milliseconds since 1970 (UTC), None where nothing was measured yet.
     """
 
     label: str
@@ -34,6 +35,7 @@ class ReportedRun:
     segments: int
     sequence_length: int
     allocation: Mapping[str, int]
+    weights: Mapping[str, float]
     fingerprints: Mapping[str, str]
     resolved: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -86,6 +88,7 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
     entries = Journal(directory.journal).entries()
     loss_name = next((name for name in _LOSSES if any(one.key == name for one in entries)), "")
     times = [one.timestamp for one in entries]
+    allocation, weights = directory.allocation(), directory.weights()
     return ReportedRun(
         label=directory.path.name,
         model=tags["model"],
@@ -94,9 +97,11 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
         sampling_name=params["sampling"]["name"],
         seed=tags["seed"],
         languages=tuple(params["languages"].split(",")),
-        segments=params["segments"],
+        # With dense statistics the field counts nothing that was drawn.
+        segments=sum(allocation.values()) if weights else params["segments"],
         sequence_length=params["sequence_length"],
-        allocation=directory.allocation(),
+        allocation=allocation,
+        weights=weights,
         fingerprints=params["fingerprint"],
         resolved=params["resolved"],
         versions=params["version"],

@@ -10,7 +10,7 @@ from mbs_ray import __version__
 from mbs_ray.journal import Journal
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
-from mbs_ray.run_directory import ALLOCATION, SPEC, digest, write_json
+from mbs_ray.run_directory import ALLOCATION, SPEC, WEIGHTS, digest, write_json
 from mbs_ray.tracked_data import dataset_inputs
 from mbs_ray.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking import TrackedRun, Tracking
@@ -56,6 +56,7 @@ class SweepTracking:
                 "model": run.model.name,
                 "method": run.spec.method.label,
                 "sampling": run.spec.sampling.label,
+                "statistics": run.spec.statistics_label,
                 "seed": str(run.spec.seed),
                 "mbs.folder": str(directory.path),
                 RUN_COLOUR_TAG: SAMPLING_COLOURS.get(run.spec.sampling.name, OTHER_SAMPLING),
@@ -69,7 +70,8 @@ class SweepTracking:
         if run.model.name not in self._viewed:
             self._viewed.add(run.model.name)
             tracked.enqueue(partial(self._publish_view, run))
-        for name, content in ((ALLOCATION, run.allocation), (SPEC, spec)):
+        files = {ALLOCATION: run.allocation, SPEC: spec} | ({} if run.shares is None else {WEIGHTS: run.shares})
+        for name, content in files.items():
             write_json(directory.path / name, content)
             tracked.artifact(directory.path / name)
 

@@ -39,7 +39,7 @@ def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked
     assert told is not None
     journal_blocks(directory, over=True)
     Journal(directory.journal).append_missing({0: metrics})
-    tracked.note(_note(told["run"], directory.allocation(), metrics))
+    tracked.note(_note(told["run"], directory, metrics))
     tracked.artifact(_linears_table(directory), "reports")
     _track_layer_errors(directory, told["run"]["name"], tracked)
     if not directory.checkpoint.is_dir():
@@ -52,25 +52,32 @@ def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked
         tracked.tag("mbs.checkpoint_sha256", hashlib.sha256(manifest.read_bytes()).hexdigest())
 
 
-def _note(told: Mapping[str, Any], allocation: Mapping[str, int], metrics: Mapping[str, float]) -> str:
+def _note(told: Mapping[str, Any], directory: RunDirectory, metrics: Mapping[str, float]) -> str:
     """What was done and what it cost, per language, in Markdown."""
     params, tags = told["params"], told["tags"]
+    allocation, weights = directory.allocation(), directory.weights()
+    segments = sum(allocation.values()) if weights else params["segments"]
+    taken = {code: f"{100 * one:.3g} %" for code, one in weights.items()} if weights else allocation
     languages = [key.removeprefix("ppl/") for key in metrics if key.startswith("ppl/")]
     lines = [
         f"**{tags['method']}** on {tags['model']}, calibration **{tags['sampling']}**: "
-        f"{params['segments']} segments of {params['sequence_length']} tokens, seed {tags['seed']}."
+        f"{segments} segments of {params['sequence_length']} tokens, seed {tags['seed']}."
     ]
+    if weights:
+        lines.append(
+            "Statistics of the dense model, equally many segments of each language, weighed as the table says."
+        )
     if languages:
         lines += [
             f"On {params['evaluation'].split(',')[0]}, perplexity over that of the dense model is "
             f"**{metrics['ppl_increase/geomean']:.3f}** (geometric mean of the languages), "
             f"{metrics['ppl_increase/worst']:.3f} in the worst.",
             "",
-            "| language | segments | perplexity | over dense | 95 % interval |",
+            f"| language | {'weight' if weights else 'segments'} | perplexity | over dense | 95 % interval |",
             "|---|---:|---:|---:|---:|",
         ]
         lines += [
-            f"| {language} | {allocation.get(language, 0)} | {metrics[f'ppl/{language}']:.2f} "
+            f"| {language} | {taken.get(language, 0)} | {metrics[f'ppl/{language}']:.2f} "
             f"| {metrics[f'ppl_increase/{language}']:.3f} "
             f"| {interval_text(stored_interval(metrics, f'ppl_increase/{language}'))} |"
             for language in languages

@@ -235,6 +235,17 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     assert "bits per byte" in evaluated.stdout and "sw" in evaluated.stdout
 
 
+def test_statistics_are_read_like_a_method_and_refused_by_the_field_they_clash_with(tmp_path: Path) -> None:
+    common = ("compress", "--model", tmp_path, "--corpus", tmp_path, "--method", "wanda", "--out", tmp_path / "out")
+    for options, message in (
+        (("--statistics", "dense:segments_per_language=4", "--true-sequential"), "error: true_sequential: "),
+        (("--statistics", "dense:segments_per_language=0"), "error: statistics.segments_per_language: "),
+        (("--statistics", "sparse"), "error: statistics: "),
+    ):
+        result = invoke(*common, *options)
+        assert result.exit_code == 2 and result.stderr.startswith(message), result.output
+
+
 def test_an_evaluation_set_that_shares_documents_with_the_calibration_is_refused_before_a_run_begins(
     ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,21 @@ def test_a_spec_round_trips_through_plain_values(tmp_path: Path) -> None:
         assert validated(RunSpec, run.model_dump(mode="json")) == run
 
 
+def test_statistics_are_propagated_unless_said_and_are_told_apart_in_labels(tmp_path: Path) -> None:
+    statistics = ["propagated", "dense", {"mode": "dense", "segments_per_language": 4, "weights": "allocation"}]
+    grid = {"method": ["wanda"], "sampling": ["equal"], "statistics": statistics}
+    sweep = load_sweep(write(tmp_path, grid=grid))
+    propagated, dense, _ = runs = sweep.runs()
+    assert propagated == load_sweep(write(tmp_path, grid={**grid, "statistics": ["propagated"]})).runs()[0]
+    assert propagated.statistics is None and dense.statistics is not None
+    assert (dense.statistics.segments_per_language, dense.statistics.weights) == (16, "shares")
+    ends = ["propagated", "dense", "dense-4-allocation"]
+    assert sweep.labels(runs) == [f"wanda-50-equal-{end}" for end in ends]
+    assert sweep.columns(runs) == [("wanda-50", f"equal-{end}") for end in ends]
+    assert all(validated(RunSpec, run.model_dump(mode="json")) == run for run in runs)
+    assert propagated.model_dump(mode="json")["statistics"] == "propagated"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -94,6 +109,11 @@ def test_a_spec_round_trips_through_plain_values(tmp_path: Path) -> None:
         ({"layout": "wide"}, "layout: "),
         ({"stages": 2}, "stages: no such field; there are .*layout"),
         ({"grid": {"method": ["rtn"]}}, "sampling: Field required"),
+        ({"statistics": "sparse"}, "statistics: .*unknown statistics 'sparse'; there are propagated and dense"),
+        ({"statistics": {"segments_per_language": 0}}, r"statistics\.segments_per_language: .*greater than 0"),
+        ({"statistics": {"weight": "shares"}}, r"statistics\.weight: no such field"),
+        ({"statistics": {"mode": "propagated", "weights": "shares"}}, "statistics: .*propagated .*no field 'weights'"),
+        ({"statistics": "dense", "true_sequential": True}, "true_sequential: .*dense statistics see no linear"),
         ({"offload": "disk"}, "offload: Input should be 'auto', 'none', 'host' or 'nvme'"),
     ],
 )

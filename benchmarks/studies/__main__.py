@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.studies import budget, hessian, monolingual, pairs, resistance, seeds, temperature
+from benchmarks.studies import budget, dense, hessian, monolingual, pairs, resistance, seeds, temperature
 from benchmarks.studies.similarity import similarities
 from mbs_ray.plots import save_figure
 
@@ -37,11 +37,14 @@ def main() -> None:
         "temperature": (temperature, "temperature"),
         "seeds": (seeds, "seeds"),
         "pairs": (pairs, "pairs"),
+        "dense": (dense, "dense"),
     }.items():
         module, sweep = study
         if (results / sweep).is_dir():
             print(f"## {name}\n\n{markdown(module.table(results / sweep))}", flush=True)
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
+    if (results / "dense").is_dir():
+        print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense'))}", flush=True)
     if (results / "monolingual").is_dir():
         similar = similarities(results / "monolingual", results / "segments")
         print(f"## monolingual\n\n{markdown(monolingual.table(results / 'monolingual', similar))}", flush=True)

@@ -8,6 +8,7 @@ import pandas as pd
 from mbs_ray.calibration.sampling import build_sampling
 from mbs_ray.languages import model_distribution
 from mbs_ray.methods import build_method
+from mbs_ray.specs import PROPAGATED, DenseStatistics
 
 _INCREASE = "ppl_increase/"
 
@@ -29,11 +30,17 @@ def increases(sweep: Path) -> pd.DataFrame:
             "seed": spec["seed"],
             "calibration": read(run / "signature.json")["calibration"],
             "options": spec["sampling"],
+            "statistics": _statistics(spec),
         }
         for key, value in read(result)["metrics"].items():
             if key.startswith(_INCREASE) and (language := key.removeprefix(_INCREASE)) not in ("geomean", "worst"):
                 rows.append({**told, "language": language, "own": allocation.get(language, 0), "increase": value})
     return pd.DataFrame(rows)
+
+
+def _statistics(spec: dict) -> str:
+    dense = spec.get("statistics", PROPAGATED)  # runs of earlier versions say nothing
+    return PROPAGATED if dense == PROPAGATED else DenseStatistics(**dense).label
 
 
 def shares(sweep: Path) -> dict[str, pd.Series]:

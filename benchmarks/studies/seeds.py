@@ -25,7 +25,7 @@ def table(sweep: Path) -> pd.DataFrame:
         if sampling == _BASE:
             continue
         paired = own.droplevel(["method", "sampling"]) - logs.xs((method, _BASE), level=("method", "sampling"))
-        rows[method, f"{sampling} − {_BASE}"] = {column: _interval(paired[column]) for column in paired}
+        rows[method, f"{sampling} − {_BASE}"] = {column: interval(paired[column]) for column in paired}
     return pd.DataFrame(rows).T
 
 
@@ -37,7 +37,8 @@ def _by_run(sweep: Path) -> pd.DataFrame:
     return pd.DataFrame({"geomean": runs.mean(), "worst": runs.max(), "en": english}).sort_index()
 
 
-def _interval(values: pd.Series) -> str:
+def interval(values: pd.Series) -> str:
+    """Mean ± half of the 95 % interval (t), in per cent of perplexity where values are differences of logs."""
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mark = "" if abs(values.mean()) > half else " (noise)"
     return f"{100 * values.mean():+.2f} ± {100 * half:.2f}{mark}"

@@ -31,6 +31,10 @@ class Sampling(Protocol):
         """Segments of each language, in table order, adding up to `segments`. InputError where it cannot."""
         ...
 
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
+        """The shares that `allocate` rounds to whole segments, in table order, above 0, adding up to 1."""
+        ...
+
 
 @dataclass(frozen=True)
 class Monolingual:
@@ -48,9 +52,13 @@ class Monolingual:
         return f"{self.name}-{self.language}"
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
+        (language,) = self.weights(distribution, languages)
+        _require_enough([language], segments)
+        return {language: segments}
+
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
         _require_known([self.language], distribution, languages)
-        _require_enough([self.language], segments)
-        return {self.language: segments}
+        return {self.language: Fraction(1)}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class Equal:
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
         return _by_weight(dict.fromkeys(languages, Fraction(1)), segments)
 
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
+        return _normalised(dict.fromkeys(languages, Fraction(1)))
+
 
 @dataclass(frozen=True)
 class Proportional:
@@ -78,8 +89,14 @@ class Proportional:
         return self.name
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
+        return _by_weight(self._amounts(distribution, languages), segments)
+
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
+        return _normalised(self._amounts(distribution, languages))
+
+    def _amounts(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
         amounts = _require_distribution(self, distribution).amounts_of(languages)
-        return _by_weight({code: Fraction(amount) for code, amount in amounts.items()}, segments)
+        return {code: Fraction(amount) for code, amount in amounts.items()}
 
 
 @dataclass(frozen=True)
@@ -100,11 +117,16 @@ class Temperature:
         return f"{self.name}-{self.alpha:g}"
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
+        return _by_weight(self._powers(distribution, languages), segments)
+
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
+        return _normalised(self._powers(distribution, languages))
+
+    def _powers(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
         amounts = _require_distribution(self, distribution).amounts_of(languages)
         # A power of two scales without rounding: alpha = 1 is exactly `Proportional`, and nothing overflows.
         exponent = math.frexp(max(amounts.values(), default=1.0))[1]
-        weights = {code: Fraction(math.ldexp(amount, -exponent) ** self.alpha) for code, amount in amounts.items()}
-        return _by_weight(weights, segments)
+        return {code: Fraction(math.ldexp(amount, -exponent) ** self.alpha) for code, amount in amounts.items()}
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,10 @@ class Counts:
         if total != segments:
             raise InputError(f"sampling counts: the counts add up to {total} segments, not {segments}")
         return dict(self.counts)
+
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
+        _require_known(self.counts, distribution, languages)
+        return _normalised({code: Fraction(count) for code, count in self.counts.items()})
 
 
 SAMPLINGS: Mapping[str, type[Any]] = MappingProxyType(
@@ -196,6 +222,15 @@ def _require_enough(languages: Iterable[str], segments: int) -> None:
         raise InputError("no language to allocate segments to")
     if segments < count:
         raise InputError(f"{segments} segments are fewer than the {count} languages: ask for at least {count}")
+
+
+def _normalised(weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    """Shares of the weights; a weight that vanished (a share to a large power) is left out."""
+    languages = [code for code in table_order(weights) if weights[code] > 0]
+    if not languages:
+        raise InputError("no language to weigh")
+    total = sum(weights.values())
+    return {code: weights[code] / total for code in languages}
 
 
 def _by_weight(weights: Mapping[str, Fraction], segments: int) -> dict[str, int]:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import ray
 
 from mbs_ray.calibration.corpus import Corpus, Location, open_corpus
 from mbs_ray.calibration.draw import Ask, UnitTokens
-from mbs_ray.calibration.language_draw import LanguageDraw, RandomDraw, Shortage, WholeText
+from mbs_ray.calibration.language_draw import LanguageDraw, LanguageSegments, RandomDraw, Shortage, WholeText
 from mbs_ray.calibration.pipeline import Located, Recipe, gather
 from mbs_ray.calibration.segment_file import SegmentSet, write_segments
 from mbs_ray.calibration.tokenization import DocumentTokenizer, Join
@@ -72,13 +72,27 @@ class SegmentRequest:
         return open_corpus(self.corpus, self.languages)
 
     @cached_property
+    def tokenizer_digest(self) -> str:
+        """Hex SHA-256 of the tokenizer, loaded once for this request."""
+        return DocumentTokenizer(self.tokenizer).digest()
+
+    def alone(self, language: str) -> "SegmentRequest":
+        """The same for one language of the allocation, whose segments do not depend on the others."""
+        assert self.allocation is not None
+        one = replace(self, languages=(language,), allocation={language: self.allocation[language]})
+        # What is open already is not opened again for each language.
+        one.__dict__["opened"] = Corpus({language: self.opened.shards[language]})
+        one.__dict__["tokenizer_digest"] = self.tokenizer_digest
+        return one
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of all that determines the segments."""
         drawn = self.allocation is not None or self.at_most is not None
         determining = {
             "format": FORMAT,
             "corpus": self.opened.identity,
-            "tokenizer": DocumentTokenizer(self.tokenizer).digest(),
+            "tokenizer": self.tokenizer_digest,
             "allocation": None if self.allocation is None else dict(self.allocation),
             "at_most": self.at_most if self.allocation is None else None,
             "sequence_length": self.sequence_length,
@@ -110,13 +124,34 @@ def draw_segments(request: SegmentRequest, directory: Path, progress: Progress |
     path = directory / f"{request.fingerprint[:16]}.parquet"
     if (written := _written(path, request.fingerprint)) is not None:
         return written
+    return write_segments(path, request.fingerprint, _plain(request), _drawn(request, progress))
+
+
+def draw_apart(request: SegmentRequest, directory: Path, progress: Progress | None = None) -> dict[str, SegmentSet]:
+    """As :func:`draw_segments` for every language of the allocation :meth:`alone <SegmentRequest.alone>`.
+
+    A set for each language, with all that are not written yet drawn in one reading.
+    """
+    assert request.allocation is not None
+    apart = {language: request.alone(language) for language in request.opened.shards}
+    paths = {language: directory / f"{one.fingerprint[:16]}.parquet" for language, one in apart.items()}
+    found = {language: _written(path, apart[language].fingerprint) for language, path in paths.items()}
+    missing = {language: request.allocation[language] for language, one in found.items() if one is None}
+    if missing:
+        together = replace(request, languages=tuple(missing), allocation=missing)
+        for language, drawn in _drawn(together, progress).items():
+            one = apart[language]
+            found[language] = write_segments(paths[language], one.fingerprint, _plain(one), {language: drawn})
+    return {language: one for language, one in found.items() if one is not None}
+
+
+def _drawn(request: SegmentRequest, progress: Progress | None) -> dict[str, LanguageSegments]:
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
     recipe = Recipe(request.tokenizer, request.sequence_length, request.seed, request.join)
     fill(request, draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
-    drawn = {language: draw.finish() for language, draw in draws.items()}
-    return write_segments(path, request.fingerprint, _plain(request), drawn)
+    return {language: draw.finish() for language, draw in draws.items()}
 
 
 def _written(path: Path, fingerprint: str) -> SegmentSet | None:

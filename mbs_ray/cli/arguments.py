@@ -8,12 +8,12 @@ import yaml
 from mbs_ray.errors import InputError
 
 
-def named_spec(text: str) -> str | dict[str, Any]:
-    """``name`` or ``name:field=value,field=value`` as a name or a mapping; values are YAML."""
+def named_spec(text: str, key: str = "name") -> str | dict[str, Any]:
+    """``name`` or ``name:field=value,field=value`` as a name or a mapping, with it under ``key``; values are YAML."""
     name, _, fields = text.partition(":")
     if not fields:
         return name
-    mapping: dict[str, Any] = {"name": name}
+    mapping: dict[str, Any] = {key: name}
     for part in _split_fields(fields):
         field, equals, value = part.partition("=")
         if not equals:

@@ -66,6 +66,9 @@ def compress(
     per_language: Annotated[
         bool, typer.Option("--per-language", help="Measure what every linear loses in each calibration language.")
     ] = False,
+    statistics: Annotated[
+        str, typer.Option("--statistics", help="propagated, or dense:segments_per_language=16: of the dense model.")
+    ] = "propagated",
     stages: Stages = None,
     replicas: Replicas = None,
     threads: Threads = None,
@@ -96,6 +99,7 @@ def compress(
             "evaluation": evaluation_sets(evaluate or [], evaluation_segments),
             "compute_dtype": compute_dtype,
             "microbatch": int(microbatch) if microbatch.isdigit() else microbatch,
+            "statistics": named_spec(statistics, "mode"),
             "true_sequential": true_sequential,
             "per_language": per_language,
             "keep": keep,

@@ -1,12 +1,13 @@
 """What the stages are told about a run: plain data, the same for all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.dense_statistics import Source, Target
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class Job:
-    """One run, or the evaluation of the dense model where ``method`` is None.
+    """One run, or where ``method`` is None the evaluation of the dense model, or the collecting of its statistics.
 
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
     of the block's inputs. ``per_language``: what every linear loses in each language is measured, at the price of
@@ -66,6 +67,9 @@ class Job:
     ``blocks`` holds the shard of each stage. Evaluation segments follow the calibration segments
     through every block and never enter its moments. Each of ``replicas`` takes a contiguous part of the microbatches
     of every file.
+
+    With dense statistics there is a job of its own that fills ``targets`` from ``pool``, a file for each language,
+    and a run has no calibration but ``moments`` to take, and with ``per_language`` those that it is ``measured`` by.
     """
 
     key: str
@@ -80,6 +84,10 @@ class Job:
     true_sequential: bool = False
     per_language: bool = False
     replicas: int = 1
+    pool: tuple[SegmentFile, ...] = ()
+    targets: tuple[Target, ...] = ()
+    moments: tuple[Source, ...] | None = None
+    measured: tuple[Source, ...] = ()
 
     @property
     def blocks_folder(self) -> Path:
@@ -90,7 +98,7 @@ class Job:
 
     def microbatches(self, replica: int = 0) -> list[Microbatch]:
         """Those of one replica, in order; ``index`` counts them."""
-        parts = [(self.calibration, replica)] if self.calibration else []
+        parts = [(file, replica) for file in (self.calibration, *self.pool) if file]
         # Where there are many files of few microbatches, as for requests, no replica gets the odd ones of all.
         parts += [(file, (replica + turn) % self.replicas) for turn, file in enumerate(self.evaluation)]
         starts = ((file, start) for file, part in parts for start in self._starts(file, part))
@@ -103,8 +111,14 @@ class Job:
         return [one for one in self.microbatches(replica) if one.file is self.calibration]
 
     def evaluating(self, replica: int = 0) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+        return self._by_file(self.evaluation, replica)
+
+    def pooled(self, replica: int = 0) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+        return self._by_file(self.pool, replica)
+
+    def _by_file(self, files: Iterable[SegmentFile], replica: int) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
         microbatches = self.microbatches(replica)
-        for file in self.evaluation:
+        for file in files:
             yield file, [one for one in microbatches if one.file is file]
 
     def _starts(self, file: SegmentFile, part: int) -> range:

@@ -121,8 +121,10 @@ class Stage:
 
     def _process(self, job: Job) -> None:
         with self._changed:
-            # A replica that nothing is sent to, because there are so few microbatches, waits for nothing.
-            if self._place.first or not job.microbatches(self._place.replica):
+            # A replica that nothing is sent to, because there are so few microbatches, waits for nothing; nor does
+            # one that can solve its blocks before anything arrives.
+            alone = self._place.first or job.moments is not None or not job.microbatches(self._place.replica)
+            if alone and job.key not in self._stores:
                 self._stores[job.key] = self._new_store()
             self._changed.wait_for(lambda: job.key in self._stores or job.key in self._over)
             if job.key in self._over:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from mbs_ray.cluster.host_memory import return_freed_memory, return_large_tensor
 from mbs_ray.cluster.job import Job, Microbatch
 from mbs_ray.cluster.layout import Place, deal
 from mbs_ray.cluster.replicas import Alone
+from mbs_ray.cluster.statistics import Passage, collect_dense, measure_stored
 from mbs_ray.cluster.timeline import Timeline
 from mbs_ray.compression import (
     Collected,
@@ -28,6 +30,7 @@ from mbs_ray.compression import (
     turns,
     weight_changes,
 )
+from mbs_ray.dense_statistics import RunMoments
 from mbs_ray.methods import Method, Statistic, build_method
 from mbs_ray.model.block_files import read_block, write_block
 from mbs_ray.model.checkpoint import Checkpoint
@@ -90,6 +93,10 @@ class Worker:
         decoder = self._load_decoder(job)
         method = None if job.method is None else build_method(job.method)
         blocks = job.blocks[self._place.stage]
+        if job.moments is not None and not self._place.first:
+            # Blocks do not wait for each other: all are solved before the first microbatch has come this far.
+            for index in blocks:
+                self._solved(job, store, decoder, method, BlockReport(index), _read(job, decoder, index))
         reading = self._ahead.submit(_read, job, decoder, blocks[0])
         if self._place.first:
             with self.timeline.part(job.key, -1, "embed"):
@@ -117,23 +124,47 @@ class Worker:
         send: Send | None,
     ) -> None:
         """One block; one that the run directory already holds is only propagated through."""
-        finished = self._agree(job, index, stored.finished)
-        if stored.finished and not finished:
-            # A shared folder may show a file to one node before it shows it to another.
-            stored = _read_dense(decoder, index)
-        report = BlockReport(index, seconds={"read": stored.seconds})
-        tensors = stored.tensors
-        solving = method is not None and not finished
-        if method is not None and solving:
-            packed = self._compress(job, store, decoder, method, report, tensors)
-            if self._writes:
-                with self._timed(job, report, "write"):
-                    self._write(job, decoder, tensors, packed, report)
-                self.blocks_done += 1
+        if job.targets:
+            passage = Passage(
+                follow=partial(self._follow, job, index, "collect"),
+                get=lambda microbatch: self._get(job, store, microbatch, index),
+                pass_on=lambda microbatch, hidden: self._pass_on(job, store, index, microbatch, hidden, send),
+                agree=partial(self._agree, job, index),
+            )
+            collect_dense(job, decoder, index, stored.tensors, passage, self.replicas, self.timeline)
+            return
+        report = BlockReport(index)
+        tensors, solving = self._solved(job, store, decoder, method, report, stored)
         with self._timed(job, report, "propagate"):
             self._propagate(job, store, decoder, index, tensors, send)
         if solving and self._writes:
             write_report(job.blocks_folder, report)
+
+    def _solved(
+        self,
+        job: Job,
+        store: ActivationStore,
+        decoder: Decoder,
+        method: Method | None,
+        report: BlockReport,
+        stored: "_Stored",
+    ) -> tuple[dict[str, torch.Tensor], bool]:
+        """The tensors of a block as they are propagated through, and whether they were solved and written just now."""
+        index = report.block
+        finished = self._agree(job, index, stored.finished)
+        if stored.finished and not finished:
+            # A shared folder may show a file to one node before it shows it to another.
+            stored = _read_dense(decoder, index)
+        report.seconds["read"] = stored.seconds
+        tensors = stored.tensors
+        if method is None or finished:
+            return tensors, False
+        packed = self._compress(job, store, decoder, method, report, tensors)
+        if self._writes:
+            with self._timed(job, report, "write"):
+                self._write(job, decoder, tensors, packed, report)
+            self.blocks_done += 1
+        return tensors, True
 
     @property
     def _writes(self) -> bool:
@@ -178,12 +209,16 @@ class Worker:
         linears = list(decoder.linears(index))
         dense = dict(tensors) if job.per_language else {}
         for turn in self._turns(job, store, decoder, method, index, tensors):
-            with self._timed(job, report, "collect"):
-                calibrating = self._follow(job, index, "collect", job.calibrating(self._place.replica))
-                hidden = (self._get(job, store, microbatch, index) for microbatch in calibrating)
-                block = decoder.load_block(index, tensors)
-                collected = collect(decoder, block, index, hidden, method.statistic, turn)
-                del block
+            collected: Collected | RunMoments
+            if job.moments and method.statistic is not Statistic.NONE:
+                collected = RunMoments(job.moments, index)
+            else:
+                with self._timed(job, report, "collect"):
+                    calibrating = self._follow(job, index, "collect", job.calibrating(self._place.replica))
+                    hidden = (self._get(job, store, microbatch, index) for microbatch in calibrating)
+                    block = decoder.load_block(index, tensors)
+                    collected = collect(decoder, block, index, hidden, method.statistic, turn)
+                    del block
             solved = self._solve(job, decoder, method, report, tensors, turn, collected)
             tensors.update(solved.weights)
             packed.update(solved.packed)
@@ -203,8 +238,14 @@ class Worker:
         compressed: dict[str, torch.Tensor],
     ) -> list[LayerError]:
         """What each linear loses in each language; whole at replica 0."""
-        assert job.calibration is not None
         index, linears = report.block, list(decoder.linears(report.block))
+        if job.calibration is None:
+            with self._timed(job, report, "measure"):
+                sums = measure_stored(job, self.replicas, index, linears, dense, compressed, self._device)
+            with self._exchanged(job, report, "reduce"):
+                self._agree(job, index)
+                self.replicas.add_up(sums)
+            return layer_errors(sums, [source.language for source in job.measured], linears)
         languages = list(dict.fromkeys(job.calibration.languages))
         with self._timed(job, report, "measure"):
             calibrating = self._follow(job, index, "measure", job.calibrating(self._place.replica))
@@ -226,20 +267,24 @@ class Worker:
         report: BlockReport,
         tensors: dict[str, torch.Tensor],
         turn: list[str],
-        collected: Collected,
+        collected: Collected | RunMoments,
     ) -> Solved:
         """Linears of a block, dealt out to the replicas; all of them have all weights at the end."""
-        where, statistic = f"block {report.block}", method.statistic
-        check_called(turn, collected, statistic, where)
-        costs = solving_costs(decoder.linears(report.block), turn, collected, statistic)
+        where, statistic, inputs = f"block {report.block}", method.statistic, collected.inputs()
+        check_called(turn, inputs, statistic, where)
+        costs = solving_costs(decoder.linears(report.block), turn, inputs, statistic)
         dealt = deal([cost for _, cost in costs], self.replicas.size)
         owners = {name: owner for (group, _), owner in zip(costs, dealt, strict=True) for name in group}
-        with self._exchanged(job, report, "reduce"):
-            self._agree(job, report.block)
-            collected = self.replicas.gather(collected, owners)
+        own = [name for name in turn if owners[name] == self.replicas.rank]
+        if isinstance(collected, RunMoments):
+            with self._timed(job, report, "collect"):
+                collected = collected.read(own, self._device)
+        else:
+            with self._exchanged(job, report, "reduce"):
+                self._agree(job, report.block)
+                collected = self.replicas.gather(collected, owners)
         with self._timed(job, report, "solve"):
             self.status = Status(job.key, report.block, "solve", 0, 1)
-            own = [name for name in turn if owners[name] == self.replicas.rank]
             solved = solve(tensors, own, collected, method, self._device, where)
         with self._exchanged(job, report, "broadcast"):
             self._agree(job, report.block)
@@ -291,12 +336,23 @@ class Worker:
             microbatches = [one for one in microbatches if one.file is not job.calibration]
         for microbatch in self._follow(job, index, "propagate", microbatches):
             hidden = decoder.run_block(block, index, self._get(job, store, microbatch, index))
-            if send is None:
-                store.put(microbatch.index, index + 1, hidden)
-            else:
-                with self.timeline.part(job.key, index, "send"):
-                    send(microbatch.index, index + 1, hidden)
-                store.pop(microbatch.index)
+            self._pass_on(job, store, index, microbatch, hidden, send)
+
+    def _pass_on(
+        self,
+        job: Job,
+        store: ActivationStore,
+        index: int,
+        microbatch: Microbatch,
+        hidden: torch.Tensor,
+        send: Send | None,
+    ) -> None:
+        if send is None:
+            store.put(microbatch.index, index + 1, hidden)
+        else:
+            with self.timeline.part(job.key, index, "send"):
+                send(microbatch.index, index + 1, hidden)
+            store.pop(microbatch.index)
 
     def _evaluate(self, job: Job, store: ActivationStore, decoder: Decoder) -> None:
         end = decoder.blocks

@@ -21,7 +21,7 @@ def block_file(index: int) -> str:
 
 def write_block(folder: Path, index: int, tensors: Mapping[str, torch.Tensor]) -> Path:
     """Write a finished block under its stored names; the file appears whole or not at all."""
-    return _write(folder / block_file(index), tensors)
+    return write_tensors(folder / block_file(index), tensors)
 
 
 def read_block(folder: Path, index: int) -> dict[str, torch.Tensor] | None:
@@ -36,14 +36,22 @@ def read_block(folder: Path, index: int) -> dict[str, torch.Tensor] | None:
 def write_outside(checkpoint: Checkpoint, decoder: Decoder, path: Path) -> Path:
     """Write the tensors that no method touches (embeddings, norms, head), once for all runs of a model."""
     if not path.is_file():
-        _write(path, {name: checkpoint.read(name) for name in decoder.outside_tensors()})
+        write_tensors(path, {name: checkpoint.read(name) for name in decoder.outside_tensors()})
     return path
 
 
-def _write(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: tuple[str, str] | None = None) -> Path:
+    """Write a safetensors file that appears whole or not at all.
+
+    ``facts``: name and text of metadata; one pair, because several come in any order, and bytes are to be the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=_METADATA)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        partial,
+        metadata=dict([facts]) if facts else _METADATA,
+    )
     # safetensors writes for the owner alone; whoever may read the folder may read the block.
     partial.chmod(path.parent.stat().st_mode & 0o666)
     with partial.open("rb") as file:

@@ -34,6 +34,7 @@ class CardFacts:
 
     ``base_model`` is a hub id, None for a local checkpoint; ``model`` its name in either case. ``method`` and
     ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
+    ``weights`` of the languages where the statistics are of the dense model.
     """
 
     model: str
@@ -47,6 +48,7 @@ class CardFacts:
     calibration: str
     evaluation: list[EvaluationScores]
     version: str
+    weights: dict[str, float] | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
@@ -57,7 +59,11 @@ class CardFacts:
 def model_card(facts: CardFacts, form: str) -> str:
     """The README.md, in Markdown, of a checkpoint in ``safetensors`` (dense) or ``compressed-tensors`` (packed)."""
     segments = sum(facts.allocation.values())
-    allocation = [(code, f"{facts.allocation[code]:,}") for code in table_order(facts.allocation)]
+    header = ["language", "segments"]
+    allocation = [[code, f"{facts.allocation[code]:,}"] for code in table_order(facts.allocation)]
+    if facts.weights is not None:
+        header.append("weight")
+        allocation = [[code, count, f"{100 * facts.weights[code]:.3g} %"] for code, count in allocation]
     lines = [
         f"# {facts.model}, compressed with {facts.method['name']}",
         "",
@@ -65,12 +71,13 @@ def model_card(facts: CardFacts, form: str) -> str:
         f"- sampling: {_spec(facts.sampling)}",
         f"- calibration: {segments:,} segments of {facts.sequence_length:,} tokens, seed {facts.seed}, "
         f"fingerprint `{facts.calibration}`",
+        *(["- statistics: second moments of the dense model, languages weighed as below"] if facts.weights else []),
         f"- weights: {_WEIGHTS[form]}",
         f"- made with mbs_ray {facts.version}",
         "",
         "## Calibration segments by language",
         "",
-        *_table(("language", "segments"), allocation),
+        *_table(header, allocation),
         "",
         *(line for scores in facts.evaluation for line in _evaluation(scores)),
         "## Load",

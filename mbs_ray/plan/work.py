@@ -96,7 +96,12 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
     works: dict[str, Work] = {}
     for spec, label in zip(specs, labels, strict=True):
         decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
-        languages = len(parse_languages(spec.languages, distribution_for(spec.sampling, spec.model, spec.distribution)))
+        distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
+        codes = parse_languages(spec.languages, distribution)
+        languages, segments = len(codes), spec.segments
+        if spec.statistics is not None:
+            # As if every run collected for itself: what is shared among them depends on all of them.
+            segments = spec.statistics.segments_per_language * len(spec.sampling.weights(distribution, codes))
         evaluation = tuple(
             batches for one in spec.evaluation.values() if (batches := _evaluation(one, languages, spec)) is not None
         )
@@ -108,7 +113,7 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
             label,
             decoder,
             spec.method,
-            Batches(spec.segments, spec.sequence_length, microbatch),
+            Batches(segments, spec.sequence_length, microbatch),
             evaluation,
             spec.per_language,
             spec.true_sequential,

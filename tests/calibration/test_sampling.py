@@ -109,6 +109,31 @@ def test_counts_come_in_table_order() -> None:
     assert list(Counts({"sw": 2, "en": 3}).allocate(ROOTS, ["en", "sw"], 5).items()) == [("en", 3), ("sw", 2)]
 
 
+@settings(deadline=None, max_examples=100)
+@given(AMOUNTS, st.floats(0, 3))
+def test_weights_are_the_shares_that_an_allocation_comes_ever_nearer_to(
+    amounts: dict[str, float], alpha: float
+) -> None:
+    distribution, count = Distribution("any", "bytes", amounts), 10**6
+    for sampling in (Equal(), Proportional(), Temperature(alpha)):
+        weights = sampling.weights(distribution, amounts)
+        assert sum(weights.values()) == 1 and min(weights.values()) > 0
+        assert tuple(weights) == table_order(amounts)
+        allocation = sampling.allocate(distribution, amounts, count)
+        # Floors of one segment, and what mends the sum, are all that tells them apart.
+        assert all(abs(allocation[code] - count * weights[code]) <= len(amounts) + 1 for code in amounts)
+    assert Proportional().weights(distribution, amounts) == Temperature(1).weights(distribution, amounts)
+
+
+def test_weights_of_one_language_of_counts_and_of_a_share_that_vanishes() -> None:
+    assert Monolingual("sw").weights(ROOTS, ["en"]) == {"sw": 1}
+    assert Counts({"sw": 1, "en": 3}).weights(ROOTS, ["en", "sw"]) == {"en": Fraction(3, 4), "sw": Fraction(1, 4)}
+    amounts = {"en": 1e300, "sw": 1e-300, "yo": 1.0}
+    assert Temperature(100).weights(Distribution("any", "x", amounts), amounts) == {"en": 1}
+    with pytest.raises(InputError, match="no language to weigh"):
+        Equal().weights(None, [])
+
+
 @pytest.mark.parametrize(
     ("sampling", "languages", "segments", "message"),
     [

@@ -17,7 +17,7 @@ from mbs_ray.calibration import segment_file
 from mbs_ray.calibration.corpus import open_corpus
 from mbs_ray.calibration.pipeline import Recipe, gather
 from mbs_ray.calibration.segment_file import Segments, SegmentSet
-from mbs_ray.calibration.segments import SegmentRequest, check_request, draw_segments, fill, language_draws
+from mbs_ray.calibration.segments import SegmentRequest, check_request, draw_apart, draw_segments, fill, language_draws
 from mbs_ray.calibration.tokenization import DocumentTokenizer
 from mbs_ray.errors import InputError
 from tests.calibration.texts import (
@@ -80,6 +80,23 @@ def test_the_file_is_named_by_its_fingerprint_and_ordered_by_language(drawn: Seg
         assert all(document.startswith(segments.language[row]) for document in documents)
         assert set(segments.document_index[row].tolist()) - {-1} == set(range(len(documents)))
         assert (segments.bytes[row][segments.document_index[row] < 0] == 0).all()
+
+
+def test_languages_drawn_apart_are_those_drawn_together_one_file_each_and_only_missing_ones_are_drawn(
+    drawn: SegmentSet, corpus: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    together, segments = request(corpus, tokenizer, ALLOCATION), drawn.read()
+    some = request(corpus, tokenizer, {"en": 30, "sw": 12})
+    first = draw_apart(some, tmp_path)
+    written = {one.path: one.path.stat().st_mtime_ns for one in first.values()}
+    apart = draw_apart(together, tmp_path)
+    assert list(apart) == list(LANGUAGES) and len(list(tmp_path.iterdir())) == len(LANGUAGES)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    for language, one in apart.items():
+        own = [row for row, spoken in zip(token_rows(segments), segments.language, strict=True) if spoken == language]
+        assert one.allocation == {language: ALLOCATION[language]} and token_rows(one.read()) == own
+        assert one.fingerprint == request(corpus, tokenizer, {language: ALLOCATION[language]}).fingerprint
+    assert first["sw"].fingerprint == apart["sw"].fingerprint
 
 
 def test_parallelism_changes_no_bit(ray_cluster: Cluster, drawn: SegmentSet, corpus: Path, tokenizer: Path) -> None:

@@ -1,6 +1,7 @@
 """Jobs for engine tests, and what their results are compared with."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,19 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.calibration.segment_file import SegmentSet, write_segments
 from mbs_ray.calibration.segments import SegmentRequest, draw_segments
+from mbs_ray.cluster.activations import ActivationStore, MemoryTier
 from mbs_ray.cluster.job import Job, segment_file
 from mbs_ray.cluster.layout import Layout, shard_blocks
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
+from mbs_ray.cluster.worker import Worker
 from mbs_ray.methods import Moment, build_method
 from mbs_ray.model.block_files import write_outside
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.export import assemble
+from tests.calibration.texts import drawn_here
 
 LENGTH = 32
 LANGUAGES = ("en", "fr", "sw", "hi")
@@ -33,6 +37,13 @@ def draw(corpus: Path, model: Path, folder: Path, count: int, seed: int = 0, len
         seed=seed,
     )
     return draw_segments(request, folder)
+
+
+def draw_here(request: SegmentRequest, folder: Path) -> SegmentSet:
+    """The same file as :func:`draw_segments` would write, without Ray."""
+    path = folder / f"{request.fingerprint[:16]}.parquet"
+    told = {"sequence_length": request.sequence_length, "seed": request.seed}
+    return write_segments(path, request.fingerprint, told, drawn_here(request))
 
 
 def make_job(
@@ -74,6 +85,19 @@ def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome
         while pipeline.busy:
             outcomes |= {outcome.key: outcome for outcome in pipeline.outcomes(1.0)}
     return outcomes
+
+
+def run_here(stages: int, jobs: Sequence[Job]) -> None:
+    """Take jobs through all stages without Ray: in this process, one after the other."""
+    threads, places = torch.get_num_threads(), Layout(stages).places()
+    workers = [Worker(place, 1) for place in places]
+    try:
+        for job in jobs:
+            stores = [ActivationStore(MemoryTier(torch.device("cpu"))) for _ in places]
+            for worker, store, following in zip(workers, stores, [*stores[1:], None], strict=True):
+                worker.process(job, store, None if following is None else following.put)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def digest(directory: Path) -> dict[str, str]:
