@@ -1,18 +1,22 @@
 """What a sweep leaves for people: tables, figures, and a note on the parent run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mbs_ray.errors import InputError
 from mbs_ray.evaluation.report import SUMMARIES, increase_table, mean_over, to_markdown
 from mbs_ray.plots import allocation_bars, increase_heatmap, save_figure
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.tracking import TrackedRun
+
+_AGAIN = "the same command again"
 
 
 @dataclass
@@ -30,12 +34,23 @@ class SweepResult:
     tracking_uri: str = ""
 
 
+@contextmanager
+def written_or_said(what: str, say: Callable[[str], None], mend: str = "") -> Iterator[None]:
+    """Say why a file for people could not be written, and what makes up for it: the runs are finished all the same."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, it is no reason to call finished runs failed
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        say(f"{what} was not written: {reason}" + (f"; once that is mended: {mend}" if mend else ""))
+
+
 def conclude(
     runs: Sequence[PreparedRun],
     metrics: Mapping[str, Mapping[str, float]],
     jobs: SweepJobs,
     parent: TrackedRun,
     result: SweepResult,
+    say: Callable[[str], None],
 ) -> None:
     """Add tables and figures of the finished ``runs`` to the result, and give them to the parent run."""
     notes = []
@@ -48,17 +63,20 @@ def conclude(
             table = mean_over(by_run, {run.label: run.column for run in own})
             result.tables[title] = table
             path = jobs.places.sweep / f"increase-{title}.csv"
-            by_run.to_csv(path, index_label="language")
-            result.files.append(path)
-            parent.artifact(path)
-            figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
-            _keep(figure, f"increase-{title}", jobs, parent, result)
+            with written_or_said(path.name, say, _AGAIN):
+                by_run.to_csv(path, index_label="language")
+                result.files.append(path)
+                parent.artifact(path)
+            with written_or_said(f"increase-{title}.png", say, _AGAIN):
+                figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
+                _keep(figure, f"increase-{title}", jobs, parent, result)
             shown = to_markdown(_summaries_first(table))
             notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{shown}")
     propagated = [run for run in runs if run.weights is None]
     allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
     if allocations:
-        _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
+        with written_or_said("allocations.png", say, _AGAIN):
+            _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
     if notes:
         parent.note("\n".join(notes))
 

@@ -90,8 +90,7 @@ def track_scores(
     """Tell MLflow of scores, through a journal beside their ``file``; again told, only what has changed."""
     journal = Journal(file.with_name("journal.jsonl"))
     # The same command may be given again, and a task file of the user's be another by then.
-    known = {entry.key: entry.value for entry in journal.entries()}
-    journal.append({name: value for name, value in task_metrics(scores).items() if known.get(name) != value})
+    journal.append_changed(task_metrics(scores))
     name = f"{_shown_name(settings['model'])}, {settings['shots']} shots"
     tags = {"model": _shown_name(settings["model"]), "mbs.folder": str(file.parent)}
     tracked = tracking.evaluation(key, name, settings, tags, journal)

@@ -65,6 +65,16 @@ class Journal:
             if new:
                 self.append(new, step=step)
 
+    def append_changed(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Write the metrics of one step, but for those that it holds with this very value.
+
+        Of a metric that was measured anew, on other text of the same name, MLflow shows the value written last.
+        """
+        latest = {entry.key: repr(entry.value) for entry in self.entries() if entry.step == step}
+        new = {key: value for key, value in metrics.items() if latest.get(key) != repr(float(value))}
+        if new:
+            self.append(new, step)
+
     def entries(self) -> list[Entry]:
         """Everything written so far, in order, without a last line that its killed writer left half-written.
 

@@ -161,8 +161,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """Write the figure as PNG, whole or not at all; equal figures give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(unfinished, format="png", dpi=150, metadata={"Software": None})
-    return unfinished.replace(path)
+    try:
+        figure.savefig(unfinished, format="png", dpi=150, metadata={"Software": None})
+        return unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _figure(width: float, height: float, title: str) -> Figure:

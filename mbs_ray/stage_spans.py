@@ -6,7 +6,7 @@ import pandas as pd
 
 from mbs_ray.cluster.layout import Place
 from mbs_ray.cluster.timeline import KINDS, Span, shares
-from mbs_ray.conclusion import SweepResult
+from mbs_ray.conclusion import SweepResult, written_or_said
 from mbs_ray.places import Places
 from mbs_ray.plots import save_figure, stage_timeline
 from mbs_ray.tracking import TrackedRun
@@ -36,8 +36,10 @@ class StageSpans:
             ]
         )
         path = folders.sweep / "timeline.parquet"
-        table.to_parquet(path, index=False)
-        parent.artifact(path)
-        figure = save_figure(stage_timeline(table), folders.sweep / "figures" / "timeline.png")
-        parent.artifact(figure, "figures")
-        result.figures.append(figure)
+        with written_or_said(path.name, say):
+            table.to_parquet(path, index=False)
+            parent.artifact(path)
+        with written_or_said("timeline.png", say):
+            figure = save_figure(stage_timeline(table), folders.sweep / "figures" / "timeline.png")
+            parent.artifact(figure, "figures")
+            result.figures.append(figure)

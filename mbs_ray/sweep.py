@@ -12,9 +12,9 @@ from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import resolve_layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations
+from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations, written_or_said
 from mbs_ray.deaths import DEATHS_ALLOWED, Deaths
-from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.errors import StageDiedError
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.interrupt import interrupted_by_sigterm
 from mbs_ray.model.block_files import block_file, write_outside
@@ -160,8 +160,9 @@ class _Conductor:
                 self._progress.say("all runs are finished; nothing to compute")
             result = SweepResult(failed=self._failed, tracking_uri=uri)
             finished = [run for label, run in self._runs.items() if label in self._metrics]
-            conclude(finished, self._metrics, self._jobs, self._tracked.parent, result)
-            self._spans.conclude(self._jobs.places, self._tracked.parent, result, self._progress.say)
+            say = self._progress.say
+            conclude(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
+            self._spans.conclude(self._jobs.places, self._tracked.parent, result, say)
             self._write_page(result)
             status = "FAILED" if self._failed else "FINISHED"
             return result
@@ -174,16 +175,12 @@ class _Conductor:
                 self._progress.say(f"MLflow at {uri} has not taken everything yet; the same command tries again")
 
     def _write_page(self, result: SweepResult) -> None:
-        """The report of all runs. They are finished whatever becomes of it."""
+        """The report of all runs."""
         folder = self._jobs.places.sweep
-        try:
+        with written_or_said("the report", self._progress.say, f"mbs report {folder}"):
             page = write_report(folder)
-        except Exception as error:  # whatever it is, it is no reason to call finished runs failed
-            what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            self._progress.say(f"the report was not written: {what}; once that is mended: mbs report {folder}")
-            return
-        self._tracked.parent.artifact(page)
-        result.files.append(page)
+            self._tracked.parent.artifact(page)
+            result.files.append(page)
 
     def _open_jobs(self) -> dict[str, Job]:
         """Dense evaluations first, then the runs that are not finished."""

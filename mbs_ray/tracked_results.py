@@ -33,12 +33,13 @@ def journal_blocks(directory: RunDirectory, over: bool) -> None:
 def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked: TrackedRun) -> None:
     """Journal all that a finished run measured and its journal lacks, and give MLflow what else it left.
 
-    The run must have been told of (:meth:`RunDirectory.keep_told`). Safe to repeat: nothing is doubled.
+    The run must have been told of (:meth:`RunDirectory.keep_told`). Safe to repeat: nothing is doubled. Where the text
+    of an evaluation set became another since, ``metrics`` follow those of the old text, which stay in their history.
     """
     told = directory.told()
     assert told is not None
     journal_blocks(directory, over=True)
-    Journal(directory.journal).append_missing({0: metrics})
+    Journal(directory.journal).append_changed(metrics)
     tracked.note(_note(told["run"], directory, metrics))
     tracked.artifact(_linears_table(directory), "reports")
     _track_layer_errors(directory, told["run"]["name"], tracked)

@@ -131,3 +131,20 @@ def test_what_a_journal_holds_already_is_not_written_again(tmp_path: Path) -> No
         journal.append_missing({0: {"loss": 9.0, "error": 2.0}, 1: {"loss": 3.0}})
     written = [(entry.key, entry.step, entry.value) for entry in journal.entries()]
     assert written == [("loss", 0, 1.0), ("error", 0, 2.0), ("loss", 1, 3.0)]
+
+
+def test_of_a_value_that_became_another_the_later_follows_the_former(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"ppl/en": 7.0}, step=1)
+    for value in (1.5, 1.5, 2.5, math.nan, math.nan, 1.5):
+        journal.append_changed({"ppl/en": value, "ppl/sw": 3, "ppl/ta": math.nan})
+    written = [(entry.key, entry.step, repr(entry.value)) for entry in journal.entries()]
+    assert written == [
+        ("ppl/en", 1, "7.0"),
+        ("ppl/en", 0, "1.5"),
+        ("ppl/sw", 0, "3.0"),
+        ("ppl/ta", 0, "nan"),
+        ("ppl/en", 0, "2.5"),
+        ("ppl/en", 0, "nan"),
+        ("ppl/en", 0, "1.5"),
+    ]

@@ -190,21 +190,32 @@ def test_the_same_command_again_computes_nothing_and_doubles_nothing(
     assert len(client.get_metric_history(child.info.run_id, "block/seconds")) == 4
 
 
-def test_a_report_that_cannot_be_written_fails_neither_runs_nor_sweep_and_is_made_up_for(
+def test_files_that_cannot_be_written_at_the_end_fail_neither_runs_nor_sweep_and_are_made_up_for(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
 ) -> None:
     out, result, _ = swept
     sweep = spec(bloom, corpus, held_out).model_dump(mode="json", exclude={"run", "nvme_path"})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**sweep, **spec(bloom, corpus, held_out).run}, sort_keys=False))
-    page, invoke = out / "tiny" / "report.html", CliRunner(env={"COLUMNS": "160"}).invoke
-    page.unlink()
-    page.mkdir()  # stands in the way of the file
+    folder, invoke = out / "tiny", CliRunner(env={"COLUMNS": "160"}).invoke
+    page, table = folder / "report.html", folder / "increase-tiny-bloom-held-out.csv"
+    figures = [folder / "figures" / f"{name}.png" for name in ("allocations", "increase-tiny-bloom-all")]
+    command = ["sweep", str(tmp_path / "tiny.yaml"), "--out", str(out)]
+    for path in (page, table, *figures):
+        path.unlink()
+        path.mkdir()  # stands in the way of the file
     try:
-        done = invoke(app, ["sweep", str(tmp_path / "tiny.yaml"), "--out", str(out)])
+        done = invoke(app, command)
+        assert [path.name for path in folder.rglob(".*")] == []
     finally:
-        page.rmdir()
+        for path in (page, table, *figures):
+            path.rmdir()
     assert done.exit_code == 0, done.output
     said = " ".join(done.stdout.split())
+    for path in (table, *figures):
+        assert f"{path.name} was not written: IsADirectoryError: " in said
+        assert f"written: {path}" not in done.stdout.splitlines()
+    assert said.count("; once that is mended: the same command again") == 3
+    assert "perplexity increase: tiny-bloom-held-out" in said
     assert f"the report was not written: {page}: cannot be written (Is a directory)" in said
     assert f"once that is mended: mbs report {page.parent}" in said
     assert f"written: {page}" not in done.stdout.splitlines()
@@ -213,6 +224,7 @@ def test_a_report_that_cannot_be_written_fails_neither_runs_nor_sweep_and_is_mad
     )
     assert [run.info.status for run in parent] == ["FINISHED"]
     assert invoke(app, ["report", str(page.parent)]).exit_code == 0 and page.is_file()
+    assert invoke(app, command).exit_code == 0 and all(path.is_file() for path in (table, *figures))
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,20 @@ def test_mbs_track_gives_another_database_all_that_the_live_run_gave(
     assert set(live) == {run.label for run in runs} and all(added <= set(one["artefacts"]) for one in live.values())
 
 
+def test_mlflow_shows_what_was_measured_last_where_the_text_of_a_set_became_another(
+    tracking: Tracking, places: Places, bloom: Path, corpus: Path
+) -> None:
+    runs = prepared([bloom], corpus, places.cache)[:1]
+    for metrics in (METRICS | SUMMARIES, METRICS | SUMMARIES | {"ppl/sw": 29.0}):
+        for _ in range(2):
+            tracked = begun(tracking, places, runs)
+            assert tracked.finish(runs[0].label, metrics) and tracked.close("FINISHED")
+    (stored,) = tracking.client.search_runs([tracking.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert stored.data.metrics["ppl/sw"] == 29.0 and stored.data.metrics["ppl/en"] == METRICS["ppl/en"]
+    history = {key: tracking.client.get_metric_history(stored.info.run_id, key) for key in ("ppl/sw", "ppl/en")}
+    assert [one.value for one in history["ppl/sw"]] == [30.0, 29.0] and len(history["ppl/en"]) == 1
+
+
 def told(client: MlflowClient, experiment: str) -> dict[str, dict[str, Any]]:
     """All that MLflow holds of the runs of a sweep, by name, but for what it makes up itself."""
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
