@@ -37,7 +37,7 @@ def plan(
         str | None, typer.Option("--disk-bandwidth", help="Of models and results: 2GB/s.")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time the model's shapes for up to a minute, on --address or here.")
+        bool, typer.Option("--measure", help="Time the model's shapes on this machine, for up to a minute.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Where results would go: its free space counts.")] = None,
     stages: Stages = None,
@@ -89,7 +89,7 @@ def _show(
     measure: bool,
     out: Path | None,
 ) -> None:
-    from mbs_ray.plan.planning import fitting_plan
+    from mbs_ray.plan.planning import advice
     from mbs_ray.plan.sweep_plan import plan_sweep
     from mbs_ray.plan.view import conclusion, tables
     from mbs_ray.specs import load_sweep
@@ -104,15 +104,6 @@ def _show(
     for line in conclusion(planned):
         console.print(line, highlight=False, markup=False)
     if planned.problems:
-        other = fitting_plan(planned, sweep.offload, sweep.nvme_path is not None)
-        if other is None:
-            console.print("no layout of these nodes fits: take more of them, a disk (nvme_path) or fewer segments")
-        else:
-            rows = max(one.microbatch for one in other.works[-1].batches)
-            tiers = ", ".join(dict.fromkeys(one.tier for one in other.stages))
-            console.print(
-                f"this fits: layout: {{stages: {other.layout.stages}}}, offload: {tiers}, microbatch: {rows}",
-                highlight=False,
-                markup=False,
-            )
+        disk = sweep.nvme_path is not None or any(node.nvme for node in planned.hardware.nodes)
+        console.print(advice(planned, sweep.offload, disk), highlight=False, markup=False)
         raise typer.Exit(1)

@@ -90,7 +90,8 @@ def make_plan(
     shares = [work.of_replica(layout.replicas) for work in works]
     shards = [_shards(work, layout.stages) for work in works]
     homes = hardware.homes(layout.actors)
-    stages, problems = [], []
+    stages: list[StagePlan] = []
+    lacks: dict[str, list[int]] = {}
     for stage in range(layout.stages):
         last = stage == layout.stages - 1
         own = [homes[stage * layout.replicas + replica] for replica in range(layout.replicas)]
@@ -109,7 +110,9 @@ def make_plan(
         lacking = [_lacking(plan, node.device_room, node.host_room // sharing, node.nvme // sharing) for plan in plans]
         fitting = next((index for index, lacks in enumerate(lacking) if not lacks), len(plans) - 1)
         stages.append(plans[fitting])
-        problems += lacking[fitting]
+        for lack in lacking[fitting]:
+            lacks.setdefault(lack, []).append(stage + 1)
+    problems = [f"stage {own[0]}{_others(own[1:])} needs {lack}" for lack, own in lacks.items()]
     storage = results_bytes(works, layout.stages)
     if hardware.storage is not None and storage > hardware.storage:
         problems.append(
@@ -215,8 +218,12 @@ def _lacking(plan: StagePlan, device: int, host: int, nvme: int) -> list[str]:
     ):
         if needed > there:
             part = _main_part(plan, what)
-            lacks.append(f"stage {plan.stage + 1} needs {gib(needed)} of {what}{part}, {gib(max(there, 0))} are there")
+            lacks.append(f"{gib(needed)} of {what}{part}, {gib(max(there, 0))} are there")
     return lacks
+
+
+def _others(stages: Sequence[int]) -> str:
+    return f" (and {', '.join(map(str, stages))})" if stages else ""
 
 
 def _main_part(plan: StagePlan, what: str) -> str:
@@ -259,11 +266,15 @@ def refuse(plan: Plan, offload: str, nvme: bool) -> None:
     """Raise :class:`InputError` where the plan does not fit, with a layout that does."""
     if not plan.problems:
         return
+    what = advice(plan, offload, nvme)
+    raise InputError(f"{'; '.join(plan.problems)}; {what} (mbs plan shows more; --force starts anyway)")
+
+
+def advice(plan: Plan, offload: str, nvme: bool) -> str:
+    """What to ask for instead of a plan that does not fit."""
     other = fitting_plan(plan, offload, nvme)
     if other is None:
-        advice = "no layout of this cluster fits; take fewer segments, more nodes or a disk (nvme_path)"
-    else:
-        rows = max(one.microbatch for one in other.works[-1].batches)
-        tiers = "/".join(dict.fromkeys(one.tier for one in other.stages))
-        advice = f"it fits with layout {{stages: {other.layout.stages}}}, offload: {tiers}, microbatch: {rows}"
-    raise InputError(f"{'; '.join(plan.problems[:3])}; {advice} (mbs plan shows more; --force starts anyway)")
+        return "no layout of this cluster fits; take fewer segments, more nodes or a disk (nvme_path)"
+    rows = max(one.microbatch for one in other.works[-1].batches)
+    tiers = "/".join(dict.fromkeys(one.tier for one in other.stages))
+    return f"it fits with layout {{stages: {other.layout.stages}}}, offload: {tiers}, microbatch: {rows}"

@@ -37,7 +37,7 @@ def _memory(stage: StagePlan, kind: str) -> Table:
     table.add_column("part")
     for phase in phases:
         table.add_column(phase.name, justify="right")
-    names = dict.fromkeys(name for phase in phases for name in _parts(phase, kind))
+    names = dict.fromkeys(name for phase in phases for name, size in _parts(phase, kind).items() if size)
     for name in sorted(names, key=_position):
         table.add_row(name, *(gib(size) if (size := _parts(phase, kind).get(name)) else "" for phase in phases))
     table.add_section()

@@ -65,8 +65,10 @@ def test_auto_takes_the_first_tier_with_room(works):
 def test_what_does_not_fit_is_refused_with_what_does(works):
     small = Hardware((Node(2, 60 * GB, 100 * GB, 8000 * GB),))
     plan = make_plan(works, small, Layout(2), RATES, "host", nvme=True)
-    assert len(plan.problems) == 2
-    with pytest.raises(InputError, match=r"stage 1 needs .* of host memory .*layout \{stages: \d\}, offload: nvme"):
+    assert [problem.partition(" of ")[0] for problem in plan.problems] == ["stage 1 (and 2) needs 61.5 GiB"]
+    with pytest.raises(
+        InputError, match=r"stage 1 \(and 2\) needs .* of host memory .*layout \{stages: \d\}, offload: nvme"
+    ):
         refuse(plan, "host", True)
     other = fitting_plan(plan, "host", True)
     assert other is not None
