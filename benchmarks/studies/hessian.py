@@ -16,6 +16,7 @@ from mbs_ray.compression import collect
 from mbs_ray.methods import Statistic
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.recorder import hidden_states
 
 _MICROBATCH = 32
 
@@ -29,11 +30,15 @@ def second_moments(model: Path, segments: Path) -> list[torch.Tensor]:
         moments = []
         for index in range(decoder.blocks):
             block = decoder.load_block(index, decoder.read_block(index))
+            following: list[torch.Tensor] = []  # what collecting makes anyway is the next block's input
+            block.register_forward_hook(
+                lambda module, inputs, output, made=following: made.append(hidden_states(output))
+            )
             collected = collect(decoder, block, index, hidden, Statistic.FULL)
+            hidden = following
             for group in collected.inputs():
                 moment = collected.moments[group[0]]
                 moments.append(moment.sum / moment.tokens)
-            hidden = [decoder.run_block(block, index, one) for one in hidden]
     return moments
 
 
