@@ -11,10 +11,13 @@ from mbs_ray.methods import GPTQ, Method
 from mbs_ray.mini.demo import demo_sweep, packaged_models
 from mbs_ray.specs import load_sweep
 
-FOLDER = Path(__file__).parents[1] / "jobs" / "sweeps"
+JOBS = Path(__file__).parents[1] / "jobs"
+FOLDER, STUDIES = JOBS / "sweeps", JOBS / "studies"
+FILES = [*sorted(FOLDER.glob("*.yaml")), *sorted(STUDIES.glob("*/*.yaml"))]
 # hidden_size and blocks of models that are not in the package; bloom-mini is one that users make.
 SIZES = {
     "bigscience/bloom-560m": (1024, 24),
+    "bigscience/bloom-1b7": (2048, 24),
     "bigscience/bloom-7b1": (4096, 30),
     "bigscience/bloom": (14336, 70),
     "bloom-mini": (192, 8),
@@ -40,7 +43,7 @@ def check_linears(method: Method, hidden: int) -> None:
         method.check(rows, columns, name)
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_sweep_file_suits_its_models(path: Path) -> None:
     sweep = load_sweep(path)
     runs = sweep.runs()
@@ -79,3 +82,14 @@ def test_sweeps_for_clusters_read_the_same_paths_on_all_nodes(name: str) -> None
     content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     for corpus in (content["corpus"], *(one["corpus"] for one in content["evaluation"].values())):
         assert Path(corpus).is_absolute()
+
+
+def test_a_study_asks_the_same_of_the_minis_and_of_bloom() -> None:
+    minis, blooms = (sorted((STUDIES / folder).glob("*.yaml")) for folder in ("mini", "bloom"))
+    assert [path.name for path in minis] == [path.name for path in blooms]
+    for mini, bloom in zip(minis, blooms, strict=True):
+        asked = [
+            {(run.method.label, run.sampling.label, run.segments) for run in load_sweep(path).runs()}
+            for path in (mini, bloom)
+        ]
+        assert asked[0] == asked[1]

@@ -40,20 +40,23 @@ def main() -> None:
         "dense": (dense, "dense"),
     }.items():
         module, sweep = study
-        if (results / sweep).is_dir():
+        if (results / sweep / "runs").is_dir():
             print(f"## {name}\n\n{markdown(module.table(results / sweep))}", flush=True)
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
-    if (results / "dense").is_dir():
+    if (results / "dense" / "runs").is_dir():
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense'))}", flush=True)
-    if (results / "monolingual").is_dir():
+    if (results / "seeds" / "runs").is_dir():
+        print(f"## what one seed leaves open\n\n{markdown(seeds.spread(results / 'seeds'))}", flush=True)
+    if (results / "monolingual" / "runs").is_dir():
         similar = similarities(results / "monolingual", results / "segments")
         print(f"## monolingual\n\n{markdown(monolingual.table(results / 'monolingual', similar))}", flush=True)
         for model in similar:
             save_figure(monolingual.figure(results / "monolingual", model), docs / f"monolingual-{model}.png")
-    if (results / "temperature").is_dir() and (results / "corpus").is_dir():
-        distance = hessian.distances(results / "temperature", results / "segments", results / "corpus")
-        print(f"## hessian\n\n{markdown(hessian.table(results / 'temperature', distance))}", flush=True)
-        save_figure(hessian.figure(results / "temperature", distance), docs / "hessian.png")
+    sweeps = [results / "seeds", results / "temperature"]
+    if all(sweep.is_dir() for sweep in (*sweeps, results / "corpus")):
+        distance = hessian.distances(sweeps, results / "segments", results / "corpus")
+        print(f"## hessian\n\n{markdown(hessian.table(sweeps, distance))}", flush=True)
+        save_figure(hessian.figure(sweeps, distance), docs / "hessian.png")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.studies.pictures import sampling_colour, small_multiples
+from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
 from benchmarks.studies.results import increases
 
 
@@ -27,7 +27,7 @@ def table(sweep: Path) -> pd.DataFrame:
 def figure(sweep: Path) -> Figure:
     summaries = _summaries(sweep)
     methods = list(dict.fromkeys(summaries.index.get_level_values("method")))
-    canvas, axes = small_multiples(len(methods), "How many segments are enough", "perplexity ÷ dense")
+    canvas, axes = small_multiples(len(methods), "How many segments are enough", "perplexity ÷ dense", height=4.4)
     for method, panel in zip(methods, axes, strict=True):
         for sampling, own in summaries.loc[method].groupby(level="sampling", sort=False):
             own = own.droplevel("sampling").sort_index()
@@ -39,5 +39,5 @@ def figure(sweep: Path) -> Figure:
         panel.set_xticks(counts, [str(count) for count in counts], fontsize=8)
         panel.set_xlabel("segments")
         panel.set_title(method, fontsize=10)
-    axes[0].legend(fontsize=7, frameon=False)
+    legend_below(canvas, columns=3)
     return canvas

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from benchmarks.studies.pictures import sampling_colour, small_multiples
+from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
 from benchmarks.studies.results import increases, shares
 
 
@@ -48,5 +48,5 @@ def figure(sweep: Path) -> Figure:
         panel.set_xscale("log")
         panel.set_xlabel("share of training data")
         panel.set_title(method, fontsize=10)
-    axes[0].legend(fontsize=8, frameon=False)
+    legend_below(canvas, columns=3)
     return canvas

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t
 
-from benchmarks.studies.pictures import sampling_colour, small_multiples
+from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
 from benchmarks.studies.results import increases
 
 _BASE = "equal"
@@ -27,6 +27,19 @@ def table(sweep: Path) -> pd.DataFrame:
         paired = own.droplevel(["method", "sampling"]) - logs.xs((method, _BASE), level=("method", "sampling"))
         rows[method, f"{sampling} − {_BASE}"] = {column: interval(paired[column]) for column in paired}
     return pd.DataFrame(rows).T
+
+
+def spread(sweep: Path) -> pd.DataFrame:
+    """Standard deviation over seeds of a single run's 100 × log increase, pooled over samplings; and of one language.
+
+    What a study with a single seed has to be read with.
+    """
+    frame = increases(sweep)
+    frame["log"] = 100 * np.log(frame["increase"])
+    language = frame.groupby(["method", "sampling", "language"])["log"].var().groupby("method").mean()
+    runs = (100 * _by_run(sweep)).groupby(level=["method", "sampling"]).var().groupby("method").mean()
+    columns = {"geomean": runs["geomean"], "worst": runs["worst"], "one language": language}
+    return pd.DataFrame(columns).pow(0.5).map("{:.2f}".format)
 
 
 def _by_run(sweep: Path) -> pd.DataFrame:
@@ -59,5 +72,5 @@ def figure(sweep: Path) -> Figure:
                 panel.plot(place, own[column], "o", ms=4, alpha=0.7, color=sampling_colour(sampling), label=label)
         panel.set_xticks(range(len(logs.columns)), logs.columns)
         panel.set_title(method, fontsize=10)
-    axes[0].legend(fontsize=8, frameon=False)
+    legend_below(canvas, columns=3)
     return canvas

@@ -2,27 +2,36 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.studies.hessian import second_moments
 from benchmarks.studies.results import read, segment_file
+from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.activations import ActivationStore, MemoryTier
+from mbs_ray.evaluation.similarity import measure_similarity
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+
+_MICROBATCH = 32
 
 
 def similarities(sweep: Path, segments: Path) -> dict[str, dict[str, pd.DataFrame]]:
-    """By model and kind, languages × languages: cosine of the mean squares at the first linear (the vector of arXiv
-    2404.04748), and of full second moments (Frobenius), mean over all inputs of linears."""
+    """By model and kind, languages × languages, cosines of :mod:`mbs_ray.evaluation.similarity`: ``diagonal`` at the
+    input of block 0 (the vector of arXiv 2404.04748), and ``full``, the mean over the inputs of all blocks."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for name, (model, sets) in _sets(sweep).items():
-        moments = {language: second_moments(model, segment_file(segments, one)) for language, one in sets.items()}
-        first = torch.stack([own[0].diagonal() for own in moments.values()])
-        full = [
-            _cosines(torch.stack([own[i].flatten() for own in moments.values()])) for i in range(len(moments["en"]))
-        ]
-        codes = list(moments)
+        token_ids = {
+            language: torch.from_numpy(SegmentSet.open(segment_file(segments, one)).read().token_ids.astype(np.int64))
+            for language, one in sets.items()
+        }
+        store = ActivationStore(MemoryTier(torch.device("cpu")))
+        decoder = Decoder(Checkpoint(model), torch.float32)
+        measured = measure_similarity(decoder, token_ids, _MICROBATCH, store, lambda done, total: None)
+        codes = measured.languages
         found[name] = {
-            "mean squares, block 1": pd.DataFrame(_cosines(first).numpy(), codes, codes),
-            "second moments, all blocks": pd.DataFrame(torch.stack(full).mean(0).numpy(), codes, codes),
+            "diagonal, block 0": pd.DataFrame(measured.cosines["diagonal"][0], codes, codes),
+            "full, all blocks": pd.DataFrame(measured.cosines["full"].mean(axis=0), codes, codes),
         }
     return found
 
@@ -36,8 +45,3 @@ def _sets(sweep: Path) -> dict[str, tuple[Path, dict[str, str]]]:
         language = spec["sampling"]["language"]
         sets.setdefault(model.name, (model, {}))[1][language] = read(path.parent / "signature.json")["calibration"]
     return sets
-
-
-def _cosines(vectors: torch.Tensor) -> torch.Tensor:
-    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
-    return unit @ unit.T

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.studies.pictures import small_multiples
+from benchmarks.studies.pictures import legend_below, small_multiples
 from benchmarks.studies.results import increases
 
 _COLUMNS = {"geomean": "#0072b2", "worst": "#d55e00", "en": "#009e73"}
@@ -41,14 +41,16 @@ def table(sweep: Path) -> pd.DataFrame:
 def figure(sweep: Path) -> Figure:
     by_seed = _by_seed(sweep)
     methods = list(dict.fromkeys(by_seed.index.get_level_values("method")))
-    canvas, axes = small_multiples(len(methods), "Temperature of the sampling", "perplexity ÷ dense")
+    canvas, axes = small_multiples(
+        len(methods), "Temperature of the sampling: shares to a power, 0 equal, 1 proportional", "perplexity ÷ dense"
+    )
     for method, panel in zip(methods, axes, strict=True):
         groups = by_seed.loc[method].groupby(level="alpha")
         for column, colour in _COLUMNS.items():
             mean, low, high = groups[column].mean(), groups[column].min(), groups[column].max()
             panel.fill_between(mean.index, low, high, color=colour, alpha=0.2, lw=0)
             panel.plot(mean.index, mean, "o-", ms=4, color=colour, label=column)
-        panel.set_xlabel("power of the share (0: equal, 1: proportional)")
+        panel.set_xlabel("power of the share")
         panel.set_title(method, fontsize=10)
-    axes[0].legend(fontsize=8, frameon=False)
+    legend_below(canvas, columns=3)
     return canvas
