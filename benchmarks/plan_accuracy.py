@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=16)
     parser.add_argument("--microbatch", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-only", action="store_true", help="measure no rates; planned times mean nothing then")
     parser.add_argument("--points", nargs="+", default=[":".join(point) for point in POINTS])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,10 @@ def main() -> None:
             batches = Batches(arguments.segments, LENGTH, arguments.microbatch)
             decoder = OutlineDecoder(outline(str(folder)), torch.float32)
             works = [Work(one, decoder, build_method(spec), batches, ()) for one, spec in METHODS.items()]
+            assumed = assumed_rates("", False, arguments.threads, torch.float32)
+            if arguments.memory_only:
+                rates[model] = assumed
             if model not in rates:
-                assumed = assumed_rates("", False, arguments.threads, torch.float32)
                 begun = time.monotonic()
                 rates[model] = measure_rates(works, assumed, arguments.out, arguments.threads)
                 print(f"<!-- {model} measured in {time.monotonic() - begun:.0f} s: {rates[model]} -->", flush=True)
