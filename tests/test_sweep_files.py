@@ -84,12 +84,10 @@ def test_sweeps_for_clusters_read_the_same_paths_on_all_nodes(name: str) -> None
         assert Path(corpus).is_absolute()
 
 
-def test_a_study_asks_the_same_of_the_minis_and_of_bloom() -> None:
-    minis, blooms = (sorted((STUDIES / folder).glob("*.yaml")) for folder in ("mini", "bloom"))
-    assert [path.name for path in minis] == [path.name for path in blooms]
-    for mini, bloom in zip(minis, blooms, strict=True):
-        asked = [
-            {(run.method.label, run.sampling.label, run.segments) for run in load_sweep(path).runs()}
-            for path in (mini, bloom)
-        ]
-        assert asked[0] == asked[1]
+@pytest.mark.parametrize("path", sorted((STUDIES / "bloom").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_study_asks_the_same_of_bloom_and_of_the_minis(path: Path) -> None:
+    asked, expected = (
+        {(run.method.label, run.sampling.label, run.segments) for run in load_sweep(file).runs()}
+        for file in (path, STUDIES / "mini" / path.name)
+    )
+    assert asked == expected

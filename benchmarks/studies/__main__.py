@@ -31,6 +31,10 @@ def main() -> None:
     parser.add_argument("docs", type=Path)
     arguments = parser.parse_args()
     results, docs = arguments.results, arguments.docs
+
+    def there(sweep: str) -> bool:
+        return (results / sweep / "runs").is_dir()  # a folder `dense` is in all results: the dense model's evaluations
+
     for name, study in {
         "resistance": (resistance, "seeds"),
         "budget": (budget, "budget"),
@@ -40,20 +44,20 @@ def main() -> None:
         "dense": (dense, "dense"),
     }.items():
         module, sweep = study
-        if (results / sweep / "runs").is_dir():
+        if there(sweep):
             print(f"## {name}\n\n{markdown(module.table(results / sweep))}", flush=True)
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
-    if (results / "dense" / "runs").is_dir():
+    if there("dense"):
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense'))}", flush=True)
-    if (results / "seeds" / "runs").is_dir():
+    if there("seeds"):
         print(f"## what one seed leaves open\n\n{markdown(seeds.spread(results / 'seeds'))}", flush=True)
-    if (results / "monolingual" / "runs").is_dir():
+    if there("monolingual"):
         similar = similarities(results / "monolingual", results / "segments")
         print(f"## monolingual\n\n{markdown(monolingual.table(results / 'monolingual', similar))}", flush=True)
         for model in similar:
             save_figure(monolingual.figure(results / "monolingual", model), docs / f"monolingual-{model}.png")
-    sweeps = [results / "seeds", results / "temperature"]
-    if all(sweep.is_dir() for sweep in (*sweeps, results / "corpus")):
+    if there("seeds") and there("temperature") and there("corpus"):
+        sweeps = [results / "seeds", results / "temperature"]
         distance = hessian.distances(sweeps, results / "segments", results / "corpus")
         print(f"## hessian\n\n{markdown(hessian.table(sweeps, distance))}", flush=True)
         save_figure(hessian.figure(sweeps, distance), docs / "hessian.png")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.studies.pictures import small_multiples
+from benchmarks.studies.pictures import legend_below, small_multiples
 from benchmarks.studies.results import increases
 from benchmarks.studies.seeds import interval
 
@@ -61,7 +61,7 @@ def figure(sweep: Path) -> Figure:
         panel.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
         panel.set_xlabel("÷ dense model, propagated statistics")
         panel.set_title(method, fontsize=10)
-    axes[0].legend(fontsize=7, frameon=False)
+    legend_below(canvas, columns=3)
     return canvas
 
 
