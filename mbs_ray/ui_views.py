@@ -112,6 +112,10 @@ def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = (
         "compareRunCharts": [*map(_bars, increases), *map(_lines, [*losses, *errors])],
         "compareRunSections": [*map(_section, (_INCREASES, _BLOCKS, *((_LAYER_ERRORS,) if errors else ())))],
         "isAccordionReordered": True,
+        # What a view leaves out is not what a page without a view has: lines would be smoothed.
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
     }
 
 
@@ -125,7 +129,8 @@ def _bars(metric: str) -> dict[str, Any]:
 
 
 def _lines(metric: str) -> dict[str, Any]:
-    return {**_chart(metric), "type": "LINE", "selectedMetricKeys": [metric], "xAxisKey": "step"}
+    values = {"selectedMetricKeys": [metric], "xAxisKey": "step", "useGlobalLineSmoothing": True}
+    return {**_chart(metric), "type": "LINE", **values}
 
 
 def _chart(metric: str) -> dict[str, Any]:

@@ -95,6 +95,14 @@ def test_layer_errors_are_drawn_over_the_blocks_the_smallest_languages_first() -
     assert all(chart["selectedMetricKeys"] == [chart["metricKey"]] and chart["xAxisKey"] == "step" for chart in errors)
 
 
+def test_lines_are_drawn_as_measured_and_charts_of_what_was_not_measured_are_hidden() -> None:
+    state = view_state("model", LANGUAGES, LANGUAGES)
+    lines = [chart for chart in state["compareRunCharts"] if chart["type"] == "LINE"]
+    assert state["globalLineChartConfig"]["lineSmoothness"] == 0
+    assert lines and all(chart["useGlobalLineSmoothing"] for chart in lines)
+    assert state["hideEmptyCharts"]
+
+
 def test_a_model_has_one_view_however_often_it_is_published(client: MlflowClient, experiment: str) -> None:
     for languages in (["en"], LANGUAGES):
         publish_view(experiment, "first", languages, client)
@@ -135,7 +143,8 @@ def test_the_page_of_the_installed_mlflow_knows_every_word_of_a_view() -> None:
     scripts = Path(mlflow.server.__file__).parent / "js" / "build" / "static" / "js"
     page = "".join(script.read_text(encoding="utf-8") for script in scripts.glob("*.js"))
     state = view_state("model", LANGUAGES)
-    words = {*state, *state["compareRunSections"][0], *(key for one in state["compareRunCharts"] for key in one)}
+    words = {*state, *state["compareRunSections"][0], *state["globalLineChartConfig"]}
+    words |= {*(key for one in state["compareRunCharts"] for key in one)}
     words |= {"mlflow.sharedViewState.", "viewStateShareKey", "workflowType", "machine_learning", "compareRunsMode"}
     words |= {"mlflow.runColor", "runDateAndNestInfo", "SHOW_ALL", "createdAt"}
     assert {word for word in words if word not in page} == set()
