@@ -18,13 +18,12 @@ os.environ.update(LARGE_PAGES)
 import torch
 
 from benchmarks.block_176b import LENGTH, write_random_segments
-from benchmarks.stage_memory import Sampler, write_model
+from benchmarks.stage_memory import watched, write_model
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, segment_file
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
-from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.methods import build_method
 from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.measure import measure_rates
@@ -112,15 +111,7 @@ def _measured(
     blocks = (range(arguments.blocks),)
     job = Job("plan", model, "float32", arguments.microbatch, METHODS[name], calibration, (), directory, blocks)
     offload = Offload(tier, arguments.out if tier == "nvme" else None).of([job], 1)  # type: ignore[arg-type]
-    with Pipeline(Layout(), arguments.threads, offload) as pipeline:
-        sampler = Sampler(pipeline.process_ids[0])
-        sampler.start()
-        pipeline.submit(job)
-        while pipeline.busy:
-            for outcome in pipeline.outcomes(1.0):
-                if outcome.error:
-                    raise outcome.error
-        peak = sampler.stop()
+    peak = max(value for _, value in watched(job, arguments.threads, offload))
     seconds: dict[str, float] = {}
     for report in read_reports(job.blocks_folder):
         for part, taken in report.seconds.items():

@@ -22,6 +22,7 @@ from mbs_ray.calibration.segments import SegmentRequest, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, segment_file
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.plots import save_figure
 from mbs_ray.report import read_reports
@@ -91,10 +92,24 @@ class Sampler(threading.Thread):
         while not self._over.wait(0.02):
             self.samples.append((time.monotonic() - begun, held(self._process) - self.idle))
 
-    def stop(self) -> int:
+    def stop(self) -> list[tuple[float, int]]:
+        """Seconds since the start, and bytes above the idle level."""
         self._over.set()
         self.join()
-        return max(value for _, value in self.samples)
+        return self.samples
+
+
+def watched(job: Job, threads: int, offload: Offload = AUTO) -> list[tuple[float, int]]:
+    """Samples of the one stage that takes a job, from its beginning to its end."""
+    with Pipeline(Layout(1), threads, offload) as pipeline:
+        sampler = Sampler(pipeline.process_ids[0])
+        sampler.start()
+        pipeline.submit(job)
+        while pipeline.busy:
+            for outcome in pipeline.outcomes(1.0):
+                if outcome.error:
+                    raise outcome.error
+        return sampler.stop()
 
 
 def main() -> None:
@@ -124,20 +139,11 @@ def main() -> None:
             files = segment_file("calibration", segments), segment_file("evaluation", segments)
             blocks = (range(arguments.layers),)
             job = Job("memory", model, "float32", 8, method, files[0], files[1:], directory, blocks)
-            with Pipeline(Layout(1), arguments.threads) as pipeline:
-                sampler = Sampler(pipeline.process_ids[0])
-                sampler.start()
-                begun = time.monotonic()
-                pipeline.submit(job)
-                while pipeline.busy:
-                    for outcome in pipeline.outcomes(1.0):
-                        if outcome.error:
-                            raise outcome.error
-                peak = sampler.stop()
-            seconds = time.monotonic() - begun
+            samples = watched(job, arguments.threads)
+            peak, seconds = max(value for _, value in samples), samples[-1][0]
             assert len(read_reports(job.blocks_folder)) == arguments.layers
             print(f"| {name} | {size / MIB:,.0f} | {peak / MIB:,.0f} | {size / peak:.1f} | {seconds:.0f} |")
-            axes.plot([t for t, _ in sampler.samples], [v / MIB for _, v in sampler.samples], label=name)
+            axes.plot([t for t, _ in samples], [v / MIB for _, v in samples], label=name)
     axes.axhline(size / MIB, color="black", linestyle="--", label="checkpoint")
     axes.set_yscale("log")
     axes.set_xlabel("seconds")

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from mbs_ray.compression import Collected
 from mbs_ray.errors import InputError
-from mbs_ray.methods import Moment, Statistic
+from mbs_ray.methods import Moment, Statistic, moment_bytes
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.model.block_files import block_file, write_tensors
 
@@ -175,9 +175,9 @@ def stored_language_sums(
     return sums
 
 
-def moment_bytes(shapes: Iterable[tuple[int, int]], statistic: Statistic) -> int:
+def block_moment_bytes(shapes: Iterable[tuple[int, int]], statistic: Statistic) -> int:
     """Bytes of the moments of linears of these (rows, columns), at most: as if none of them shared an input."""
-    return sum(4 * columns ** (2 if statistic is Statistic.FULL else 1) for _, columns in shapes)
+    return sum(moment_bytes(statistic, columns) for _, columns in shapes)
 
 
 def _pieces(matrix: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -10,7 +10,7 @@ import torch
 
 from mbs_ray.calibration.sampling import distribution_for
 from mbs_ray.calibration.segments import SegmentRequest, check_request
-from mbs_ray.cluster.bounds import auto_microbatch
+from mbs_ray.cluster.bounds import settled_microbatch
 from mbs_ray.errors import InputError
 from mbs_ray.languages import parse_languages
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
@@ -168,7 +168,7 @@ def _with_texts(
         seed=spec.seed,
         allow_repeat=spec.allow_repeat,
     )
-    microbatch = spec.microbatch if spec.microbatch != "auto" else auto_microbatch(spec.sequence_length)
+    microbatch = settled_microbatch(spec.microbatch, spec.sequence_length)
     return PreparedRun(
         label, column, spec, model, languages, allocation, texts.check(calibration), evaluation, microbatch
     )

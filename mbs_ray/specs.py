@@ -136,7 +136,6 @@ class RunSpec(_Spec):
     per_language: bool = Field(
         False, description="measure what every linear loses in each calibration language; one more forward per block"
     )
-
     keep: Literal["checkpoint", "metrics"] = Field(
         "checkpoint", description="metrics: when a run is finished its weights are removed, its figures stay"
     )

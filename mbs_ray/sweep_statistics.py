@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.calibration.segments import SegmentRequest
-from mbs_ray.dense_statistics import Source, Target, moment_bytes
+from mbs_ray.dense_statistics import Source, Target, block_moment_bytes
 from mbs_ray.errors import InputError
 from mbs_ray.languages import table_order
 from mbs_ray.methods import Statistic
@@ -95,7 +95,7 @@ class PoolStatistics:
         """Of the files that are still to be written, at most."""
         decoder = self.pool.runs[0].model.decoder
         return sum(
-            moment_bytes(decoder.linears(index).values(), one.statistic)
+            block_moment_bytes(decoder.linears(index).values(), one.statistic)
             for one in targets
             for index in range(decoder.blocks)
             if not one.holds(index)

@@ -16,7 +16,7 @@ from mbs_ray.dense_statistics import (
     Source,
     StoredMoments,
     Target,
-    moment_bytes,
+    block_moment_bytes,
     stored_language_sums,
 )
 from mbs_ray.errors import InputError
@@ -150,8 +150,8 @@ def test_a_sum_is_written_with_its_last_language_and_host_memory_is_checked_befo
 
 def test_what_has_no_room_or_is_not_there_is_one_line(tmp_path: Path) -> None:
     shapes = [(8, 6), (2, 4)]
-    assert moment_bytes(shapes, Statistic.FULL) == 4 * (36 + 16)
-    assert moment_bytes(shapes, Statistic.DIAGONAL) == 4 * (6 + 4)
+    assert block_moment_bytes(shapes, Statistic.FULL) == 4 * (36 + 16)
+    assert block_moment_bytes(shapes, Statistic.DIAGONAL) == 4 * (6 + 4)
     refuse_full_disk(tmp_path / "not" / "yet", 1000)
     with pytest.raises(InputError, match=r"statistics: second moments need up to 1073741824\.00 GiB in .*not"):
         refuse_full_disk(tmp_path / "not" / "yet", 2**60)

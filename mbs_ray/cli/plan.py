@@ -104,6 +104,5 @@ def _show(
     for line in conclusion(planned):
         console.print(line, highlight=False, markup=False)
     if planned.problems:
-        disk = sweep.nvme_path is not None or any(node.nvme for node in planned.hardware.nodes)
-        console.print(advice(planned, sweep.offload, disk), highlight=False, markup=False)
+        console.print(advice(planned), highlight=False, markup=False)
         raise typer.Exit(1)

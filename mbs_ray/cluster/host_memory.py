@@ -32,6 +32,11 @@ def return_freed_memory() -> None:
         return
 
 
+def pinned_size(size: int) -> int:
+    """What torch takes for so many bytes of pinned memory: a power of two."""
+    return 1 << (size - 1).bit_length()
+
+
 def available_host_memory() -> int:
     """Bytes this process may still take: what the machine has, and what the limits of its control groups leave."""
     lines = Path("/proc/meminfo").read_text().splitlines()

@@ -18,7 +18,7 @@ from mbs_ray.cluster.activations import ActivationStore, MemoryTier
 from mbs_ray.cluster.aio import check_lockable, padded
 from mbs_ray.cluster.aio_op import BUILD_SECONDS, is_built, load_aio
 from mbs_ray.cluster.bounds import RUNS_HELD, TierName
-from mbs_ray.cluster.host_memory import available_host_memory
+from mbs_ray.cluster.host_memory import available_host_memory, pinned_size
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.nvme_tier import NvmeTier, remove_stale
 from mbs_ray.cluster.slot_file import BUFFERS
@@ -65,7 +65,7 @@ class Offload:
         return replace(
             self,
             needed=_largest(held, (sum(map(padded, run)) for run in sizes)),
-            pinned=_largest(held, (sum(1 << (size - 1).bit_length() for size in run) for run in sizes)),
+            pinned=_largest(held, (sum(map(pinned_size, run)) for run in sizes)),
             microbatch=max((size for run in sizes for size in run), default=0),
         )
 

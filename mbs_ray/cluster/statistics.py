@@ -12,7 +12,7 @@ from mbs_ray.cluster.layout import deal
 from mbs_ray.cluster.replicas import Alone
 from mbs_ray.cluster.timeline import Timeline
 from mbs_ray.compression import Collected, check_called, collecting
-from mbs_ray.dense_statistics import MomentSum, Target, moment_bytes, stored_language_sums
+from mbs_ray.dense_statistics import MomentSum, Target, block_moment_bytes, stored_language_sums
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic
 from mbs_ray.model.block_files import block_file
@@ -115,8 +115,8 @@ class BlockTargets:
     def check_host_memory(self, decoder: Decoder) -> None:
         """:class:`InputError` where the sums, and one language's moments, find no room."""
         shapes = decoder.linears(self._index).values()
-        held = [moment_bytes(shapes, one.statistic) for one in self._open if len(one.coefficients) > 1]
-        needed = sum(held) + max((moment_bytes(shapes, one.statistic) for one in self._open), default=0)
+        held = [block_moment_bytes(shapes, one.statistic) for one in self._open if len(one.coefficients) > 1]
+        needed = sum(held) + max((block_moment_bytes(shapes, one.statistic) for one in self._open), default=0)
         if needed > (free := available_host_memory()):
             raise InputError(
                 f"statistics.stored: sums of {len(held)} samplings in block {self._index} need "

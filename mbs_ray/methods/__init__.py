@@ -3,7 +3,7 @@
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.gptq import GPTQ
 from mbs_ray.methods.magnitude import Magnitude
-from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.moments import Moment, Statistic, moment_bytes
 from mbs_ray.methods.obc import OBC, OBQ
 from mbs_ray.methods.registry import METHODS, Method, build_method, method_spec
 from mbs_ray.methods.result import Compressed, output_error
@@ -30,5 +30,6 @@ __all__ = [
     "Wanda",
     "build_method",
     "method_spec",
+    "moment_bytes",
     "output_error",
 ]

@@ -19,6 +19,11 @@ class Statistic(enum.Enum):
     FULL = "full"
 
 
+def moment_bytes(statistic: Statistic, columns: int) -> int:
+    """Memory of a moment at an input of so many columns."""
+    return 4 * {Statistic.NONE: 0, Statistic.DIAGONAL: columns, Statistic.FULL: columns**2}[statistic]
+
+
 @dataclass(eq=False)
 class Moment:
     """Raw sums over calibration tokens at a linear's input, never averages, so that parts add up.

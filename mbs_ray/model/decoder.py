@@ -45,6 +45,9 @@ class Decoder:
         self._model = model
         self._path, block_list = find_blocks(checkpoint.folder, model)
         self._templates = list(block_list)
+        self._linears = [
+            {name: shape_of(linear) for name, linear in linears_of(template).items()} for template in self._templates
+        ]
         self._recorders = [Recorder(template) for template in self._templates]
         for index, recorder in enumerate(self._recorders):
             block_list[index] = recorder
@@ -71,7 +74,7 @@ class Decoder:
 
     def linears(self, index: int) -> dict[str, tuple[int, int]]:
         """Name inside the block → (rows, columns) of the weight, for every linear of whatever class."""
-        return {name: shape_of(linear) for name, linear in linears_of(self._templates[index]).items()}
+        return self._linears[index]
 
     def linears_outside(self) -> list[str]:
         """Names, in the model, of every linear that belongs to no block (the head, for one)."""

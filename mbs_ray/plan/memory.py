@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 
 from mbs_ray.compression import collect
-from mbs_ray.methods import Statistic
+from mbs_ray.methods import Statistic, moment_bytes
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.live_bytes import LiveBytes
-from mbs_ray.plan.solver_memory import factor_bytes, moment_bytes, preparing_bytes, solving_bytes
+from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
 from mbs_ray.plan.work import Batches, Work
 from mbs_ray.scoring import LOGIT_BYTES, VOCABULARY_CHUNK
 
@@ -51,12 +51,6 @@ def phases_of(work: Work, blocks: Iterable[int], last: bool) -> list[Phase]:
 
 
 @lru_cache(maxsize=1024)
-def linears_of(decoder: Decoder, index: int) -> dict[str, tuple[int, int]]:
-    """As :meth:`Decoder.linears`, looked up once."""
-    return decoder.linears(index)
-
-
-@lru_cache(maxsize=1024)
 def block_bytes(decoder: Decoder, index: int) -> int:
     """Of a block as it is stored."""
     infos = [decoder.checkpoint.tensors[stored] for stored in decoder.block_tensors(index).values()]
@@ -79,7 +73,7 @@ def _total(phase: Phase) -> int:
 @lru_cache(maxsize=1024)
 def alike(decoder: Decoder, index: int) -> int:
     """The first block that has the same linears."""
-    return next(other for other in range(index + 1) if linears_of(decoder, other) == linears_of(decoder, index))
+    return next(other for other in range(index + 1) if decoder.linears(other) == decoder.linears(index))
 
 
 def _block_phases(work: Work, index: int) -> Iterator[Phase]:
@@ -98,7 +92,7 @@ def _block_phases(work: Work, index: int) -> Iterator[Phase]:
             yield Phase("collect", device, host)
         yield _solve(work, index, host, masks)
         if work.per_language:
-            linears = linears_of(decoder, index).values()
+            linears = decoder.linears(index).values()
             weights = sum(rows * columns for rows, columns in linears)
             changes = weights * decoder.compute_dtype.itemsize + 8 * max(rows * columns for rows, columns in linears)
             scratch = _forward_bytes(decoder, index, work.calibration.rows, work.calibration.length, Statistic.NONE)
@@ -113,7 +107,7 @@ def _solve(work: Work, index: int, host: Mapping[str, int], masks: int) -> Phase
     """Inputs with the most columns first; a moment goes when its linears are done, a solved weight stays."""
     decoder, method = work.decoder, work.method
     assert method is not None
-    itemsize, shapes = _stored_itemsize(decoder), linears_of(decoder, index)
+    itemsize, shapes = _stored_itemsize(decoder), decoder.linears(index)
     inputs = sorted(inputs_of(decoder, index), key=lambda one: one[0], reverse=True)
     waiting = sum(moment_bytes(method.statistic, columns) for columns, _ in inputs)
     solved, packed, peak = 0, 0, Phase("solve")

@@ -37,6 +37,7 @@ class Outline(Checkpoint):
 
     def __init__(self, name: str, config: PretrainedConfig, dtype: torch.dtype) -> None:
         self.folder = Path(name)
+        self.dtype = dtype
         self._config = config
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)

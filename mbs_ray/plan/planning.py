@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from mbs_ray.cluster.aio import padded
 from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
+from mbs_ray.cluster.host_memory import pinned_size
 from mbs_ray.cluster.layout import Layout, block_costs, head_cost, shard_blocks
 from mbs_ray.cluster.slot_file import BUFFERS
 from mbs_ray.errors import InputError
@@ -55,6 +56,10 @@ class Plan:
     storage: int
     object_store: int
     problems: list[str]
+    offload: str
+    """The tier that was asked for."""
+    nvme: bool
+    """Whether there is a folder on a disk."""
 
     @property
     def wall(self) -> float:
@@ -128,19 +133,20 @@ def make_plan(
         ]
         for work, shard in zip(shares, shards, strict=True)
     ]
-    return Plan(list(works), hardware, layout, rates, stages, seconds, storage, _object_store(shares, layout), problems)
+    under_way = _object_store(shares, layout)
+    return Plan(list(works), hardware, layout, rates, stages, seconds, storage, under_way, problems, offload, nvme)
 
 
-def fitting_plan(plan: Plan, offload: str, nvme: bool) -> Plan | None:
+def fitting_plan(plan: Plan) -> Plan | None:
     """The fastest plan for the same runs and hardware that fits, over other layouts and smaller microbatches."""
     actors = plan.hardware.actors
     blocks = min(work.decoder.blocks for work in plan.works)
     fitting: list[Plan] = []
     for smaller in (False, True):
         works = [_one_segment(work) if smaller else work for work in plan.works]
-        for stages in sorted({*range(1, min(actors, blocks) + 1)}, reverse=True):
-            for tier in dict.fromkeys([offload, "auto"]):
-                other = make_plan(works, plan.hardware, Layout(stages, 1), plan.rates, tier, nvme)
+        for stages in range(min(actors, blocks), 0, -1):
+            for tier in dict.fromkeys([plan.offload, "auto"]):
+                other = make_plan(works, plan.hardware, Layout(stages, 1), plan.rates, tier, plan.nvme)
                 if not other.problems:
                     fitting.append(other)
         if fitting:
@@ -240,7 +246,7 @@ def _activations(work: Work, pinned: bool = False) -> int:
     total = 0
     for one in work.batches:
         size = hidden_bytes(work.decoder, one, one.rows)
-        total += one.count * (1 << (size - 1).bit_length()) if pinned else hidden_bytes(work.decoder, one, one.segments)
+        total += one.count * pinned_size(size) if pinned else hidden_bytes(work.decoder, one, one.segments)
     return total
 
 
@@ -262,17 +268,16 @@ def _larger(before: Phase | None, phase: Phase) -> Phase:
     return before if sizes[0] >= sizes[1] else phase
 
 
-def refuse(plan: Plan, offload: str, nvme: bool) -> None:
+def refuse(plan: Plan) -> None:
     """Raise :class:`InputError` where the plan does not fit, with a layout that does."""
     if not plan.problems:
         return
-    what = advice(plan, offload, nvme)
-    raise InputError(f"{'; '.join(plan.problems)}; {what} (mbs plan shows more; --force starts anyway)")
+    raise InputError(f"{'; '.join(plan.problems)}; {advice(plan)} (mbs plan shows more; --force starts anyway)")
 
 
-def advice(plan: Plan, offload: str, nvme: bool) -> str:
+def advice(plan: Plan) -> str:
     """What to ask for instead of a plan that does not fit."""
-    other = fitting_plan(plan, offload, nvme)
+    other = fitting_plan(plan)
     if other is None:
         return "no layout of this cluster fits; take fewer segments, more nodes or a disk (nvme_path)"
     rows = max(one.microbatch for one in other.works[-1].batches)

@@ -1,7 +1,7 @@
 """Working memory of the methods, in bytes: their formulas, which the tests compare with what they really hold."""
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Statistic, Wanda
+from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Wanda
 from mbs_ray.methods.factor import PANEL, Factored
 from mbs_ray.methods.greedy import BUFFER_BYTES
 from mbs_ray.methods.obs import COLUMNS_AT_ONCE
@@ -9,11 +9,6 @@ from mbs_ray.methods.obs import COLUMNS_AT_ONCE
 _FLOAT = 4
 #: A scale and a zero point of a grid as float32, the group's range before any update, and what is kept of them.
 _GRID_BYTES = 24
-
-
-def moment_bytes(statistic: Statistic, columns: int) -> int:
-    """Of the second moment at an input of so many columns."""
-    return {Statistic.NONE: 0, Statistic.DIAGONAL: _FLOAT * columns, Statistic.FULL: _FLOAT * columns**2}[statistic]
 
 
 def factor_bytes(method: Method, columns: int) -> int:

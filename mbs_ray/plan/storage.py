@@ -6,7 +6,7 @@ import torch
 
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.plan.memory import block_bytes, linears_of
+from mbs_ray.plan.memory import block_bytes
 from mbs_ray.plan.work import Work
 
 
@@ -27,12 +27,12 @@ def packed_bytes(decoder: Decoder, method: Method | None) -> int:
     group_size = getattr(method, "group_size", None)
     total = 0
     for index in range(decoder.blocks):
-        for rows, columns in linears_of(decoder, index).values():
+        for rows, columns in decoder.linears(index).values():
             groups = rows * (columns // group_size if group_size else 1)
             total += rows * (-(-columns * bits // 32) * 4) + groups * decoder.stored_dtype.itemsize + groups * bits // 8
     # What the method leaves alone in a block stands in its packed file too.
     linears = sum(
-        rows * columns for index in range(decoder.blocks) for rows, columns in linears_of(decoder, index).values()
+        rows * columns for index in range(decoder.blocks) for rows, columns in decoder.linears(index).values()
     )
     return total + blocks_bytes(decoder) - linears * decoder.stored_dtype.itemsize
 

@@ -74,9 +74,8 @@ def _rates(
     measure: bool,
     out: Path | None,
 ) -> Rates:
-    node = hardware.workers[0]
-    each = threads or max(1, node.cpus // -(-actors // len(hardware.workers)))
-    rates = assumed_rates(node.device, hardware.cuda, each, works[0].decoder.compute_dtype)
+    each = threads or max(1, hardware.workers[0].cpus // -(-actors // len(hardware.workers)))
+    rates = assumed_rates(hardware.device, hardware.cuda, each, works[0].decoder.compute_dtype)
     if measure:
         rates = measure_rates(works, rates, out or Path.cwd(), each)
     named = {key: value for key, value in given.items() if value is not None}
@@ -94,14 +93,13 @@ def planned(
     if not todo:
         return offload
     hardware = live_cluster(offload.nvme_path).storing(jobs.places.out)
-    cuda, device = hardware.cuda, hardware.workers[0].device
-    works = works_of([run.spec for run in todo], [run.label for run in todo], Outlines(cuda))
-    rates = assumed_rates(device, cuda, jobs.numerics.threads, works[0].decoder.compute_dtype)
+    works = works_of([run.spec for run in todo], [run.label for run in todo], Outlines(hardware.cuda))
+    rates = assumed_rates(hardware.device, hardware.cuda, jobs.numerics.threads, works[0].decoder.compute_dtype)
     plan = make_plan(works, hardware, jobs.layout, rates, offload.asked, offload.nvme_path is not None)
     say(summary(plan))
     if force:
         for problem in plan.problems:
             say(f"forced: {problem}")
     else:
-        refuse(plan, offload.asked, offload.nvme_path is not None)
+        refuse(plan)
     return replace(offload, beside=beside_activations(plan))

@@ -7,7 +7,7 @@ from mbs_ray.cluster.layout import deal
 from mbs_ray.methods import Statistic
 from mbs_ray.methods.factor import Factored
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.plan.memory import block_bytes, hidden_bytes, inputs_of, linears_of
+from mbs_ray.plan.memory import block_bytes, hidden_bytes, inputs_of
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.work import Batches, Work
 
@@ -51,7 +51,7 @@ def stage_seconds(
 
 def forward_seconds(decoder: Decoder, index: int, batches: Batches, rates: Rates) -> float:
     """Of all microbatches through one block."""
-    linears = linears_of(decoder, index).values()
+    linears = decoder.linears(index).values()
     config = decoder.checkpoint.config.get_text_config()
     scores = config.num_attention_heads * batches.length * batches.tokens
     operations = 2.0 * sum(rows * columns for rows, columns in linears) * batches.tokens
@@ -66,7 +66,7 @@ def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
 
 def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
     """Of the factors, of the solved linears, and how many columns they have."""
-    shapes = linears_of(decoder, index)
+    shapes = decoder.linears(index)
     factors = sum(2 / 3 * columns**3 for columns, _ in inputs_of(decoder, index))
     solved = sum(float(rows) * columns**2 for rows, columns in shapes.values())
     return factors, solved, sum(columns for _, columns in shapes.values())
@@ -85,7 +85,7 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
         factors, solved, columns = solve_operations(decoder, index)
         of_column, of_weight = rates.solve.get(method.label, (rates.column, rates.weight))
-        weights = sum(rows * columns for rows, columns in linears_of(decoder, index).values())
+        weights = sum(rows * columns for rows, columns in decoder.linears(index).values())
         parts["solve"] = columns * of_column + weights * of_weight
         if isinstance(method, Factored):
             parts["factorise"] = factors / rates.factor
@@ -104,7 +104,7 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
 
 def _largest_hand(work: Work, index: int, replicas: int) -> float:
     """The share of a block's solving that the busiest replica has."""
-    shapes = linears_of(work.decoder, index)
+    shapes = work.decoder.linears(index)
     costs = [
         2 / 3 * columns**3 + sum(shapes[name][0] for name in names) * columns**2
         for columns, names in inputs_of(work.decoder, index)

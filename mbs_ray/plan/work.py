@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from mbs_ray.calibration.sampling import distribution_for
-from mbs_ray.cluster.bounds import auto_microbatch
+from mbs_ray.cluster.bounds import settled_microbatch
 from mbs_ray.languages import parse_languages
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.outline import OutlineDecoder, outline
-from mbs_ray.specs import EvaluationSpec, RunSpec
+from mbs_ray.specs import RunSpec
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class Outlines:
         key = model, revision, compute_dtype
         if key not in self._built:
             checkpoint = outline(model, revision)
-            stored = max(checkpoint.tensors.values(), key=lambda info: torch.Size(info.shape).numel()).dtype
-            auto = stored if self._cuda else torch.float32
+            auto = checkpoint.dtype if self._cuda else torch.float32
             dtype = auto if compute_dtype == "auto" else getattr(torch, compute_dtype)
             self._built[key] = OutlineDecoder(checkpoint, dtype)
         return self._built[key]
@@ -102,13 +101,15 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
         if spec.statistics is not None:
             # As if every run collected for itself: what is shared among them depends on all of them.
             segments = spec.statistics.segments_per_language * len(spec.sampling.weights(distribution, codes))
+        microbatch = settled_microbatch(spec.microbatch, spec.sequence_length)
         evaluation = tuple(
-            batches for one in spec.evaluation.values() if (batches := _evaluation(one, languages, spec)) is not None
+            Batches(one.segments * languages, one.sequence_length or spec.sequence_length, microbatch)
+            for one in spec.evaluation.values()
+            if one.segments is not None
         )
         if evaluation:
             name = f"dense-{Path(spec.model).name}"
             works.setdefault(name, Work(name, decoder, None, None, evaluation))
-        microbatch = _microbatch(spec, spec.sequence_length)
         works[label] = Work(
             label,
             decoder,
@@ -120,14 +121,3 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
             spec.keep,
         )
     return sorted(works.values(), key=lambda work: work.method is not None)
-
-
-def _evaluation(one: EvaluationSpec, languages: int, spec: RunSpec) -> Batches | None:
-    if one.segments is None:
-        return None
-    length = one.sequence_length or spec.sequence_length
-    return Batches(one.segments * languages, length, _microbatch(spec, spec.sequence_length))
-
-
-def _microbatch(spec: RunSpec, length: int) -> int:
-    return auto_microbatch(length) if spec.microbatch == "auto" else spec.microbatch

@@ -69,23 +69,23 @@ def test_what_does_not_fit_is_refused_with_what_does(works):
     with pytest.raises(
         InputError, match=r"stage 1 \(and 2\) needs .* of host memory .*layout \{stages: \d\}, offload: nvme"
     ):
-        refuse(plan, "host", True)
-    other = fitting_plan(plan, "host", True)
+        refuse(plan)
+    other = fitting_plan(plan)
     assert other is not None
     assert not other.problems
     tiny = make_plan(works, Hardware((Node(8, 8 * GB, 100 * GB),)), Layout(8), RATES, nvme=False)
-    assert fitting_plan(tiny, "auto", False) is None
+    assert fitting_plan(tiny) is None
     with pytest.raises(InputError, match=r"device memory .*no layout of this cluster fits"):
-        refuse(tiny, "auto", False)
-    refuse(make_plan(works, EIGHT, Layout(8), RATES), "auto", True)
+        refuse(tiny)
+    refuse(make_plan(works, EIGHT, Layout(8), RATES))
 
 
 def test_a_smaller_microbatch_is_proposed_where_attention_is_too_large(decoder):
     large = [Work("run", decoder, build_method("wanda"), Batches(64, 2048, 16), ())]
     node = Hardware((Node(1, 60 * GB, 500 * GB),))
-    plan = make_plan(large, node, Layout(1), RATES)
+    plan = make_plan(large, node, Layout(1), RATES, nvme=False)
     assert "forward" in plan.problems[0]
-    other = fitting_plan(plan, "auto", False)
+    other = fitting_plan(plan)
     assert other is not None
     assert other.works[0].batches[0].microbatch == 1
 
