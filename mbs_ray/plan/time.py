@@ -80,7 +80,9 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
     forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
     if method is not None and calibration is not None:
         if method.statistic is not Statistic.NONE:
-            parts["collect"] = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
+            once = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
+            # In a true sequence a forward for every input: the linears before it have changed.
+            parts["collect"] = once * (len(inputs_of(decoder, index)) if work.true_sequential else 1)
         if method.statistic is Statistic.FULL:
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
         factors, solved, columns = solve_operations(decoder, index)

@@ -149,6 +149,13 @@ def test_more_evaluation_makes_the_last_stage_the_longest(works):
     assert last.keys() - inner.keys() == {"evaluate"}
 
 
+def test_a_true_sequence_takes_a_forward_for_each_of_the_four_inputs(works):
+    once = stage_seconds(works[0], range(1), False, RATES, "host", True).parts
+    four = stage_seconds(replace(works[0], true_sequential=True), range(1), False, RATES, "host", True).parts
+    assert four.pop("collect") == pytest.approx(4 * once.pop("collect"))
+    assert four == once
+
+
 def test_the_plan_is_said_and_shown(works):
     plan = make_plan(works, EIGHT, Layout(8), RATES)
     console = Console(record=True, width=160)
