@@ -16,7 +16,7 @@ class Deaths:
         """Note a death during a run (``job`` None: while the stages were started). True when it was one too many."""
         finished = 0
         if job is not None:
-            finished = sum(path.suffix in (".safetensors", ".parquet") for path in job.directory.rglob("*"))
+            finished = sum(path.suffix in (".safetensors", ".parquet", ".json") for path in job.directory.rglob("*"))
         point, count = self._last.get(run, (finished, 0))
         count = count + 1 if point == finished else 1
         self._last[run] = finished, count

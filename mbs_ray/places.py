@@ -51,6 +51,11 @@ class Places:
         """Second moments of a dense model, a file per block, of a language or of a sampling."""
         return self.all_statistics / key
 
+    @property
+    def adaptive(self) -> Path:
+        """What searches for mixtures of languages found."""
+        return self.out / "adaptive"
+
     def outside(self, fingerprint: str) -> Path:
         """The tensors no method touches, once for all runs of a model."""
         return self.out / "outside" / f"{fingerprint[:16]}.safetensors"

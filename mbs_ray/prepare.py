@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from mbs_ray.calibration.sampling import distribution_for
+from mbs_ray.calibration.sampling import Adaptive, distribution_for
 from mbs_ray.calibration.segments import SegmentRequest, check_request
 from mbs_ray.cluster.bounds import settled_microbatch
 from mbs_ray.errors import InputError
 from mbs_ray.languages import parse_languages
+from mbs_ray.methods import Statistic
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.scan import fingerprint
-from mbs_ray.specs import EvaluationSpec, RunSpec
+from mbs_ray.specs import DenseStatistics, EvaluationSpec, RunSpec
 
 #: Evaluation text is drawn with this seed in every run, so that all runs are scored on the same tokens.
 EVALUATION_SEED = 0
@@ -122,6 +123,8 @@ def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, F
     dense = spec.statistics
     if dense is None:
         return languages, spec.sampling.allocate(distribution, languages, spec.segments), None
+    if isinstance(spec.sampling, Adaptive):
+        _check_adaptive(spec, dense)
     if spec.per_language and dense.stored == "samplings":
         raise InputError(
             "statistics.stored: a sum per sampling keeps no moments of a language, by which per_language measures; "
@@ -133,6 +136,16 @@ def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, F
         allocation = spec.sampling.allocate(distribution, languages, spec.segments)
         weights = {code: Fraction(count, spec.segments) for code, count in allocation.items()}
     return languages, dict.fromkeys(weights, dense.segments_per_language), weights
+
+
+def _check_adaptive(spec: RunSpec, dense: DenseStatistics) -> None:
+    if spec.method.statistic is Statistic.NONE:
+        raise InputError(f"sampling adaptive: method {spec.method.name} sees no text, so that no mixture of it matters")
+    if dense.stored == "samplings":
+        raise InputError(
+            "statistics.stored: a sum per sampling keeps no moments of a language, of which adaptive makes its "
+            "mixtures; take stored: languages"
+        )
 
 
 def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:

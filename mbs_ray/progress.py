@@ -92,11 +92,15 @@ class RunsShown:
     """The runs in flight: stage, block, language and time left of each."""
 
     def __init__(self, jobs: Mapping[str, Job], progress: Progress, bars: Bars | None) -> None:
-        self._jobs, self._progress, self._bars = jobs, progress, bars
+        self._jobs, self._progress, self._bars = dict(jobs), progress, bars
         self._begun: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._ended = 0
         self._printed = time.monotonic()
+
+    def add(self, job: Job) -> None:
+        """One more, that follows from others."""
+        self._jobs[job.key] = job
 
     def stages(self, statuses: Sequence[Status]) -> None:
         furthest = _furthest(statuses)

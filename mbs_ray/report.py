@@ -101,8 +101,12 @@ class BlockReport:
         return cls(content["block"], linears, dict(content["seconds"]), layer_error)
 
 
+def report_file(folder: Path, block: int) -> Path:
+    return folder / f"block-{block:05d}.json"
+
+
 def write_report(folder: Path, report: BlockReport) -> None:
-    path = folder / f"block-{report.block:05d}.json"
+    path = report_file(folder, report.block)
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(report.to_json()))
     partial.replace(path)

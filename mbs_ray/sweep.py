@@ -1,20 +1,19 @@
 """Conducts a sweep: calibration → stages → checkpoint → evaluation → tracking."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mbs_ray.calibration.overlap import refuse_overlap
+from mbs_ray.calibration.sampling import Adaptive
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_apart, draw_segments
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import resolve_layout
 from mbs_ray.cluster.offload import Offload
-from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.conclusion import SweepResult, conclude, distinct_allocations, written_or_said
-from mbs_ray.deaths import DEATHS_ALLOWED, Deaths
-from mbs_ray.errors import StageDiedError
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.interrupt import interrupted_by_sigterm
 from mbs_ray.model.block_files import block_file, write_outside
@@ -29,15 +28,14 @@ from mbs_ray.report_page import write_report
 from mbs_ray.run_card import Scores, card_facts
 from mbs_ray.run_directory import METRICS
 from mbs_ray.specs import SweepSpec
-from mbs_ray.stage_spans import StageSpans
+from mbs_ray.sweep_adaptive import find_weights
+from mbs_ray.sweep_driver import Driver
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.sweep_statistics import Pool, pools
 from mbs_ray.sweep_tracking import Status, SweepTracking
 from mbs_ray.tracking import Tracking, default_tracking_uri
 
-POLL_SECONDS = 0.5
 SYNC_SECONDS = 10.0
-_LIKELY = "out of memory is the likely cause: take fewer segments, another offload, or see the logs of Ray"
 
 
 def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress, force: bool = False) -> SweepResult:
@@ -76,15 +74,20 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
         jobs = SweepJobs(places, resolve_numerics(layout.actors, threads), layout, segments, pools(runs))
         progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
         for run in runs:
-            places.run(run.label).refuse_changed(jobs.signature(run))
+            if not isinstance(run.spec.sampling, Adaptive):  # whose weights are not known yet
+                places.run(run.label).refuse_changed(jobs.signature(run))
             places.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
         offload = planned(offload, runs, jobs, progress.say, force)
         jobs.refuse_full_disk()
         segments.update(_draw(runs, jobs.pools, places, progress))
+        driver = Driver(jobs, offload, progress)
+        runs = find_weights(runs, driver, progress)
+        driver.jobs = replace(driver.jobs, pools=pools(runs))
         for run in runs:
-            places.run(run.label).claim(jobs.signature(run))
+            places.run(run.label).refuse_changed(driver.jobs.signature(run))
+            places.run(run.label).claim(driver.jobs.signature(run))
         tracked = SweepTracking(tracking, places, {"layout": vars(layout), "runs": len(runs)})
-        return _Conductor(runs, jobs, tracked, offload, progress).conduct(uri)
+        return _Conductor(runs, driver, tracked, progress).conduct(uri)
 
 
 def _stored(field: str, places: Places, runs: Sequence[PreparedRun]) -> int | None:
@@ -137,16 +140,14 @@ class _Conductor:
     def __init__(
         self,
         runs: Sequence[PreparedRun],
-        jobs: SweepJobs,
+        driver: Driver,
         tracked: SweepTracking,
-        offload: Offload,
         progress: Progress,
     ) -> None:
         self._runs = {run.label: run for run in runs}
-        self._jobs, self._tracked, self._progress = jobs, tracked, progress
-        self._offload = offload
+        self._jobs, self._driver, self._tracked, self._progress = driver.jobs, driver, tracked, progress
+        self._synced = time.monotonic()
         self._scored: list[str] = []
-        self._spans = StageSpans()
         self._failed: dict[str, str] = {}
         self._metrics: dict[str, Mapping[str, float]] = {}
 
@@ -155,14 +156,16 @@ class _Conductor:
         try:
             todo = self._open_jobs()
             if todo:
-                self._work(todo)
+                self._driver.work(todo, self._ended, self._sync_now_and_then)
+                for label in self._scored:
+                    self._fail(label, RuntimeError("the dense model could not be evaluated"))
             else:
                 self._progress.say("all runs are finished; nothing to compute")
             result = SweepResult(failed=self._failed, tracking_uri=uri)
             finished = [run for label, run in self._runs.items() if label in self._metrics]
             say = self._progress.say
             conclude(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
-            self._spans.conclude(self._jobs.places, self._tracked.parent, result, say)
+            self._driver.spans.conclude(self._jobs.places, self._tracked.parent, result, say)
             self._write_page(result)
             status = "FAILED" if self._failed else "FINISHED"
             return result
@@ -182,7 +185,7 @@ class _Conductor:
             self._tracked.parent.artifact(page)
             result.files.append(page)
 
-    def _open_jobs(self) -> dict[str, Job]:
+    def _open_jobs(self) -> list[Job]:
         """Dense evaluations first, then the runs that are not finished."""
         todo: dict[str, Job] = {}
         for run in self._runs.values():
@@ -199,54 +202,21 @@ class _Conductor:
                 self._metrics[label] = finished["metrics"]
                 if not finished.get("tracked"):
                     self._keep_result(run, finished["metrics"])
-        return todo
+        return list(todo.values())
 
-    def _work(self, todo: dict[str, Job]) -> None:
-        """All jobs, with new stages as often as one dies: finished blocks are kept, the run in work replays them."""
-        deaths = Deaths()
-        while todo:
-            try:
-                self._drive(todo)
-            except StageDiedError as death:
-                if deaths.hopeless(death.run, todo.get(death.run)):
-                    if death.run not in todo:
-                        raise
-                    self._fail(
-                        death.run, RuntimeError(f"its stage died {DEATHS_ALLOWED} times at one point; {_LIKELY}")
-                    )
-                    del todo[death.run]
-                else:
-                    self._progress.say(f"{death}: starting the stages anew")
-                self._jobs = self._jobs.fitting(self._progress.say)
-                todo = {key: self._jobs.sharded(job) for key, job in todo.items()}
-        for label in self._scored:
-            self._fail(label, RuntimeError("the dense model could not be evaluated"))
+    def _ended(self, key: str, error: Exception | None) -> Iterable[Job]:
+        """A run is finished once the dense scores it is compared with are there; nothing follows."""
+        if error is not None:
+            self._fail(key, error)
+        elif key in self._runs:
+            self._scored.append(key)
+        self._scored = [label for label in self._scored if not self._finish_if_comparable(self._runs[label])]
+        return ()
 
-    def _drive(self, todo: dict[str, Job]) -> None:
-        """Take jobs through the stages; those that end are taken out of ``todo``."""
-        synced = time.monotonic()
-        layout, say = self._jobs.layout, self._progress.say
-        offload = self._offload.of(todo.values(), layout.stages)
-        with (
-            Pipeline(layout, self._jobs.numerics.threads, offload, say) as pipeline,
-            self._progress.runs(dict(todo)) as show,
-        ):
-            for job in todo.values():
-                pipeline.submit(job)
-            while pipeline.busy:
-                for outcome in pipeline.outcomes(POLL_SECONDS):
-                    del todo[outcome.key]
-                    show.ended(outcome.key, outcome.error)
-                    if outcome.error is not None:
-                        self._fail(outcome.key, outcome.error)
-                    elif outcome.key in self._runs:
-                        self._scored.append(outcome.key)
-                self._scored = [label for label in self._scored if not self._finish_if_comparable(self._runs[label])]
-                show.stages(pipeline.statuses())
-                self._spans.add(pipeline.spans())
-                if time.monotonic() - synced > SYNC_SECONDS:
-                    self._tracked.sync()
-                    synced = time.monotonic()
+    def _sync_now_and_then(self) -> None:
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self._tracked.sync()
+            self._synced = time.monotonic()
 
     def _finish_if_comparable(self, run: PreparedRun) -> bool:
         """Finish a run the stages are through with, once the dense scores it is compared with are there."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,26 @@ class SweepJobs:
             measured=statistics.measured(run),
         )
 
-    def statistics_jobs(self) -> list[Job]:
-        """What collects the dense statistics that runs lack which have blocks to solve."""
+    def trial_job(self, run: PreparedRun, weights: Mapping[str, float], number: int, directory: Path) -> Job:
+        """What tells how much each language would lose with these weights; reports of blocks under ``directory``."""
+        pool = next(one for one in self.pools if run in one.runs)
+        weighed = replace(run, weights={code: Fraction(one) for code, one in weights.items()})
+        statistics = self._statistics(pool)
+        job = self._job(run, f"{run.label}-trial{number}", method_spec(run.spec.method), None, (), directory)
+        return replace(
+            job,
+            blocks=self._pool_shards(pool),
+            moments=statistics.sources(weighed),
+            measured=statistics.measured(weighed),
+            per_language=True,
+            trial=True,
+        )
+
+    def statistics_jobs(self, wanted: Callable[[PreparedRun], bool] | None = None) -> list[Job]:
+        """What collects the dense statistics that runs lack which have blocks to solve, or the ``wanted`` ones."""
         jobs = []
         for pool in self.pools:
-            targets = self._statistics(pool).targets(filter(self._unsolved, pool.runs))
+            targets = self._statistics(pool).targets(filter(wanted or self._unsolved, pool.runs))
             languages = {code for target in targets for code in target.coefficients}
             if not targets:
                 continue

@@ -17,6 +17,8 @@ from mbs_ray.errors import InputError
 from mbs_ray.languages import LANGUAGES, Distribution, UnknownDistributionError, model_distribution, table_order
 
 LARGEST_ALPHA = 100.0
+#: What an adaptive sampling may minimise; see :mod:`mbs_ray.adaptive`.
+OBJECTIVES = ("mean", "worst", "regret")
 
 
 class Sampling(Protocol):
@@ -161,8 +163,49 @@ class Counts:
         return _normalised({code: Fraction(count) for code, count in self.counts.items()})
 
 
+@dataclass(frozen=True)
+class Adaptive:
+    """Weights that are found by trial before the run: see :mod:`mbs_ray.adaptive`. For dense statistics alone.
+
+    objective: what of the languages' predicted increases is made small, their mean, the worst, or the largest regret:
+    how much more a language loses than under the better of equal and proportional sampling.
+    trials: mixtures that are tried at most. sensitivity_segments: of each language, from which gradients are taken.
+    """
+
+    name: ClassVar[str] = "adaptive"
+    objective: str = "regret"
+    trials: int = 8
+    sensitivity_segments: int = 4
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InputError(
+                f"sampling adaptive: unknown objective {self.objective!r}: there are {', '.join(OBJECTIVES)}"
+            )
+        for option, least in (("trials", 3), ("sensitivity_segments", 1)):
+            value = getattr(self, option)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(
+                    f"sampling adaptive: {option} must be a whole number of at least {least}, not {value!r}"
+                )
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.objective}{'' if self.trials == 8 else f'-{self.trials}'}"
+
+    def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
+        raise InputError(
+            "sampling adaptive finds weights of languages, not numbers of segments; give the run statistics: dense, "
+            "with weights: shares"
+        )
+
+    def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
+        """Equal ones, as long as none have been found."""
+        return Equal().weights(distribution, languages)
+
+
 SAMPLINGS: Mapping[str, type[Any]] = MappingProxyType(
-    {sampling.name: sampling for sampling in (Monolingual, Equal, Proportional, Temperature, Counts)}
+    {sampling.name: sampling for sampling in (Monolingual, Equal, Proportional, Temperature, Counts, Adaptive)}
 )
 
 
@@ -174,9 +217,12 @@ def distribution_for(sampling: Sampling, model: str, file: Path | None) -> Distr
     try:
         return model_distribution(model, file)
     except UnknownDistributionError as error:
-        if not isinstance(sampling, Proportional | Temperature):
+        asks = isinstance(sampling, Proportional | Temperature)
+        if not asks and not (isinstance(sampling, Adaptive) and sampling.objective == "regret"):
             return None
-        raise InputError(f"sampling {sampling.name}: {error}; equal, monolingual and counts need none") from error
+        raise InputError(
+            f"sampling {sampling.name}: {error}; equal, monolingual, counts and other objectives of adaptive need none"
+        ) from error
 
 
 def build_sampling(spec: str | Mapping[str, Any]) -> Sampling:

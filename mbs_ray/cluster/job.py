@@ -70,6 +70,7 @@ class Job:
 
     With dense statistics there is a job of its own that fills ``targets`` from ``pool``, a file for each language,
     and a run has no calibration but ``moments`` to take, and with ``per_language`` those that it is ``measured`` by.
+    A ``trial`` of such a run leaves nothing but the reports of its blocks.
     """
 
     key: str
@@ -88,6 +89,7 @@ class Job:
     targets: tuple[Target, ...] = ()
     moments: tuple[Source, ...] | None = None
     measured: tuple[Source, ...] = ()
+    trial: bool = False
 
     @property
     def blocks_folder(self) -> Path:

@@ -36,7 +36,7 @@ from mbs_ray.model.block_files import read_block, write_block
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.packed import packed_block
-from mbs_ray.report import BlockReport, LayerError, write_report
+from mbs_ray.report import BlockReport, LayerError, report_file, write_report
 from mbs_ray.run_directory import RunDirectory
 from mbs_ray.scoring import score
 from mbs_ray.token_scores import write_token_scores
@@ -93,6 +93,10 @@ class Worker:
         decoder = self._load_decoder(job)
         method = None if job.method is None else build_method(job.method)
         blocks = job.blocks[self._place.stage]
+        if job.trial and method is not None:
+            for index in blocks:
+                self._try(job, store, decoder, method, index)
+            return
         if job.moments is not None and not self._place.first:
             # Blocks do not wait for each other: all are solved before the first microbatch has come this far.
             for index in blocks:
@@ -165,6 +169,17 @@ class Worker:
                 self._write(job, decoder, tensors, packed, report)
             self.blocks_done += 1
         return tensors, True
+
+    def _try(self, job: Job, store: ActivationStore, decoder: Decoder, method: Method, index: int) -> None:
+        """Solve a block for the sake of its report alone."""
+        if self._agree(job, index, report_file(job.blocks_folder, index).is_file()):
+            return
+        report = BlockReport(index)
+        with self._timed(job, report, "read"):
+            tensors = _read_dense(decoder, index).tensors
+        self._compress(job, store, decoder, method, report, tensors)
+        if self._writes:
+            write_report(job.blocks_folder, report)
 
     @property
     def _writes(self) -> bool:
