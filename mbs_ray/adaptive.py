@@ -42,13 +42,14 @@ class Search:
     def next(self, tried: Sequence[Trial]) -> dict[str, float] | None:
         """The mixture to try after these; None where the search is over."""
         if len(tried) < len(self.starts):
-            return normalised(self.starts[len(tried)])
+            whole = sum(self.starts[len(tried)].values())
+            return {code: one / whole for code, one in self.starts[len(tried)].items()}
         if self.objective == "mean" or len(tried) >= self.trials:
             return None
         last = tried[self.best(tried)] if len(tried) == len(self.starts) else tried[-1]
         losses = self._losses(tried, last)
         middle = sum(losses.values()) / len(losses)
-        return normalised({code: one * math.exp(_STEP * (losses[code] - middle)) for code, one in last.weights.items()})
+        return held({code: one * math.exp(_STEP * (losses[code] - middle)) for code, one in last.weights.items()})
 
     def value(self, tried: Sequence[Trial], one: Trial) -> float:
         """What is to be small: the mean or largest increase, in nats per token, or the largest regret, a log ratio."""
@@ -86,11 +87,17 @@ def sensitive_weights(sensitivity: Sensitivity, languages: Sequence[str]) -> dic
     return weights
 
 
-def normalised(weights: Mapping[str, float]) -> dict[str, float]:
-    """Adding up to 1, none of them below a quarter of an equal share before that."""
-    whole = sum(weights.values())
-    held = {code: max(one / whole, _LEAST / len(weights)) for code, one in weights.items()}
-    return {code: one / sum(held.values()) for code, one in held.items()}
+def held(weights: Mapping[str, float]) -> dict[str, float]:
+    """Adding up to 1, and then none of them below a quarter of an equal share: the others pay for it in proportion."""
+    least = _LEAST / len(weights)
+    free = set(weights)
+    while True:
+        whole = sum(weights[code] for code in free)
+        left = 1 - least * (len(weights) - len(free))
+        low = {code for code in free if weights[code] / whole * left < least}
+        if not low:
+            return {code: weights[code] / whole * left if code in free else least for code in weights}
+        free -= low
 
 
 def _log(increase: float) -> float:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mbs_ray.adaptive import Search, Trial, normalised, sensitive_weights
+from mbs_ray.adaptive import Search, Trial, sensitive_weights
 from mbs_ray.calibration.sampling import Adaptive, Proportional, distribution_for, sampling_spec
 from mbs_ray.cluster.gradients import sensitivity_on_cluster
 from mbs_ray.cluster.job import Job
@@ -148,7 +148,7 @@ class _RunSearch:
         if distribution is None:
             return {}
         weights = Proportional().weights(distribution, self._run.languages)
-        return normalised({code: float(weights.get(code, 0)) for code in self._texts})
+        return {code: float(weights.get(code, 0)) for code in self._texts}
 
     def _measured_sensitivity(self) -> Sensitivity:
         """From its file, which runs of the same model and text share, or measured now."""
