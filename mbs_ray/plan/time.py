@@ -95,6 +95,9 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
         if cuda:
             moved = float(weights * decoder.stored_dtype.itemsize)
             parts["solve"] += moved / rates.upload + moved / rates.download
+        for part in ("factorise", "solve"):
+            if part in parts:
+                parts[part] *= work.solvings
         parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
         if work.per_language:
             parts["measure"] = 2 * forwards[calibration] + placed

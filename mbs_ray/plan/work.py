@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mbs_ray.calibration.sampling import distribution_for
+from mbs_ray.calibration.sampling import Adaptive, distribution_for
 from mbs_ray.cluster.bounds import settled_microbatch
 from mbs_ray.languages import parse_languages
 from mbs_ray.methods import Method
@@ -49,7 +49,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class Work:
-    """One run; ``method`` None is the evaluation of the dense model. ``decoder`` is on the meta device."""
+    """One run; ``method`` None is the evaluation of the dense model. ``decoder`` is on the meta device.
+
+    ``solvings``: how often all linears are solved, at most: a search for weights solves them once a trial.
+    """
 
     label: str
     decoder: Decoder
@@ -59,6 +62,7 @@ class Work:
     per_language: bool = False
     true_sequential: bool = False
     keep: str = "checkpoint"
+    solvings: int = 1
 
     @property
     def batches(self) -> tuple[Batches, ...]:
@@ -119,5 +123,6 @@ def works_of(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Outlines
             spec.per_language,
             spec.true_sequential,
             spec.keep,
+            1 + spec.sampling.trials if isinstance(spec.sampling, Adaptive) else 1,
         )
     return sorted(works.values(), key=lambda work: work.method is not None)

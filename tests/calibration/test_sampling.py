@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mbs_ray.calibration.sampling import (
     SAMPLINGS,
+    Adaptive,
     Counts,
     Equal,
     Monolingual,
@@ -23,7 +24,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.languages import DISTRIBUTION_FILE, LANGUAGES, PAPER_LANGUAGES, ROOTS, Distribution, table_order
 
 CODES = list(LANGUAGES)
-ALL = [Monolingual("sw"), Equal(), Proportional(), Temperature(0.3), Counts({"sw": 2, "en": 3})]
+ALL = [Monolingual("sw"), Equal(), Proportional(), Temperature(0.3), Counts({"sw": 2, "en": 3}), Adaptive("worst", 5)]
 AMOUNTS = st.dictionaries(
     st.sampled_from(CODES), st.floats(min_value=1e-3, max_value=1e15, allow_nan=False), min_size=1, max_size=25
 )
@@ -168,8 +169,16 @@ def test_a_sampling_is_rebuilt_from_its_spec(sampling: Sampling) -> None:
 def test_every_sampling_has_a_name_and_a_label_for_run_names() -> None:
     assert list(SAMPLINGS) == [sampling.name for sampling in ALL]
     labels = [sampling.label for sampling in ALL]
-    assert labels == ["monolingual-sw", "equal", "proportional", "temperature-0.3", "counts-en3-sw2"]
+    assert labels == [
+        "monolingual-sw",
+        "equal",
+        "proportional",
+        "temperature-0.3",
+        "counts-en3-sw2",
+        "adaptive-worst-5",
+    ]
     long = Counts(dict.fromkeys(CODES, 2)).label
+    assert Adaptive().label == "adaptive-regret"
     assert len(long) < 20 and long != Counts(dict.fromkeys(CODES, 3)).label
 
 
@@ -187,6 +196,10 @@ def test_every_sampling_has_a_name_and_a_label_for_run_names() -> None:
         ({"name": "counts", "counts": {"en": 1.5}}, "counts.en must be a positive integer"),
         ({"name": "counts", "counts": {}}, "counts must map"),
         ({"name": "monolingual", "language": 3}, "language must be a language code"),
+        ({"name": "adaptive", "objective": "best"}, "unknown objective 'best': there are mean, worst, regret"),
+        ({"name": "adaptive", "trials": 2}, "trials must be a whole number of at least 3, not 2"),
+        ({"name": "adaptive", "sensitivity_segments": 0}, "sensitivity_segments must be a whole number of at least 1"),
+        ({"name": "adaptive", "sensitivity_segments": True}, "sensitivity_segments must be a whole number"),
         (3, "expected a name or a mapping"),
     ],
 )
@@ -194,6 +207,19 @@ def test_a_spec_that_makes_no_sense_is_one_line(spec: object, message: str) -> N
     with pytest.raises(InputError, match=message) as error:
         build_sampling(spec)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_an_adaptive_sampling_begins_with_equal_weights_and_gives_no_segments() -> None:
+    assert Adaptive().weights(ROOTS, ["sw", "en"]) == {"en": Fraction(1, 2), "sw": Fraction(1, 2)}
+    with pytest.raises(InputError, match="give the run statistics: dense, with weights: shares"):
+        Adaptive().allocate(ROOTS, ["en", "sw"], 4)
+
+
+def test_only_regret_needs_to_know_what_is_proportional(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert distribution_for(Adaptive("worst"), str(tmp_path), None) is None
+    with pytest.raises(InputError, match=r"sampling adaptive: .* other objectives of adaptive need none"):
+        distribution_for(Adaptive("regret"), str(tmp_path), None)
 
 
 def test_a_distribution_that_is_there_but_broken_is_refused_whatever_the_sampling(tmp_path: Path) -> None:

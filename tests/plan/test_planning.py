@@ -228,3 +228,12 @@ def test_numbers_for_people():
     assert parse_rate("--disk-bandwidth", "2GB/s") == 2e9
     assert [gib(12.25 * 2**30), gib(3 * 2**20), gib(3e12)] == ["12.2 GiB", "3 MiB", "2.73 TiB"]
     assert [duration(s) for s in (0.01, 4.21, 190, 19_000)] == ["10.0 ms", "4.2 s", "3 min 10 s", "5 h 16 min"]
+
+
+def test_a_search_for_weights_solves_all_linears_once_a_trial(works: list[Work]) -> None:
+    once, often = (
+        stage_seconds(replace(works[0], solvings=count), range(2), False, RATES, "none", True).parts for count in (1, 9)
+    )
+    assert {part for part in once if often[part] != once[part]} == {"factorise", "solve"}
+    assert often["solve"] == pytest.approx(9 * once["solve"])
+    assert often["factorise"] == pytest.approx(9 * once["factorise"])
