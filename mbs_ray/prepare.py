@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,7 +68,8 @@ class PreparedRun:
     """A run whose model, languages, allocation and texts are settled.
 
     ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
-    and ``allocation`` are those of the pool: of each weighted language the same number of segments.
+    and ``allocation`` are those of the pool: of each weighted language the same number of segments. ``search`` tells of
+    the trials by which an adaptive sampling found them.
     """
 
     label: str
@@ -80,6 +82,7 @@ class PreparedRun:
     evaluation: dict[str, SegmentRequest]
     microbatch: int
     weights: dict[str, Fraction] | None = None
+    search: Mapping[str, Any] | None = None
 
     @property
     def shares(self) -> dict[str, float] | None:

@@ -18,6 +18,7 @@ TRACKING = "tracking.json"
 CARD = "card.json"
 ALLOCATION = "allocation.json"
 WEIGHTS = "weights.json"
+SEARCH = "search.json"
 SPEC = "spec.json"
 #: What a run keeps that removes its weights.
 METRICS = "metrics"

@@ -33,7 +33,7 @@ def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress
     Raises :class:`InputError` where a trial fails.
     """
     searches = {run.label: _RunSearch(run, driver.jobs, progress) for run in runs if _adaptive(run) is not None}
-    open_ = {label: search for label, search in searches.items() if search.weights() is None}
+    open_ = {label: search for label, search in searches.items() if search.found() is None}
     if open_:
         jobs = driver.jobs.statistics_jobs(lambda run: run.label in open_)
         # One after the other before the stages start: each takes a whole device.
@@ -42,19 +42,22 @@ def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress
         def ended(key: str, error: Exception | None) -> Iterable[Job]:
             if error is not None:
                 raise InputError(f"{key} failed: {' '.join(str(error).split())}") from error
-            label, found, _ = key.rpartition("-trial")
-            return searches[label].go_on() if found else ()
+            label, trial, _ = key.rpartition("-trial")
+            return searches[label].go_on() if trial else ()
 
         driver.work([*jobs, *(job for jobs in following for job in jobs)], ended)
     settled = []
     for run in runs:
-        search = searches.get(run.label)
-        weights = None if search is None else search.weights()
-        if search is None or weights is None:
-            settled.append(run)
-            continue
-        settled.append(replace(run, weights={code: Fraction(one) for code, one in weights.items()}))
-        progress.say(f"{run.label}: {search.told()}")
+        found = searches[run.label].found() if run.label in searches else None
+        if found is not None:
+            weights = found["trials"][found["best"]]["weights"]
+            run = replace(run, weights={code: Fraction(one) for code, one in weights.items()}, search=found)
+            values = ", ".join(f"{one:.4g}" for one in found["values"])
+            progress.say(
+                f"{run.label}: trial {found['best'] + 1} of {len(found['trials'])} has the least {found['objective']} "
+                f"({values})"
+            )
+        settled.append(run)
     return settled
 
 
@@ -80,19 +83,12 @@ class _RunSearch:
         self._folder = jobs.places.adaptive / digest(gradients, *method, json.dumps(self._proportional()))
         self._search: Search | None = None
         self._sensitivity: Sensitivity = {}
+        self._tried: list[Trial] = []
 
-    def weights(self) -> dict[str, float] | None:
-        """What was found; None while nothing is."""
-        found = self._read()
-        return None if found is None else found["trials"][found["best"]]["weights"]
-
-    def told(self) -> str:
-        found = self._read()
-        assert found is not None
-        values = ", ".join(f"{one:.4g}" for one in found["values"])
-        return (
-            f"trial {found['best'] + 1} of {len(found['trials'])} has the least {self._sampling.objective} ({values})"
-        )
+    def found(self) -> dict[str, Any] | None:
+        """All trials, and which is the best; None while the search is not over."""
+        path = self._folder / _FOUND
+        return json.loads(path.read_text()) if path.is_file() else None
 
     def begin(self) -> list[Job]:
         """The first trial that is missing."""
@@ -111,7 +107,9 @@ class _RunSearch:
     def go_on(self) -> list[Job]:
         """The next trial; none where the search is over, and then what it found is written."""
         assert self._search is not None
-        tried: list[Trial] = []
+        if self.found() is not None:  # by a run that differs in nothing that matters here
+            return []
+        tried = self._tried
         while (weights := self._search.next(tried)) is not None:
             increase = self._increase(len(tried))
             if increase is None:
@@ -127,7 +125,7 @@ class _RunSearch:
         }
         write_json(self._folder / _FOUND, found)
         for number in range(len(tried)):
-            shutil.rmtree(self._trial_folder(number))
+            shutil.rmtree(self._trial_folder(number), ignore_errors=True)
         return []
 
     def _increase(self, number: int) -> dict[str, float] | None:
@@ -168,7 +166,3 @@ class _RunSearch:
             write_json(self._sensitivity_file, {str(block): linears for block, linears in found.items()})
         content: Mapping[str, Any] = json.loads(self._sensitivity_file.read_text())
         return {int(block): linears for block, linears in content.items()}
-
-    def _read(self) -> dict[str, Any] | None:
-        path = self._folder / _FOUND
-        return json.loads(path.read_text()) if path.is_file() else None

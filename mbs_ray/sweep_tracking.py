@@ -10,7 +10,7 @@ from mbs_ray import __version__
 from mbs_ray.journal import Journal
 from mbs_ray.places import Places
 from mbs_ray.prepare import PreparedRun
-from mbs_ray.run_directory import ALLOCATION, SPEC, WEIGHTS, digest, write_json
+from mbs_ray.run_directory import ALLOCATION, SEARCH, SPEC, WEIGHTS, digest, write_json
 from mbs_ray.tracked_data import dataset_inputs
 from mbs_ray.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking import TrackedRun, Tracking
@@ -70,8 +70,10 @@ class SweepTracking:
         if run.model.name not in self._viewed:
             self._viewed.add(run.model.name)
             tracked.enqueue(partial(self._publish_view, run))
-        files = {ALLOCATION: run.allocation, SPEC: spec} | ({} if run.shares is None else {WEIGHTS: run.shares})
+        files = {ALLOCATION: run.allocation, SPEC: spec, WEIGHTS: run.shares, SEARCH: run.search}
         for name, content in files.items():
+            if content is None:
+                continue
             write_json(directory.path / name, content)
             tracked.artifact(directory.path / name)
 

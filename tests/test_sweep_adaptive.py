@@ -93,6 +93,9 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
 
     searches = found(tmp_path)
     assert sorted(searches) == ["sparsegpt-50-adaptive-regret-5", "wanda-50-adaptive-regret-5"]
+    assert {
+        label: json.loads((tmp_path / "tiny" / "runs" / label / "search.json").read_text()) for label in searches
+    } == (searches)
     # Every trial solved all blocks and left nothing of them.
     assert sorted(path.name for path in tmp_path.glob("adaptive/*/*")) == ["found.json"] * 2
     for search in searches.values():
