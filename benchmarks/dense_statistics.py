@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--evaluation", type=Path, default=_MINI / "text" / "evaluation")
     parser.add_argument("--segments-per-language", type=int, default=16)
     parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--dense-only", action="store_true", help="leave the propagated sweep out")
     arguments = parser.parse_args()
     each = arguments.segments_per_language
     run = {
@@ -96,23 +97,25 @@ def main() -> None:
     sweeps = Sweeps(arguments.out.resolve(), run)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     sweeps.conduct("first", _METHODS[:1], _SAMPLINGS)
-    sweeps.conduct("first-propagated", _METHODS[:1], _SAMPLINGS, statistics="propagated")
+    if not arguments.dense_only:
+        sweeps.conduct("first-propagated", _METHODS[:1], _SAMPLINGS, statistics="propagated")
     grid = sweeps.conduct("grid", _METHODS, _SAMPLINGS)
     alone: list[tuple[float, float]] = []
     names = []
     for number, (method, sampling) in enumerate(itertools.product(_METHODS, _SAMPLINGS)):
         names.append(f"alone-{number}")
         alone.append(sweeps.conduct(names[-1], [method], [sampling]))
-    propagated = sweeps.conduct("propagated", _METHODS, _SAMPLINGS, statistics="propagated")
     separate = tuple(sum(times) for times in zip(*alone, strict=True))
     print("| nine runs | whole s | stages s | of them collecting |\n|---|---:|---:|---:|")
-    collecting = sum(sweeps.collecting(name) for name in names)
     print(f"| dense, one sweep | {grid[0]:.1f} | {grid[1]:.1f} | {sweeps.collecting('grid'):.1f} |")
-    print(f"| dense, nine sweeps | {separate[0]:.1f} | {separate[1]:.1f} | {collecting:.1f} |")
-    print(f"| propagated, one sweep | {propagated[0]:.1f} | {propagated[1]:.1f} | |")
+    collecting = sum(sweeps.collecting(name) for name in names)
+    print(f"| dense, nine sweeps | {separate[0]:.1f} | {separate[1]:.1f} | {collecting:.1f} |", flush=True)
+    if not arguments.dense_only:
+        propagated = sweeps.conduct("propagated", _METHODS, _SAMPLINGS, statistics="propagated")
+        print(f"| propagated, one sweep | {propagated[0]:.1f} | {propagated[1]:.1f} | |")
+        ratios = [way / dense for way, dense in zip(propagated, grid, strict=True)]
+        print(f"\npropagated ÷ dense, one sweep: {ratios[0]:.2f} whole, {ratios[1]:.2f} of the stages")
     print(f"\nnine sweeps ÷ one: {separate[0] / grid[0]:.2f} whole, {separate[1] / grid[1]:.2f} of the stages")
-    ratios = [way / dense for way, dense in zip(propagated, grid, strict=True)]
-    print(f"propagated ÷ dense, one sweep: {ratios[0]:.2f} whole, {ratios[1]:.2f} of the stages")
     same = sweeps.bits("grid") == sweeps.bits("alone-*")
     print("bits of nine sweeps and of one: " + ("the same" if same else "OTHER BITS"))
 

@@ -33,8 +33,9 @@ SAMPLING_COLOURS = {
     "proportional": "#009e73",
     "temperature": "#cc79a7",
     "counts": "#e69f00",
+    "adaptive": "#56b4e9",
 }
-OTHER_SAMPLING = "#56b4e9"
+OTHER_SAMPLING = "#000000"
 
 _INCREASES, _BLOCKS, _LAYER_ERRORS = "ppl_increase", "block", "layer_error"
 _LOSSES = ("relative_loss", "loss")

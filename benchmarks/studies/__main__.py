@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.studies import budget, dense, hessian, monolingual, pairs, resistance, seeds, temperature
+from benchmarks.studies import adaptive, budget, dense, hessian, monolingual, pairs, resistance, seeds, temperature
 from benchmarks.studies.similarity import similarities
 from mbs_ray.plots import save_figure
 
@@ -49,6 +49,12 @@ def main() -> None:
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
     if there("dense"):
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense'))}", flush=True)
+    if there("adaptive"):
+        sweeps = [results / name for name in ("adaptive", "adaptive-english") if there(name)]
+        print(f"## adaptive\n\n{markdown(adaptive.table(sweeps))}", flush=True)
+        print(f"## adaptive: won / within noise / lost\n\n{markdown(adaptive.verdicts(sweeps))}", flush=True)
+        print(f"## predicted and measured\n\n{markdown(adaptive.prediction(sweeps[0]))}", flush=True)
+        save_figure(adaptive.figure(sweeps), docs / "adaptive.png")
     if there("seeds"):
         print(f"## what one seed leaves open\n\n{markdown(seeds.spread(results / 'seeds'))}", flush=True)
     if there("monolingual"):

@@ -1,4 +1,4 @@
-"""Mixtures that were found by trial against the fixed ones: what they do to the mean, the worst language, and English."""
+"""Mixtures found by trial against fixed ones: what they do to the mean, the worst language, and English."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,9 @@ def figure(sweeps: list[Path]) -> Figure:
     """Geometric mean against English, the two ends of the trade; the size of a point is the worst language."""
     means = 100 * (np.exp(_summaries(sweeps).groupby(level=_KEYS[:3], sort=False).mean()) - 1)
     panels = list(dict.fromkeys((model, method) for model, method, _ in means.index))
-    canvas, axes = small_multiples(len(panels), "Mixtures found by trial, and fixed ones", "geometric mean, % over dense")
+    canvas, axes = small_multiples(
+        len(panels), "Mixtures found by trial, and fixed ones", "geometric mean, % over dense"
+    )
     for (model, method), panel in zip(panels, axes, strict=True):
         own = means.loc[(model, method)]
         own = own[own.index != "monolingual-en"]

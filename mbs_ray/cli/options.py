@@ -23,7 +23,10 @@ Distribution = Annotated[
     Path | None,
     typer.Option("--distribution", help="language_distribution.json; default: beside the model, or BLOOM's own."),
 ]
-SAMPLING_HELP = "monolingual[:language=en], equal, proportional, temperature:alpha=0.3, counts:counts={en: 9}"
+SAMPLING_HELP = (
+    "monolingual[:language=en], equal, proportional, temperature:alpha=0.3, counts:counts={en: 9}, "
+    "adaptive:objective=worst"
+)
 METHOD_HELP = (
     "magnitude, rtn, wanda, sparsegpt, gptq, sparsegpt+gptq, obc, obq, with fields: "
     "sparsegpt:sparsity=0.5 or gptq:bits=3"
