@@ -24,6 +24,7 @@ from mbs_ray.calibration.token_stream import TokenStream
 from mbs_ray.cluster.activations import ActivationStore, MemoryTier
 from mbs_ray.cluster.job import Job, segment_file
 from mbs_ray.cluster.layout import Layout, Place
+from mbs_ray.cluster.stage_run import Send, StageRun
 from mbs_ray.cluster.worker import Worker
 from mbs_ray.methods import Moment, Statistic, build_method
 from mbs_ray.methods.factor import inverse_factor
@@ -75,20 +76,31 @@ def write_random_segments(path: Path, count: int, vocabulary: int) -> Path:
     return path
 
 
-class WatchedWorker(Worker):
+class WatchedRun(StageRun):
     """Notes the peak of device memory of every part."""
+
+    peaks: dict[str, int]
+
+    @contextmanager
+    def timed(self, report: BlockReport, part: str) -> Iterator[None]:
+        torch.cuda.reset_peak_memory_stats()
+        with super().timed(report, part):
+            yield
+            torch.cuda.synchronize()
+        self.peaks[part] = torch.cuda.max_memory_allocated()
+
+
+class WatchedWorker(Worker):
+    """``peaks`` of device memory by part."""
 
     def __init__(self, place: Place, threads: int) -> None:
         super().__init__(place, threads)
         self.peaks: dict[str, int] = {}
 
-    @contextmanager
-    def _timed(self, job: Job, report: BlockReport, part: str) -> Iterator[None]:
-        torch.cuda.reset_peak_memory_stats()
-        with super()._timed(job, report, part):
-            yield
-            torch.cuda.synchronize()
-        self.peaks[part] = torch.cuda.max_memory_allocated()
+    def stage_run(self, job: Job, store: ActivationStore, send: Send | None) -> StageRun:
+        run = WatchedRun(**vars(super().stage_run(job, store, send)))
+        run.peaks = self.peaks
+        return run
 
 
 def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: int, heading: str) -> None:

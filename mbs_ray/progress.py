@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.worker import Status
+from mbs_ray.cluster.stage_run import Status
 
 PLAIN_SECONDS = 10.0
 #: Where in a block a part begins and ends, as a share of the block's time; only for the time left.

@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.worker import Status
+from mbs_ray.cluster.stage_run import Status
 from mbs_ray.progress import PLAIN_SECONDS, Progress, increase_views
 
 

@@ -18,8 +18,8 @@ from mbs_ray.cluster.offload import AUTO, Offload, settle
 from mbs_ray.cluster.replicas import START_SECONDS as GROUP_SECONDS
 from mbs_ray.cluster.replicas import ReplicaLostError
 from mbs_ray.cluster.stage import Stage
+from mbs_ray.cluster.stage_run import Status
 from mbs_ray.cluster.timeline import Span
-from mbs_ray.cluster.worker import Status
 from mbs_ray.errors import InputError, StageDiedError
 
 PLACE_SECONDS = 30.0

@@ -18,8 +18,9 @@ from mbs_ray.cluster.layout import Place
 from mbs_ray.cluster.metrics import StageMetrics
 from mbs_ray.cluster.offload import AUTO, Offload, Room, StoreMaker, look_around
 from mbs_ray.cluster.replicas import ReplicaGaveUpError, ReplicaLostError, Replicas, hosted_store, joined_store
+from mbs_ray.cluster.stage_run import Status
 from mbs_ray.cluster.timeline import Span
-from mbs_ray.cluster.worker import Status, Worker
+from mbs_ray.cluster.worker import Worker
 
 # numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
 _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

@@ -1,16 +1,13 @@
 """Dense statistics in a stage: moments of a block, language after language, on their way to files, and back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import torch
 
 from mbs_ray.cluster.host_memory import available_host_memory, return_freed_memory
-from mbs_ray.cluster.job import Job, Microbatch
 from mbs_ray.cluster.layout import deal
-from mbs_ray.cluster.replicas import Alone
-from mbs_ray.cluster.timeline import Timeline
+from mbs_ray.cluster.stage_run import StageRun
 from mbs_ray.compression import Collected, check_called, collecting
 from mbs_ray.dense_statistics import MomentSum, Target, block_moment_bytes, stored_language_sums
 from mbs_ray.errors import InputError
@@ -19,36 +16,16 @@ from mbs_ray.model.block_files import block_file
 from mbs_ray.model.decoder import Decoder
 
 
-@dataclass(frozen=True)
-class Passage:
-    """How microbatches come to a block and go on: told of one by one, fetched, handed to the next block.
-
-    ``agree`` waits for the other replicas, and says whether all of them say yes.
-    """
-
-    follow: Callable[[list[Microbatch]], Iterator[Microbatch]]
-    get: Callable[[Microbatch], torch.Tensor]
-    pass_on: Callable[[Microbatch, torch.Tensor], None]
-    agree: Callable[[bool], bool]
-
-
-def collect_dense(
-    job: Job,
-    decoder: Decoder,
-    index: int,
-    tensors: dict[str, torch.Tensor],
-    passage: Passage,
-    replicas: Alone,
-    timeline: Timeline,
-) -> None:
+def collect_dense(run: StageRun, index: int, tensors: dict[str, torch.Tensor]) -> None:
     """Moments of a dense block for what of the job's targets lacks it, and in the same forward the next one's input.
 
     The device holds the moments of one language. Replicas add up theirs at the first one, which writes. Raises
     :class:`InputError` where host memory has no room for the sums, or a replica's tokens miss a linear.
     """
-    writes = replicas.rank == 0
+    job, decoder, replicas, timeline = run.job, run.decoder, run.replicas, run.timeline
+    writes = run.writes
     # Only the first replica looks: what others have once not found on a shared folder may stay hidden from them.
-    there = [passage.agree(not writes or target.holds(index)) for target in job.targets]
+    there = [run.agree(index, not writes or target.holds(index)) for target in job.targets]
     targets = BlockTargets([one for one, held in zip(job.targets, there, strict=True) if not held], index)
     if writes:
         targets.check_host_memory(decoder)
@@ -56,20 +33,20 @@ def collect_dense(
     last = index == job.blocks[-1][-1]
     # Nothing follows the last block: what is not collected there need not go through it.
     pooled = [(file, own) for file, own in job.pooled(replicas.rank) if not last or targets.statistics(file.name)]
-    following = passage.follow([one for _, own in pooled for one in own])
+    following = run.follow(index, "collect", [one for _, own in pooled for one in own])
     block = decoder.load_block(index, tensors)
     for file, own in pooled:
         statistics = targets.statistics(file.name)
         with timeline.part(job.key, index, "collect"), collecting(block, statistics) as seen:
             for microbatch in islice(following, len(own)):
-                hidden = decoder.run_block(block, index, passage.get(microbatch))
+                hidden = decoder.run_block(block, index, run.get(microbatch, index))
                 if not last:
-                    passage.pass_on(microbatch, hidden)
+                    run.pass_on(microbatch, index, hidden)
         for statistic in statistics:
             collected = seen.pop(0)
             if replicas.size > 1:
                 check_called(linears, collected.inputs(), statistic, f"block {index}, language {file.name}:")
-                passage.agree(True)
+                run.agree(index)
                 with timeline.part(job.key, index, "reduce"):
                     collected = replicas.gather(collected, dict.fromkeys(linears, 0))
             if writes:
@@ -80,24 +57,23 @@ def collect_dense(
 
 
 def measure_stored(
-    job: Job,
-    replicas: Alone,
+    run: StageRun,
     index: int,
     linears: Sequence[str],
     dense: Mapping[str, torch.Tensor],
     compressed: Mapping[str, torch.Tensor],
-    device: torch.device,
 ) -> torch.Tensor:
     """What :func:`stored_language_sums` makes of the linears dealt to this replica, zeros for the others.
 
     ``dense`` and ``compressed`` are tensors of the block as stored.
     """
-    owners = deal([1.0] * len(linears), replicas.size)
-    own = [name for name, owner in zip(linears, owners, strict=True) if owner == replicas.rank]
+    owners = deal([1.0] * len(linears), run.replicas.size)
+    own = [name for name, owner in zip(linears, owners, strict=True) if owner == run.replicas.rank]
     changes = {
-        name: (compressed[f"{name}.weight"].float() - dense[f"{name}.weight"].float()).to(device) for name in own
+        name: (compressed[f"{name}.weight"].float() - dense[f"{name}.weight"].float()).to(run.decoder.device)
+        for name in own
     }
-    return stored_language_sums(job.measured, index, changes, linears)
+    return stored_language_sums(run.job.measured, index, changes, linears)
 
 
 class BlockTargets:
