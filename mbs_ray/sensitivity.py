@@ -37,11 +37,11 @@ def measure_sensitivity(
     tokens = {language: ids.numel() for language, ids in token_ids.items()}
     total = (2 * decoder.blocks + 1) * len(pieces)
     steps = ((done, total) for done in range(1, total + 1))
-    hidden = [decoder.embed(piece) for _, piece in pieces]
+    hidden = [decoder.embed(piece).cpu() for _, piece in pieces]
     _check_host_memory(decoder.blocks * sum(one.numel() * one.element_size() for one in hidden))
     inputs = []
     for index in range(decoder.blocks):
-        inputs.append([one.cpu() for one in hidden])
+        inputs.append(list(hidden))
         block = decoder.load_block(index, decoder.read_block(index))
         for place, one in enumerate(hidden):
             hidden[place] = decoder.run_block(block, index, one.to(decoder.device)).cpu()

@@ -84,7 +84,7 @@ def figure(sweeps: list[Path]) -> Figure:
         len(panels), "Mixtures found by trial, and fixed ones", "geometric mean, % over dense"
     )
     for (model, method), panel in zip(panels, axes, strict=True):
-        own = means.loc[(model, method)]
+        own = means.xs((model, method), level=("model", "method"))
         own = own[own.index != "monolingual-en"]
         for name, row in own.iterrows():
             marker = "*" if str(name).startswith("adaptive") else "o"
