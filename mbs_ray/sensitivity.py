@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from torch import nn
 
-from mbs_ray.cluster.host_memory import available_host_memory
 from mbs_ray.errors import InputError
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.linears import linears_of, shape_of
@@ -30,15 +29,14 @@ def measure_sensitivity(
 
     ``token_ids`` are int64 [segments, length] by language. Yields (done, total) after every microbatch and returns
     what was found. The device holds a block, what its backward needs of one microbatch, or 32,768 rows of the head;
-    host memory the inputs of all blocks, in the type of the forward. Raises :class:`InputError` where these find no
-    room, or naming the language whose gradients are not finite.
+    host memory the inputs of all blocks, in the type of the forward. Raises :class:`InputError` naming the language
+    whose gradients are not finite.
     """
     pieces = [(language, piece) for language, ids in token_ids.items() for piece in ids.split(microbatch)]
     tokens = {language: ids.numel() for language, ids in token_ids.items()}
     total = (2 * decoder.blocks + 1) * len(pieces)
     steps = ((done, total) for done in range(1, total + 1))
     hidden = [decoder.embed(piece).cpu() for _, piece in pieces]
-    _check_host_memory(decoder.blocks * sum(one.numel() * one.element_size() for one in hidden))
     inputs = []
     for index in range(decoder.blocks):
         inputs.append(list(hidden))
@@ -155,11 +153,3 @@ def _means(
                 )
             means.setdefault(name, {})[language] = mean
     return means
-
-
-def _check_host_memory(needed: int) -> None:
-    if needed > (free := available_host_memory()):
-        raise InputError(
-            f"sampling adaptive: inputs of all blocks need {needed / 2**30:.2f} GiB of host memory, "
-            f"{free / 2**30:.2f} GiB are free; take fewer sensitivity_segments"
-        )

@@ -53,7 +53,8 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
     offload = Offload(sweep.offload, sweep.nvme_path)
     specs = sweep.runs()
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, progress.work)
-    for run in distinct_allocations(runs):
+    # Those of adaptive runs are told once they are found.
+    for run in distinct_allocations([run for run in runs if not isinstance(run.spec.sampling, Adaptive)]):
         progress.allocation(run.spec.sampling.label, run.allocation, run.shares)
     uri = default_tracking_uri(places.out)
     told = any(places.run(run.label).told() is not None for run in runs)

@@ -57,6 +57,7 @@ def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress
                 f"{run.label}: trial {found['best'] + 1} of {len(found['trials'])} has the least {found['objective']} "
                 f"({values})"
             )
+            progress.allocation(run.label, run.allocation, run.shares)
         settled.append(run)
     return settled
 

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mbs_ray import sensitivity
+from mbs_ray.calibration.segments import SegmentRequest
+from mbs_ray.cluster import gradients
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -15,6 +17,7 @@ from mbs_ray.model.linears import linears_of
 from mbs_ray.report import LayerError
 from mbs_ray.sensitivity import Sensitivity, measure_sensitivity, predicted_increase
 from tests.architectures import write_architecture
+from tests.cluster.engine import draw_here
 from tests.models import write_bloom
 
 TEXTS = {
@@ -124,8 +127,14 @@ def test_gradients_that_are_not_finite_name_the_language(tmp_path: Path) -> None
 
 
 def test_without_room_for_the_inputs_of_all_blocks_it_does_not_begin(
-    bloom: Path, monkeypatch: pytest.MonkeyPatch
+    bloom: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensitivity, "available_host_memory", lambda: 1000)
+    request = SegmentRequest(corpus, str(bloom), ("en",), {"en": 3}, 16)
+    texts = {"en": draw_here(request, tmp_path).path}
+    # Four blocks, two segments of 16 tokens, 32 columns of float32.
+    monkeypatch.setattr(gradients, "available_host_memory", lambda: 4 * 2 * 16 * 32 * 4 - 1)
     with pytest.raises(InputError, match="take fewer sensitivity_segments"):
-        measured(bloom)
+        next(gradients.measure_files(bloom, "float32", 1, texts, 2, 1))
+    monkeypatch.setattr(gradients, "available_host_memory", lambda: 4 * 2 * 16 * 32 * 4)
+    *steps, found = gradients.measure_files(bloom, "float32", 1, texts, 2, 1)
+    assert steps[-1] == (18, 18) and list(found) == [0, 1, 2, 3]

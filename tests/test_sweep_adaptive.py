@@ -90,6 +90,9 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     killer.join()
     assert not result.failed and "starting the stages anew" in printed
     assert "sparsegpt-50-adaptive-regret-5: trial" in printed and "of 5 has the least regret" in printed
+    assert (
+        printed.count("weights sparsegpt-50-adaptive-regret-5 (dense statistics, 5 segments of each language): en") == 1
+    )
 
     searches = found(tmp_path)
     assert sorted(searches) == ["sparsegpt-50-adaptive-regret-5", "wanda-50-adaptive-regret-5"]

@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.host_memory import available_host_memory
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -29,9 +30,10 @@ def sensitivity_on_cluster(
 ) -> Sensitivity:
     """:func:`~mbs_ray.sensitivity.measure_sensitivity` of the first ``segments`` of every language's file.
 
-    In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does.
+    In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does, and where
+    the inputs of all blocks find no room in host memory.
     """
-    task: Any = ray.remote(_measured).options(
+    task: Any = ray.remote(measure_files).options(
         num_cpus=threads,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0,
         num_returns="streaming",
@@ -51,10 +53,10 @@ def sensitivity_on_cluster(
     raise RuntimeError("the task that measures sensitivity ended without a result")
 
 
-def _measured(
+def measure_files(
     model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, threads: int
 ) -> Iterator[tuple[int, int] | Sensitivity]:
-    """Where it is, a hundred times, and then what was found."""
+    """Where it is, a hundred times (done, total), and then what was found; on the device of this process."""
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     token_ids = {}
@@ -64,8 +66,19 @@ def _measured(
         token_ids[language] = torch.from_numpy(ids.astype(np.int64))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), device)
+    _check_host_memory(decoder, sum(ids.numel() for ids in token_ids.values()))
     found = yield from _now_and_then(measure_sensitivity(decoder, token_ids, microbatch))
     yield found
+
+
+def _check_host_memory(decoder: Decoder, tokens: int) -> None:
+    width = decoder.checkpoint.config.get_text_config().hidden_size
+    needed = decoder.blocks * tokens * width * decoder.compute_dtype.itemsize
+    if needed > (free := available_host_memory()):
+        raise InputError(
+            f"sampling adaptive: inputs of all blocks need {needed / 2**30:.2f} GiB of host memory, "
+            f"{free / 2**30:.2f} GiB are free; take fewer sensitivity_segments"
+        )
 
 
 def _now_and_then(
