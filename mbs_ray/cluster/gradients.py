@@ -30,8 +30,8 @@ def sensitivity_on_cluster(
 ) -> Sensitivity:
     """:func:`~mbs_ray.sensitivity.measure_sensitivity` of the first ``segments`` of every language's file.
 
-    In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does, and where
-    the inputs of all blocks find no room in host memory.
+    In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does, and
+    where the inputs of all blocks find no room in host memory.
     """
     task: Any = ray.remote(measure_files).options(
         num_cpus=threads,
