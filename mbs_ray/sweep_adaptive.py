@@ -51,7 +51,8 @@ def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress
         found = searches[run.label].found() if run.label in searches else None
         if found is not None:
             weights = found["trials"][found["best"]]["weights"]
-            run = replace(run, weights={code: Fraction(one) for code, one in weights.items()}, search=found)
+            # In the order of the languages, in which their moments are summed, not that of the file.
+            run = replace(run, weights={code: Fraction(weights[code]) for code in run.allocation}, search=found)
             values = ", ".join(f"{one:.4g}" for one in found["values"])
             progress.say(
                 f"{run.label}: trial {found['best'] + 1} of {len(found['trials'])} has the least {found['objective']} "

@@ -1,16 +1,20 @@
 """Gradients at the outputs of linears, block by block, against autograd over the whole of a plain model."""
 
+import contextlib
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mbs_ray import sensitivity
 from mbs_ray.calibration.segments import SegmentRequest
 from mbs_ray.cluster import gradients
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.linears import linears_of
@@ -138,3 +142,19 @@ def test_without_room_for_the_inputs_of_all_blocks_it_does_not_begin(
     monkeypatch.setattr(gradients, "available_host_memory", lambda: 4 * 2 * 16 * 32 * 4)
     *steps, found = gradients.measure_files(bloom, "float32", 1, texts, 2, 1)
     assert steps[-1] == (18, 18) and list(found) == [0, 1, 2, 3]
+
+
+def test_a_process_that_is_killed_is_told_in_one_line(
+    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path: Path
+) -> None:
+    def kill(done: int, total: int) -> None:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(b"ray::measure_files"):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    request = SegmentRequest(corpus, str(bloom), ("en",), {"en": 300}, 32, allow_repeat=True)
+    texts = {"en": draw_here(request, tmp_path).path}
+    with pytest.raises(StageDiedError, match="the process that measures sensitivities died") as error:
+        gradients.sensitivity_on_cluster(bloom, "float32", 1, texts, 300, 1, kill)
+    assert "\n" not in str(error.value)

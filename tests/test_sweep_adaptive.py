@@ -126,7 +126,7 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     adaptive = {label: one for label, one in bits(tmp_path).items() if "adaptive" in label}
     jobs, runs = prepared(spec(run, 1, DENSE, (WANDA, SPARSE), (ADAPTIVE,), "plain"), tmp_path, 1)
     weighed = [
-        replace(one, weights={code: Fraction(share) for code, share in chosen["weights"].items()})
+        replace(one, weights={code: Fraction(chosen["weights"][code]) for code in LANGUAGES})
         for one in runs
         for chosen in [searches[one.label]["trials"][searches[one.label]["best"]]]
     ]

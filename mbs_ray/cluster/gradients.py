@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.host_memory import available_host_memory
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.sensitivity import Sensitivity, measure_sensitivity
@@ -31,7 +31,7 @@ def sensitivity_on_cluster(
     """:func:`~mbs_ray.sensitivity.measure_sensitivity` of the first ``segments`` of every language's file.
 
     In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does, and
-    where the inputs of all blocks find no room in host memory.
+    where the inputs of all blocks find no room in host memory, and :class:`StageDiedError` where the process is killed.
     """
     task: Any = ray.remote(measure_files).options(
         num_cpus=threads,
@@ -50,6 +50,11 @@ def sensitivity_on_cluster(
         if isinstance(error.cause, InputError):
             raise error.cause from error
         raise
+    except RayError as error:
+        raise StageDiedError(
+            f"the process that measures sensitivities died ({str(error).splitlines()[0]}); the same command begins it "
+            "anew; where memory is short, take fewer sensitivity_segments"
+        ) from error
     raise RuntimeError("the task that measures sensitivity ended without a result")
 
 
