@@ -31,8 +31,8 @@ class Trial:
 class Search:
     """An objective (see :data:`mbs_ray.calibration.sampling.OBJECTIVES`), and the mixtures that are tried first.
 
-    ``starts`` are equal weights, where they are known the proportional ones, and for ``mean`` those of
-    :func:`sensitive_weights`. ``trials`` is how many are tried at most.
+    ``starts`` are equal weights, where they are known (for ``regret`` always) the proportional ones, and others that
+    promise well. ``trials`` is how many are tried at most.
     """
 
     objective: str

@@ -85,6 +85,11 @@ class PreparedRun:
     search: Mapping[str, Any] | None = None
 
     @property
+    def adaptive(self) -> Adaptive | None:
+        """The sampling of a run whose weights are found by trial; None for any other run."""
+        return self.spec.sampling if isinstance(self.spec.sampling, Adaptive) else None
+
+    @property
     def shares(self) -> dict[str, float] | None:
         """The weights, in plain numbers."""
         return None if self.weights is None else {code: float(one) for code, one in self.weights.items()}

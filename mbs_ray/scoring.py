@@ -31,8 +31,7 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
     once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
     """
     running: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for start in range(0, decoder.vocabulary, VOCABULARY_CHUNK):
-        stop = min(start + VOCABULARY_CHUNK, decoder.vocabulary)
+    for start, stop in vocabulary_chunks(decoder):
         weight, bias = decoder.head_rows(start, stop)
         for position, (hidden, token_ids) in enumerate(microbatches):
             if position == len(running):
@@ -51,6 +50,12 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
                 own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
                 target[part] = torch.where(inside, own, target[part])
     return [Scored(peak + total.log() - target, target == peak) for peak, total, target in running]
+
+
+def vocabulary_chunks(decoder: Decoder) -> list[tuple[int, int]]:
+    """Rows of the head, start to stop, that are on the device at once."""
+    starts = range(0, decoder.vocabulary, VOCABULARY_CHUNK)
+    return [(start, min(start + VOCABULARY_CHUNK, decoder.vocabulary)) for start in starts]
 
 
 def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

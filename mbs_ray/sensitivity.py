@@ -16,7 +16,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.linears import linears_of, shape_of
 from mbs_ray.report import LayerError
-from mbs_ray.scoring import VOCABULARY_CHUNK
+from mbs_ray.scoring import vocabulary_chunks
 
 #: Block → linear → language → s: mean of squared gradients over tokens and outputs, in squared nats.
 Sensitivity = dict[int, dict[str, dict[str, float]]]
@@ -82,10 +82,7 @@ def _head_gradient(decoder: Decoder, hidden: torch.Tensor, token_ids: torch.Tens
     finished = decoder.finish(hidden)
     states = finished[:, :-1].detach().requires_grad_(True)
     tokens = token_ids[:, 1:].to(decoder.device)
-    chunks = [
-        (start, min(start + VOCABULARY_CHUNK, decoder.vocabulary))
-        for start in range(0, decoder.vocabulary, VOCABULARY_CHUNK)
-    ]
+    chunks = vocabulary_chunks(decoder)
     whole = torch.full(tokens.shape, -torch.inf, device=decoder.device)
     with torch.no_grad():
         for start, stop in chunks:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mbs_ray.calibration.overlap import refuse_overlap
-from mbs_ray.calibration.sampling import Adaptive
 from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.calibration.segments import SegmentRequest, draw_apart, draw_segments
 from mbs_ray.cluster.connect import connected
@@ -54,7 +53,7 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
     specs = sweep.runs()
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, progress.work)
     # Those of adaptive runs are told once they are found.
-    for run in distinct_allocations([run for run in runs if not isinstance(run.spec.sampling, Adaptive)]):
+    for run in distinct_allocations([run for run in runs if run.adaptive is None]):
         progress.allocation(run.spec.sampling.label, run.allocation, run.shares)
     uri = default_tracking_uri(places.out)
     told = any(places.run(run.label).told() is not None for run in runs)
@@ -75,7 +74,7 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
         jobs = SweepJobs(places, resolve_numerics(layout.actors, threads), layout, segments, pools(runs))
         progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
         for run in runs:
-            if not isinstance(run.spec.sampling, Adaptive):  # whose weights are not known yet
+            if run.adaptive is None:  # whose weights are not known yet
                 places.run(run.label).refuse_changed(jobs.signature(run))
             places.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
         offload = planned(offload, runs, jobs, progress.say, force)

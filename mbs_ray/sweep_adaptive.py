@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.adaptive import Search, Trial, sensitive_weights
-from mbs_ray.calibration.sampling import Adaptive, Proportional, distribution_for, sampling_spec
+from mbs_ray.calibration.sampling import Proportional, distribution_for, sampling_spec
 from mbs_ray.cluster.gradients import sensitivity_on_cluster
 from mbs_ray.cluster.job import Job
 from mbs_ray.errors import InputError
@@ -32,7 +32,7 @@ def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress
 
     Raises :class:`InputError` where a trial fails.
     """
-    searches = {run.label: _RunSearch(run, driver.jobs, progress) for run in runs if _adaptive(run) is not None}
+    searches = {run.label: _RunSearch(run, driver.jobs, progress) for run in runs if run.adaptive is not None}
     open_ = {label: search for label, search in searches.items() if search.found() is None}
     if open_:
         jobs = driver.jobs.statistics_jobs(lambda run: run.label in open_)
@@ -63,15 +63,11 @@ def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress
     return settled
 
 
-def _adaptive(run: PreparedRun) -> Adaptive | None:
-    return run.spec.sampling if isinstance(run.spec.sampling, Adaptive) else None
-
-
 class _RunSearch:
     """The search for one run's weights. A trial that an earlier command finished is not made again."""
 
     def __init__(self, run: PreparedRun, jobs: SweepJobs, progress: Progress) -> None:
-        sampling = _adaptive(run)
+        sampling = run.adaptive
         assert sampling is not None
         self._run, self._jobs, self._progress, self._sampling = run, jobs, progress, sampling
         self._pool: Pool = next(pool for pool in jobs.pools if run in pool.runs)

@@ -100,28 +100,14 @@ class SweepJobs:
         pool = next((one for one in self.pools if run in one.runs), None)
         if pool is None:
             return job
-        statistics = self._statistics(pool)
-        return replace(
-            job,
-            blocks=self._pool_shards(pool),
-            moments=statistics.sources(run),
-            measured=statistics.measured(run),
-        )
+        return self._taking(job, pool, run)
 
     def trial_job(self, run: PreparedRun, weights: Mapping[str, float], number: int, directory: Path) -> Job:
         """What tells how much each language would lose with these weights; reports of blocks under ``directory``."""
         pool = next(one for one in self.pools if run in one.runs)
         weighed = replace(run, weights={code: Fraction(one) for code, one in weights.items()})
-        statistics = self._statistics(pool)
         job = self._job(run, f"{run.label}-trial{number}", method_spec(run.spec.method), None, (), directory)
-        return replace(
-            job,
-            blocks=self._pool_shards(pool),
-            moments=statistics.sources(weighed),
-            measured=statistics.measured(weighed),
-            per_language=True,
-            trial=True,
-        )
+        return replace(self._taking(job, pool, weighed), per_language=True, trial=True)
 
     def statistics_jobs(self, wanted: Callable[[PreparedRun], bool] | None = None) -> list[Job]:
         """What collects the dense statistics that runs lack which have blocks to solve, or the ``wanted`` ones."""
@@ -153,6 +139,16 @@ class SweepJobs:
 
     def _statistics(self, pool: Pool) -> PoolStatistics:
         return PoolStatistics(pool, self.places, {**self.bits(pool.runs[0]), "replicas": self.layout.replicas})
+
+    def _taking(self, job: Job, pool: Pool, run: PreparedRun) -> Job:
+        """A job that takes the moments of a pool as the run weighs them."""
+        statistics = self._statistics(pool)
+        return replace(
+            job,
+            blocks=self._pool_shards(pool),
+            moments=statistics.sources(run),
+            measured=statistics.measured(run),
+        )
 
     def _pool_shards(self, pool: Pool) -> tuple[range, ...]:
         """The same for the statistics and all runs that take them: a stage finds what it has collected itself."""

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mbs_ray.calibration.sampling import Adaptive
 from mbs_ray.calibration.segments import SegmentRequest
 from mbs_ray.dense_statistics import Source, Target, block_moment_bytes
 from mbs_ray.errors import InputError
@@ -112,7 +111,8 @@ class PoolStatistics:
         return [(self._sampling(run, statistic), 1.0, "")]
 
     def _measured(self, run: PreparedRun) -> list[tuple[Target, float, str]]:
-        asked = coefficients(run) if run.spec.per_language or _is_adaptive(run) else ()
+        # Trials mix, and measure by, the moments of single languages.
+        asked = coefficients(run) if run.spec.per_language or run.adaptive else ()
         return [(self._language(code, Statistic.FULL), 1.0, code) for code in asked]
 
     def _apart(self, run: PreparedRun, statistic: Statistic) -> bool:
@@ -120,7 +120,7 @@ class PoolStatistics:
         assert run.spec.statistics is not None
         if run.spec.statistics.stored != "auto":
             return run.spec.statistics.stored == "languages"
-        if any(one.spec.per_language or _is_adaptive(one) for one in self.pool.runs):
+        if any(one.spec.per_language or one.adaptive for one in self.pool.runs):
             return True
         if all(self._whole(self._language(code, statistic)) for code in coefficients(run)):
             return True
@@ -154,11 +154,6 @@ def coefficients(run: PreparedRun) -> dict[str, float]:
     """
     assert run.weights is not None
     return {code: float(weight * len(run.weights)) for code, weight in run.weights.items()}
-
-
-def _is_adaptive(run: PreparedRun) -> bool:
-    """Whether its weights come of trials, which mix, and measure by, the moments of single languages."""
-    return isinstance(run.spec.sampling, Adaptive)
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mbs_ray import sensitivity
+from mbs_ray import scoring
 from mbs_ray.calibration.segments import SegmentRequest
 from mbs_ray.cluster import gradients
 from mbs_ray.errors import InputError, StageDiedError
@@ -74,7 +74,7 @@ def test_sensitivity_is_the_mean_squared_gradient_of_the_plain_model(
 ) -> None:
     # GPT-2's linears lie transposed; this Gemma caps its logits, so that the head is more than a product.
     folder = write_bloom(tmp_path) if name == "bloom" else write_architecture(tmp_path, name)
-    monkeypatch.setattr(sensitivity, "VOCABULARY_CHUNK", 150)
+    monkeypatch.setattr(scoring, "VOCABULARY_CHUNK", 150)
     found, told = measured(folder)
     flat = {
         (block, linear, language): value

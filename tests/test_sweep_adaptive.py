@@ -1,11 +1,7 @@
 """Sweeps that find the weights of languages by trial: on a cluster, killed in the middle, and again."""
 
 import json
-import os
 import shutil
-import signal
-import threading
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,22 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
-import torch
 from ray.cluster_utils import Cluster
 
-from mbs_ray.calibration.segment_file import SegmentSet
+from mbs_ray.cluster.gradients import measure_files
 from mbs_ray.errors import InputError
-from mbs_ray.model.checkpoint import Checkpoint
-from mbs_ray.model.decoder import Decoder
 from mbs_ray.prepare import PreparedRun
 from mbs_ray.report import read_reports
-from mbs_ray.sensitivity import Sensitivity, measure_sensitivity
 from mbs_ray.sweep_jobs import SweepJobs
 from mbs_ray.sweep_statistics import pools
 from tests.cluster.engine import run_here
 from tests.models import HELD_OUT, write_corpus
-from tests.test_sweep_dense import DENSE, SPARSE, WANDA, bits, prepared, run_sweep, spec
+from tests.test_sweep_dense import DENSE, SPARSE, WANDA, bits, kill_a_stage_after, prepared, run_sweep, spec
 
 ADAPTIVE = {"name": "adaptive", "objective": "regret", "trials": 5, "sensitivity_segments": 2}
 LANGUAGES = ["en", "fr", "hi", "sw"]
@@ -62,30 +53,11 @@ def claimed(jobs: SweepJobs, runs: list[PreparedRun]) -> None:
         jobs.places.run(one.label).claim(jobs.signature(one))
 
 
-def in_this_process(bloom: Path, texts: dict[str, Path]) -> Sensitivity:
-    decoder = Decoder(Checkpoint(bloom), torch.float32)
-    rows = {code: torch.tensor(SegmentSet.open(path).rows(0, 2).token_ids) for code, path in texts.items()}
-    steps = measure_sensitivity(decoder, {code: ids.to(torch.int64) for code, ids in rows.items()}, 2)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_and_finds_them_again(
     ray_cluster: Cluster, run: dict[str, Any], bloom: Path, tmp_path: Path
 ) -> None:
-    def kill_one() -> None:
-        while not list(tmp_path.glob("adaptive/*/trial-1/blocks/*.json")):
-            time.sleep(0.002)
-        actors = ray._private.state.actors().values()
-        alive = [one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"]
-        os.kill(alive[0], signal.SIGKILL)
-
     sweep = spec(run, 2, DENSE, (WANDA, SPARSE), ("equal", ADAPTIVE))
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    killer = kill_a_stage_after(tmp_path, "adaptive/*/trial-1/blocks/*.json")
     result, printed = run_sweep(sweep, tmp_path)
     killer.join()
     assert not result.failed and "starting the stages anew" in printed
@@ -112,7 +84,9 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     claimed(jobs, runs)
     run_here(1, [*jobs.statistics_jobs(), *(jobs.run_job(one) for one in runs)])
     (pool,) = pools(runs)
-    known = in_this_process(bloom, {code: jobs.segments[one.fingerprint].path for code, one in pool.languages.items()})
+    texts = {code: jobs.segments[one.fingerprint].path for code, one in pool.languages.items()}
+    *_, known = measure_files(bloom, "float32", 2, texts, 2, 1)
+    assert isinstance(known, dict)
     for one in runs:
         increase = dict.fromkeys(LANGUAGES, 0.0)
         for report in read_reports(jobs.places.run(one.label).blocks):

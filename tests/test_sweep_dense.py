@@ -121,6 +121,21 @@ def solve_here(sweep: SweepSpec, out: Path, stages: int) -> list[str]:
     return [job.key for job in collecting]
 
 
+def kill_a_stage_after(out: Path, pattern: str) -> threading.Thread:
+    """As soon as there is such a file."""
+
+    def kill_one() -> None:
+        while not list(out.glob(pattern)):
+            time.sleep(0.002)
+        actors = ray._private.state.actors().values()
+        alive = [one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"]
+        os.kill(alive[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    return killer
+
+
 @pytest.fixture(scope="module")
 def solved(run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two methods × two samplings on two stages: fewer samplings than languages, so one sum for each is kept."""
@@ -180,16 +195,8 @@ def test_weights_decide_and_what_each_language_loses_needs_moments_by_language(
 def test_a_sweep_whose_stage_is_killed_after_the_first_moments_by_language_has_the_same_bits_and_tells_the_weights(
     ray_cluster: Cluster, solved: Path, run: dict[str, Any], tmp_path: Path
 ) -> None:
-    def kill_one() -> None:
-        while not list(tmp_path.glob("statistics/*/block-00001.safetensors")):
-            time.sleep(0.002)
-        actors = ray._private.state.actors().values()
-        alive = [one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"]
-        os.kill(alive[0], signal.SIGKILL)
-
     shutil.copytree(solved / "segments", tmp_path / "segments")
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    killer = kill_a_stage_after(tmp_path, "statistics/*/block-00001.safetensors")
     result, printed = run_sweep(spec(run, 1, {**DENSE, "stored": "languages"}), tmp_path)
     killer.join()
     assert not result.failed and "starting the stages anew" in printed

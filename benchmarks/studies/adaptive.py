@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from benchmarks.studies.pictures import legend_below, small_multiples
-from benchmarks.studies.results import increases
+from benchmarks.studies.results import increases, summaries
 from benchmarks.studies.seeds import interval
 
 _KEYS = ["model", "method", "sampling", "seed"]
@@ -41,12 +41,12 @@ def verdicts(sweeps: list[Path]) -> pd.DataFrame:
                 continue
             paired = logs.xs(name, level="sampling") - logs.xs(fixed, level="sampling")
             told = paired.groupby(level=["model", "method"]).agg(interval)
+            outcomes = {
+                column: ["noise" if "noise" in one else one[0] for one in told[column]] for column in _SUMMARIES
+            }
             rows[name, fixed] = {
-                column: " / ".join(
-                    str(sum(one.startswith(sign) if sign else "noise" in one for one in _clear(told[column])))
-                    for sign in ("-", "", "+")
-                )
-                for column in _SUMMARIES
+                column: " / ".join(str(own.count(kind)) for kind in ("-", "noise", "+"))
+                for column, own in outcomes.items()
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -95,10 +95,6 @@ def figure(sweeps: list[Path]) -> Figure:
     return canvas
 
 
-def _clear(told: pd.Series) -> list[str]:
-    return ["noise" if "noise" in one else one for one in told]
-
-
 def _adaptive(logs: pd.DataFrame) -> list[str]:
     names = dict.fromkeys(logs.index.get_level_values("sampling"))
     return [name for name in names if name.startswith("adaptive")]
@@ -108,6 +104,4 @@ def _summaries(sweeps: list[Path]) -> pd.DataFrame:
     """Log increases: mean over languages, the largest, and English, by model, method, sampling and seed."""
     frame = pd.concat([increases(sweep) for sweep in sweeps], ignore_index=True)
     frame["log"] = np.log(frame["increase"])
-    logs = frame.set_index([*_KEYS, "language"])["log"]
-    runs = logs.groupby(level=_KEYS, sort=False)
-    return pd.DataFrame({"geomean": runs.mean(), "worst": runs.max(), "en": logs.xs("en", level="language")})
+    return summaries(frame.set_index([*_KEYS, "language"])["log"], _KEYS)

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.studies.pictures import legend_below, small_multiples
-from benchmarks.studies.results import increases
+from benchmarks.studies.results import increases, summaries
 from benchmarks.studies.seeds import interval
 
 _BASE = "propagated"
@@ -17,7 +17,7 @@ _KEYS = ["method", "sampling", "statistics", "seed"]
 def table(sweep: Path) -> pd.DataFrame:
     """Mean over seeds of the geometric mean, the worst language and English: perplexity over dense, and how dense
     statistics differ from propagated ones in 100 × log, ± half of the 95 % interval (t, paired by seed)."""
-    logs = _summaries(_logs(sweep))
+    logs = summaries(_logs(sweep), _KEYS)
     rows = {}
     for (method, sampling, statistics), own in logs.groupby(level=_KEYS[:3], sort=False):
         means = np.exp(own.mean())
@@ -73,9 +73,3 @@ def _logs(sweep: Path) -> pd.Series:
     frame = increases(sweep)
     frame["log"] = np.log(frame["increase"])
     return frame.set_index([*_KEYS, "language"])["log"]
-
-
-def _summaries(logs: pd.Series) -> pd.DataFrame:
-    runs = logs.groupby(level=_KEYS, sort=False)
-    english = logs.xs("en", level="language")
-    return pd.DataFrame({"geomean": runs.mean(), "worst": runs.max(), "en": english})

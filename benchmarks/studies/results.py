@@ -43,6 +43,12 @@ def _statistics(spec: dict) -> str:
     return PROPAGATED if dense == PROPAGATED else DenseStatistics(**dense).label
 
 
+def summaries(logs: pd.Series, keys: list[str]) -> pd.DataFrame:
+    """Of log increases by ``keys`` and language: their mean over the languages, the largest, and English's."""
+    runs = logs.groupby(level=keys, sort=False)
+    return pd.DataFrame({"geomean": runs.mean(), "worst": runs.max(), "en": logs.xs("en", level="language")})
+
+
 def shares(sweep: Path) -> dict[str, pd.Series]:
     """By model of a sweep: language → share of its training data among the languages of the sweep."""
     specs = [read(path) for path in sorted(sweep.glob("runs/*/spec.json"))]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
-from benchmarks.studies.results import increases
+from benchmarks.studies.results import increases, summaries
 
 _BASE = "equal"
 
@@ -45,9 +45,8 @@ def spread(sweep: Path) -> pd.DataFrame:
 def _by_run(sweep: Path) -> pd.DataFrame:
     frame = increases(sweep)
     frame["log"] = np.log(frame["increase"])
-    runs = frame.groupby(["method", "sampling", "seed"], sort=False)["log"]
-    english = frame[frame["language"] == "en"].set_index(["method", "sampling", "seed"])["log"]
-    return pd.DataFrame({"geomean": runs.mean(), "worst": runs.max(), "en": english}).sort_index()
+    keys = ["method", "sampling", "seed"]
+    return summaries(frame.set_index([*keys, "language"])["log"], keys).sort_index()
 
 
 def interval(values: pd.Series) -> str:
