@@ -13,8 +13,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from mbs_ray.cluster.aio_op import is_built, load_aio
-from tests.models import to_hub_layout, write_bloom, write_corpus, write_llama
+from mbs_ray.cluster.activations.aio_op import is_built, load_aio
+from tests.support.models import to_hub_layout, write_bloom, write_corpus, write_llama
 
 OBJECT_STORE_BYTES = 80 * 2**20
 
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def aio(request: pytest.FixtureRequest) -> Any:
     """DeepSpeed's async_io. Tests do not wait the minutes it takes to build it."""
     if not is_built():
-        message = "async_io is not built: python -m mbs_ray.cluster.aio_op"
+        message = "async_io is not built: python -m mbs_ray.cluster.activations.aio_op"
         if request.config.getoption("--require-aio"):
             pytest.fail(message)
         pytest.skip(message)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.studies import adaptive, budget, dense, hessian, monolingual, pairs, resistance, seeds, temperature
 from benchmarks.studies.similarity import similarities
-from mbs_ray.plots import save_figure
+from mbs_ray.report.figures.canvas import save_figure
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from benchmarks.studies.pictures import legend_below, small_multiples
-from benchmarks.studies.results import increases, summaries
+from benchmarks.studies.panels import legend_below, small_multiples
 from benchmarks.studies.seeds import interval
+from benchmarks.studies.study_table import increases, summaries
 
 _KEYS = ["model", "method", "sampling", "seed"]
 _SUMMARIES = ("geomean", "worst", "en")

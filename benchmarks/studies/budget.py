@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
-from benchmarks.studies.results import increases
+from benchmarks.studies.panels import legend_below, sampling_colour, small_multiples
+from benchmarks.studies.study_table import increases
 
 
 def _summaries(sweep: Path) -> pd.DataFrame:

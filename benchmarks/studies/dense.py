@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.studies.pictures import legend_below, small_multiples
-from benchmarks.studies.results import increases, summaries
+from benchmarks.studies.panels import legend_below, small_multiples
 from benchmarks.studies.seeds import interval
+from benchmarks.studies.study_table import increases, summaries
 
 _BASE = "propagated"
 _KEYS = ["method", "sampling", "statistics", "seed"]

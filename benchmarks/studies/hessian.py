@@ -9,14 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
-from benchmarks.studies.results import increases, read, segment_file
-from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.compression import collect
+from benchmarks.studies.panels import legend_below, sampling_colour, small_multiples
+from benchmarks.studies.study_table import increases, read, segment_file
+from mbs_ray.compression.collect import collect
 from mbs_ray.methods import Statistic
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.recorder import hidden_states
+from mbs_ray.text.segment_file import SegmentSet
 
 _MICROBATCH = 32
 

@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from benchmarks.studies.pictures import small_multiples
-from benchmarks.studies.results import increases
-from mbs_ray.languages import table_order
+from benchmarks.studies.panels import small_multiples
+from benchmarks.studies.study_table import increases
+from mbs_ray.languages.facts import table_order
 
 _ORDERS = 9999
 

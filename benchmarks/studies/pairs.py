@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.studies.pictures import legend_below, small_multiples
-from benchmarks.studies.results import increases
-from mbs_ray.languages import table_order
+from benchmarks.studies.panels import legend_below, small_multiples
+from benchmarks.studies.study_table import increases
+from mbs_ray.languages.facts import table_order
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from benchmarks.studies.pictures import legend_below, sampling_colour, small_multiples
-from benchmarks.studies.results import increases, shares
+from benchmarks.studies.panels import legend_below, sampling_colour, small_multiples
+from benchmarks.studies.study_table import increases, shares
 
 
 def _means(sweep: Path) -> pd.DataFrame:

@@ -6,19 +6,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.studies.results import read, segment_file
-from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.cluster.activations import ActivationStore, MemoryTier
-from mbs_ray.evaluation.similarity import measure_similarity
+from benchmarks.studies.study_table import read, segment_file
+from mbs_ray.cluster.activations.memory_tier import MemoryTier
+from mbs_ray.cluster.activations.store import ActivationStore
+from mbs_ray.evaluation.language_angles import measure_similarity
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.text.segment_file import SegmentSet
 
 _MICROBATCH = 32
 
 
 def similarities(sweep: Path, segments: Path) -> dict[str, dict[str, pd.DataFrame]]:
-    """By model and kind, languages × languages, cosines of :mod:`mbs_ray.evaluation.similarity`: ``diagonal`` at the
-    input of block 0 (the vector of arXiv 2404.04748), and ``full``, the mean over the inputs of all blocks."""
+    """By model and kind, languages × languages, cosines of :mod:`mbs_ray.evaluation.language_angles`: ``diagonal`` at
+    the input of block 0 (the vector of arXiv 2404.04748), and ``full``, the mean over the inputs of all blocks."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for name, (model, sets) in _sets(sweep).items():
         token_ids = {

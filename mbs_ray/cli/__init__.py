@@ -1,8 +1,19 @@
-"""The command line: ``mbs allocate | plan | compress | sweep | evaluate | similarity | report | …``."""
+"""The command line: ``mbs allocate | plan | compress | sweep | evaluate | similarity | report | …``.
+
+Parses, calls the driver, prints tables; nothing is computed here. Begin with ``sweep_commands.py``.
+Imports: ``driver``, ``plan``, ``tracking``, ``report``, ``cluster``, ``evaluation``, ``run``, ``model``, ``languages``.
+"""
 
 import typer
 
-from mbs_ray.cli import allocate, measure, plan, results, sweep, track
+from mbs_ray.cli import (
+    allocate_command,
+    checkpoint_commands,
+    mlflow_commands,
+    plan_command,
+    result_commands,
+    sweep_commands,
+)
 
 app = typer.Typer(
     name="mbs",
@@ -11,5 +22,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for commands in (allocate, plan, sweep, measure, results, track):
+for commands in (
+    allocate_command,
+    plan_command,
+    sweep_commands,
+    checkpoint_commands,
+    result_commands,
+    mlflow_commands,
+):
     app.add_typer(commands.app)

@@ -6,8 +6,9 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.dense_statistics import Source, Target
+from mbs_ray.compression.stored_moments import Source, Target
+from mbs_ray.run.directory import scores_file
+from mbs_ray.text.segment_file import SegmentSet
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,6 @@ def segment_file(name: str, segments: SegmentSet) -> SegmentFile:
     """A written set of segments as the stages are told of it; its rows go by language."""
     counted = (repeat(language, count) for language, count in segments.allocation.items())
     return SegmentFile(name, segments.path, tuple(chain.from_iterable(counted)))
-
-
-def scores_file(directory: Path, name: str) -> Path:
-    """Where a run, or a dense evaluation, leaves the token scores of an evaluation set."""
-    return directory / "evaluation" / f"{name}.parquet"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
 """How many stages and replicas there are, and which stage owns which blocks: shards of about equal cost."""
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import Statistic
-from mbs_ray.model.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -71,70 +67,3 @@ def resolve_layout(
             "ask for fewer replicas or a smaller microbatch"
         )
     return Layout(stages, replicas)
-
-
-def deal(costs: Sequence[float], hands: int) -> list[int]:
-    """To whom each piece of work is dealt: the costliest first, to who has the least."""
-    load = [0.0] * hands
-    dealt = [0] * len(costs)
-    for piece in sorted(range(len(costs)), key=lambda one: -costs[one]):
-        dealt[piece] = min(range(hands), key=load.__getitem__)
-        load[dealt[piece]] += costs[piece]
-    return dealt
-
-
-def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range]:
-    """Contiguous shards of the blocks for which the costliest stage is cheapest.
-
-    costs: of each block; last: what the last stage does besides (the head). Any unit. Every stage gets at least
-    one block; of equally good cuts the one is taken whose last stages have the fewest. InputError where there are
-    more stages than blocks.
-    """
-    blocks = len(costs)
-    if stages > blocks:
-        raise InputError(
-            f"layout.stages: {stages} stages are more than the {blocks} blocks of the model; ask for fewer"
-        )
-    sums = [0.0]
-    for cost in costs:
-        sums.append(sums[-1] + cost)
-    # best[b] and cut[s][b]: the costliest of s stages that hold the first b blocks, and where the last begins.
-    best = sums[:]
-    cuts: list[list[int]] = []
-    for stage in range(2, stages + 1):
-        head = last if stage == stages else 0.0
-        following, cut = [float("inf")] * (blocks + 1), [0] * (blocks + 1)
-        for stop in range(stage, blocks + 1):
-            for start in range(stage - 1, stop):
-                costliest = max(best[start], sums[stop] - sums[start] + head)
-                if costliest <= following[stop]:
-                    following[stop], cut[stop] = costliest, start
-        best = following
-        cuts.append(cut)
-    bounds = [blocks]
-    for cut in reversed(cuts):
-        bounds.append(cut[bounds[-1]])
-    edges = [0, *reversed(bounds)]
-    return [range(first, stop) for first, stop in itertools.pairwise(edges)]
-
-
-def block_costs(decoder: Decoder, statistic: Statistic, calibrating: int, evaluating: int) -> list[float]:
-    """Operations of each block of a run with so many tokens of calibration and of evaluation.
-
-    Calibration segments go through a block twice, and through its moments; evaluation segments once. Attention
-    is left out: it costs every block the same.
-    """
-    costs = []
-    for index in range(decoder.blocks):
-        shapes = decoder.linears(index).values()
-        weights = sum(rows * columns for rows, columns in shapes)
-        cost = 2.0 * weights * (2 * calibrating + evaluating)
-        if statistic is Statistic.FULL and calibrating:
-            cost += sum(columns**2 * calibrating + columns**3 + rows * columns**2 for rows, columns in shapes)
-        costs.append(cost)
-    return costs
-
-
-def head_cost(decoder: Decoder, evaluating: int) -> float:
-    """Operations of the head, which only evaluation segments reach."""
-    return 2.0 * decoder.vocabulary * decoder.width * evaluating

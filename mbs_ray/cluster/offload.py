@@ -13,17 +13,18 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.cluster.activations import ActivationStore, MemoryTier
-from mbs_ray.cluster.aio import check_lockable, padded
-from mbs_ray.cluster.aio_op import BUILD_SECONDS, is_built, load_aio
+from mbs_ray.cluster.activations.aio import check_lockable, padded
+from mbs_ray.cluster.activations.aio_op import BUILD_SECONDS, is_built, load_aio
+from mbs_ray.cluster.activations.host_memory import available_host_memory, pinned_size
+from mbs_ray.cluster.activations.memory_tier import MemoryTier
+from mbs_ray.cluster.activations.nvme_tier import NvmeTier, remove_stale
+from mbs_ray.cluster.activations.slot_file import BUFFERS
+from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.bounds import RUNS_HELD, TierName
-from mbs_ray.cluster.host_memory import available_host_memory, pinned_size
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.nvme_tier import NvmeTier, remove_stale
-from mbs_ray.cluster.slot_file import BUFFERS
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.text.segment_file import SegmentSet
 
 #: What may be taken of free memory unless a tier is asked for; without a plan, blocks, moments and factors need most
 #: of the rest.

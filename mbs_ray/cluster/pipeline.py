@@ -10,16 +10,16 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from mbs_ray.cluster.activations import RunAbandonedError
-from mbs_ray.cluster.host_memory import LARGE_PAGES
+from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
+from mbs_ray.cluster.activations.store import RunAbandonedError
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, Place
 from mbs_ray.cluster.offload import AUTO, Offload, settle
-from mbs_ray.cluster.replicas import START_SECONDS as GROUP_SECONDS
-from mbs_ray.cluster.replicas import ReplicaLostError
-from mbs_ray.cluster.stage import Stage
-from mbs_ray.cluster.stage_run import Status
-from mbs_ray.cluster.timeline import Span
+from mbs_ray.cluster.stage.actor import Stage
+from mbs_ray.cluster.stage.replicas import START_SECONDS as GROUP_SECONDS
+from mbs_ray.cluster.stage.replicas import ReplicaLostError
+from mbs_ray.cluster.stage.stage_run import Status
+from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.errors import InputError, StageDiedError
 
 PLACE_SECONDS = 30.0

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.intervals import Interval, percentile_interval
 from mbs_ray.evaluation.perplexity import LanguageScore, bootstrap_differences, language_scores, mean_of_languages
-from mbs_ray.languages import table_order
+from mbs_ray.languages.facts import table_order
 
 _TOKEN = ("document", "bytes", "segment")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mbs_ray.calibration.draw import generator
+from mbs_ray.text.unit_draw import generator
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -68,3 +68,8 @@ def percentile_interval(estimates: npt.NDArray[np.float64]) -> Interval | None:
         return None
     low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
+
+
+def interval_text(interval: Interval | None, form: str = ".3f") -> str:
+    """``1.021 … 1.043``; empty where there is no interval."""
+    return "" if interval is None else f"{interval.low:{form}} … {interval.high:{form}}"

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbs_ray.evaluation.intervals import Interval, SegmentSums, bootstrap_means, percentile_interval
-from mbs_ray.languages import table_order
+from mbs_ray.languages.facts import table_order
 
 
 @dataclass(frozen=True)

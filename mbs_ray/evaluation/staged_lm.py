@@ -11,7 +11,7 @@ from lm_eval.models.utils import has_bos_prefix, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mbs_ray.errors import InputError
-from mbs_ray.evaluation.token_requests import RequestScore
+from mbs_ray.evaluation.token_scores import RequestScore
 
 #: Token sequences → what is known of the tokens 2…n of each.
 Score = Callable[[Sequence[Sequence[int]]], list[RequestScore]]

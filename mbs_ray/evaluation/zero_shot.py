@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.journal import check_name
-from mbs_ray.languages import LANGUAGES, table_order
+from mbs_ray.languages.facts import LANGUAGES, table_order
 
 #: Of a task whose name tells no language: ISO 639's code for that.
 UNDETERMINED = "und"
@@ -102,7 +101,6 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
                 f"it is {task.OUTPUT_TYPE} with {', '.join(task.aggregation())}; leave it out"
             )
         key = task_language(name)
-        check_name("acc/{}/{}".format(*key))
         if key in seen:
             raise InputError(f"tasks {seen[key]} and {name} both are {key[0]} in {key[1]}; leave one out")
         seen[key] = name

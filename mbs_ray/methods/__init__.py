@@ -1,4 +1,8 @@
-"""Compress one linear: (weight, second moment of its inputs) -> compressed linear. Needs torch alone."""
+"""Compress one linear: (weight, second moment of its inputs) -> compressed linear. Needs torch alone.
+
+Imports: ``errors`` alone, so that it can be used as a library.
+Begin with ``sparsegpt.py``: a method is a frozen dataclass that is its own configuration.
+"""
 
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.gptq import GPTQ

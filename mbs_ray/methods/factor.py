@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.fields import require_fraction
-from mbs_ray.methods.inputs import is_finite, required_moment
+from mbs_ray.methods.field_checks import require_fraction
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed
+from mbs_ray.methods.tensor_checks import is_finite, required_moment
 
 FIRST_DAMPING = 1e-4
 LAST_DAMPING = 1.0

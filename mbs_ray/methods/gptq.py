@@ -8,13 +8,13 @@ from torch import Tensor
 
 from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.factor import Factored, InverseFactor, inverse_factor
-from mbs_ray.methods.fields import require_flag
+from mbs_ray.methods.field_checks import require_flag
 from mbs_ray.methods.grid import Quantization
-from mbs_ray.methods.inputs import check_tensors, required_moment
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 
 @dataclass(frozen=True, kw_only=True)

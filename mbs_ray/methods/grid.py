@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.fields import require_flag, require_integer
+from mbs_ray.methods.field_checks import require_flag, require_integer
 
 CLIP_STEPS = 40
 LEAST_CLIP = 0.2

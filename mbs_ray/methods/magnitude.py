@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mbs_ray.methods.inputs import check_tensors
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_groups
+from mbs_ray.methods.tensor_checks import check_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,21 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mbs_ray.methods.fields import require_fraction
-from mbs_ray.methods.greedy import (
-    DampedHessian,
-    check_columns,
-    damped_hessian,
-    reconstructed,
-    rows_at_once,
-    settle,
-)
+from mbs_ray.methods.field_checks import require_fraction
+from mbs_ray.methods.greedy import DampedHessian, check_columns, damped_hessian, reconstructed, rows_at_once, settle
 from mbs_ray.methods.grid import Grid, Quantization
-from mbs_ray.methods.inputs import check_tensors, required_moment
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest_of_all
+from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.inputs import is_finite
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
+from mbs_ray.methods.tensor_checks import is_finite
 
 ROWS_AT_ONCE = 1024
 

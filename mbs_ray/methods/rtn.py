@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.grid import Grid, Quantization
-from mbs_ray.methods.inputs import check_tensors
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.tensor_checks import check_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

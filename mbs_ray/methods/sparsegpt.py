@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.factor import Factored, InverseFactor
-from mbs_ray.methods.fields import require_flag, require_integer
-from mbs_ray.methods.inputs import check_tensors, required_moment
+from mbs_ray.methods.field_checks import require_flag, require_integer
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.pruning_mask import PruningMask
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning
+from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.fields import require_fraction
+from mbs_ray.methods.field_checks import require_fraction
 
 UNSTRUCTURED = "unstructured"
 COMPARED_GROUP = 16

@@ -30,3 +30,12 @@ def _shallow_copy(module: Any) -> Any:
     copied = copy.copy(module)
     copied._modules = dict(module._modules)
     return copied
+
+
+VOCABULARY_CHUNK = 32_768
+
+
+def vocabulary_chunks(vocabulary: int) -> list[tuple[int, int]]:
+    """Rows of the head, start to stop, that are on the device at once."""
+    starts = range(0, vocabulary, VOCABULARY_CHUNK)
+    return [(start, min(start + VOCABULARY_CHUNK, vocabulary)) for start in starts]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import Compressed
 
 #: Rows packed at once: the library needs about 16 bytes of memory per weight while it packs.
 _ROWS_AT_ONCE = 256
@@ -41,7 +40,9 @@ class IntegerScheme:
         return {weight.removesuffix("weight") + part for part in parts}
 
 
-def pack_linear(result: Compressed, scheme: IntegerScheme) -> dict[str, torch.Tensor]:
+def pack_linear(
+    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, scheme: IntegerScheme
+) -> dict[str, torch.Tensor]:
     """What is stored instead of the ``weight`` [rows, columns] of a linear, on the host.
 
     ``weight_packed`` int32 [rows, ⌈columns · bits / 32⌉], ``weight_scale`` [rows, groups] in the weight's dtype,
@@ -49,20 +50,17 @@ def pack_linear(result: Compressed, scheme: IntegerScheme) -> dict[str, torch.Te
     """
     from compressed_tensors.compressors.pack_quantized import pack_to_int32
 
-    assert result.codes is not None and result.scales is not None and result.zeros is not None
-    packed = [
-        pack_to_int32(_signed(rows, scheme.bits), scheme.bits).cpu() for rows in result.codes.split(_ROWS_AT_ONCE)
-    ]
+    packed = [pack_to_int32(_signed(rows, scheme.bits), scheme.bits).cpu() for rows in codes.split(_ROWS_AT_ONCE)]
     tensors = {
         "weight_packed": torch.cat(packed),
-        "weight_scale": result.scales.cpu(),
-        "weight_shape": torch.tensor(result.codes.shape),
+        "weight_scale": scales.cpu(),
+        "weight_shape": torch.tensor(codes.shape),
     }
     if scheme.symmetric:
         # The form has no place for another zero point than this one.
-        assert bool((result.zeros == _middle(scheme.bits)).all())
+        assert bool((zeros == _middle(scheme.bits)).all())
     else:
-        tensors["weight_zero_point"] = pack_to_int32(_signed(result.zeros, scheme.bits), scheme.bits, 0).cpu()
+        tensors["weight_zero_point"] = pack_to_int32(_signed(zeros, scheme.bits), scheme.bits, 0).cpu()
     return tensors
 
 

@@ -1,1 +1,5 @@
-"""What a job needs of memory, storage and time, told before it starts."""
+"""Memory, time and disk of a sweep, computed before it starts.
+
+Imports: ``cluster``, ``evaluation`` (scoring), ``run``, ``compression``, ``model``, ``methods``, ``languages``.
+Begin with ``make_plan.py``.
+"""

@@ -96,7 +96,7 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     """The node that asks: what is free on it now."""
     import torch
 
-    from mbs_ray.cluster.host_memory import available_host_memory
+    from mbs_ray.cluster.activations.host_memory import available_host_memory
 
     gpus = torch.cuda.device_count()
     memory = min((torch.cuda.mem_get_info(index)[0] for index in range(gpus)), default=0)

@@ -1,20 +1,17 @@
 """The plan of a sweep file: on nodes that are described, on a live cluster, or on this machine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from mbs_ray.cluster.layout import resolve_layout
-from mbs_ray.cluster.offload import Offload
 from mbs_ray.plan.hardware import Hardware, live_cluster, this_machine
-from mbs_ray.plan.measure import measure_rates
-from mbs_ray.plan.planning import Plan, beside_activations, make_plan, refuse
+from mbs_ray.plan.make_plan import make_plan
+from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.rates import Rates, assumed_rates
-from mbs_ray.plan.view import summary
+from mbs_ray.plan.stage_plans import Plan
 from mbs_ray.plan.work import Outlines, Work, works_of
-from mbs_ray.prepare import PreparedRun
-from mbs_ray.specs import SweepSpec
-from mbs_ray.sweep_jobs import SweepJobs
+from mbs_ray.run.sweep_spec import SweepSpec
 
 
 def plan_sweep(
@@ -80,26 +77,3 @@ def _rates(
         rates = measure_rates(works, rates, out or Path.cwd(), each)
     named = {key: value for key, value in given.items() if value is not None}
     return replace(rates.asked(**named), source="as given") if named else rates
-
-
-def planned(
-    offload: Offload, runs: Sequence[PreparedRun], jobs: SweepJobs, say: Callable[[str], None], force: bool
-) -> Offload:
-    """Say the plan of the runs that are not finished, and let it choose where activations go.
-
-    Raises :class:`InputError` where it does not fit, unless ``force`` is given.
-    """
-    todo = [run for run in runs if jobs.finished_result(run) is None]
-    if not todo:
-        return offload
-    hardware = live_cluster(offload.nvme_path).storing(jobs.places.out)
-    works = works_of([run.spec for run in todo], [run.label for run in todo], Outlines(hardware.cuda))
-    rates = assumed_rates(hardware.device, hardware.cuda, jobs.numerics.threads, works[0].decoder.compute_dtype)
-    plan = make_plan(works, hardware, jobs.layout, rates, offload.asked, offload.nvme_path is not None)
-    say(summary(plan))
-    if force:
-        for problem in plan.problems:
-            say(f"forced: {problem}")
-    else:
-        refuse(plan)
-    return replace(offload, beside=beside_activations(plan))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
-from mbs_ray.calibration.sampling import Adaptive, distribution_for
-from mbs_ray.cluster.bounds import settled_microbatch
-from mbs_ray.languages import parse_languages
+from mbs_ray.languages.distribution import parse_languages
+from mbs_ray.languages.sampling_registry import distribution_for
+from mbs_ray.languages.samplings import Adaptive
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.plan.outline import OutlineDecoder, outline
-from mbs_ray.specs import RunSpec
+from mbs_ray.plan.meta_checkpoint import OutlineDecoder, outline
+from mbs_ray.run.microbatch import settled_microbatch
+from mbs_ray.run.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from mbs_ray.calibration.segment_file import SegmentSet
-from tests.cluster.engine import draw
+from mbs_ray.text.segment_file import SegmentSet
+from tests.support.engine import draw
 
 
 @pytest.fixture(scope="module")

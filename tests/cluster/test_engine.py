@@ -13,17 +13,17 @@ from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.calibration.segment_file import SegmentSet
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.numerics import resolve_numerics
 from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.compression.block_report import read_reports
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
-from mbs_ray.numerics import resolve_numerics
-from mbs_ray.report import read_reports
-from tests.cluster.engine import assemble_run, compress_in_sequence, compress_plainly, digest, draw, make_job, run_all
+from mbs_ray.text.segment_file import SegmentSet
 from tests.conftest import OBJECT_STORE_BYTES
-from tests.models import write_bloom, write_corpus
+from tests.support.engine import assemble_run, compress_in_sequence, compress_plainly, digest, draw, make_job, run_all
+from tests.support.models import write_bloom, write_corpus
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 

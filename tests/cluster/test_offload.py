@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.cluster.host_memory import available_host_memory, left_by_groups
+from mbs_ray.cluster.activations.host_memory import available_host_memory, left_by_groups
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO, Offload, Room, choose, look_around
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError
-from tests.cluster.engine import draw, make_job
+from mbs_ray.text.segment_file import SegmentSet
+from tests.support.engine import draw, make_job
 
 GIB = 2**30
 NVME = Path("/nvme")

@@ -12,14 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
-from mbs_ray.calibration.segment_file import SegmentSet
-from mbs_ray.cluster.layout import Layout, deal
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
+from mbs_ray.cluster.sharding import deal
+from mbs_ray.compression.block_report import read_reports
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
-from mbs_ray.report import read_reports
-from tests.cluster.engine import compress_in_parts, digest, draw, make_job, run_all
+from mbs_ray.text.segment_file import SegmentSet
+from tests.support.engine import compress_in_parts, digest, draw, make_job, run_all
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 METHODS = {

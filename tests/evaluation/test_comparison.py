@@ -11,8 +11,8 @@ import pytest
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.comparison import Difference, compare_scores
 from mbs_ray.evaluation.intervals import Interval, resamples
-from mbs_ray.forest_plot import difference_forest
-from mbs_ray.token_scores import SCHEMA
+from mbs_ray.evaluation.token_scores import SCHEMA
+from mbs_ray.report.figures.difference_forest import difference_forest
 
 LENGTH = 20
 COUNTS = {"sw": 3, "en": 5}

@@ -19,14 +19,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app
-from mbs_ray.cluster.activations import ActivationStore, MemoryTier
+from mbs_ray.cli.terminal_tables import accuracy_table
+from mbs_ray.cluster.activations.memory_tier import MemoryTier
+from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO
-from mbs_ray.cluster.worker import Worker
+from mbs_ray.cluster.stage.worker import Worker
+from mbs_ray.driver.evaluate_tasks import Scorer, track_scores
+from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.token_requests import TokenRequests
 from mbs_ray.errors import InputError
-from mbs_ray.evaluate_tasks import Scorer, track_scores
-from mbs_ray.evaluation.token_requests import RequestScore, TokenRequests
+from mbs_ray.evaluation.token_scores import RequestScore
 from mbs_ray.evaluation.zero_shot import (
     TaskScore,
     language_means,
@@ -36,12 +40,10 @@ from mbs_ray.evaluation.zero_shot import (
     task_language,
     task_metrics,
 )
-from mbs_ray.prepare import read_through
-from mbs_ray.progress import Progress
-from mbs_ray.tables import accuracy_table
-from mbs_ray.tracking import Tracking, database_uri
-from tests.evaluation.task_files import write_tasks
-from tests.models import TEXTS
+from mbs_ray.run.prepare import read_through
+from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
+from tests.support.models import TEXTS
+from tests.support.task_files import write_tasks
 
 pytest.importorskip("lm_eval")
 MAX_LENGTH = 40
@@ -255,9 +257,9 @@ def test_the_command_prints_writes_and_tracks_accuracies(
     assert content["shots"] == 0 and content["limit"] == 4 and {one["documents"] for one in content["scores"]} == {4}
     scores = [TaskScore(**one) for one in content.pop("scores")]
     metrics = task_metrics(scores)
-    tracking = Tracking(database_uri(tmp_path), "evaluate", tmp_path / "artifacts")
-    track_scores(tracking, written.parent.name, content, written, scores)
-    client = tracking.client
+    connection = MlflowConnection(database_uri(tmp_path), "evaluate", tmp_path / "artifacts")
+    track_scores(connection, written.parent.name, content, written, scores)
+    client = connection.client
     experiment = client.get_experiment_by_name("evaluate")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED" and run.data.tags["mbs.kind"] == "run"

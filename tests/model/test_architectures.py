@@ -10,15 +10,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from mbs_ray.compression import Collected, collect, language_sums, solve, turns, weight_changes
+from mbs_ray.compression.collect import Collected, collect, turns
+from mbs_ray.compression.layer_error import language_sums, weight_changes
+from mbs_ray.compression.solve import solve
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.scoring import score
 from mbs_ray.methods import RTN, SparseGPT, Statistic, Wanda
+from mbs_ray.model.assemble import assemble_packed
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.export import assemble_packed
 from mbs_ray.model.packed import IntegerScheme
-from mbs_ray.scoring import score
-from tests.architectures import CONFIGS, SIX, WINDOW, Tensors, bare, rewrite, write_architecture
+from tests.support.architectures import CONFIGS, SIX, WINDOW, Tensors, bare, rewrite, write_architecture
 
 CPU = torch.device("cpu")
 IDS = torch.randint(0, 400, (3, 3 * WINDOW), generator=torch.Generator().manual_seed(1))

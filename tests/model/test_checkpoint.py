@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
-from mbs_ray.model.scan import fingerprint
+from mbs_ray.model.fingerprint import fingerprint
 
 
 def test_every_tensor_is_found_by_the_models_name_in_both_layouts(bloom: Path, hub_bloom: Path) -> None:

@@ -71,7 +71,7 @@ def test_linears_and_tensors_of_a_block_are_those_of_the_checkpoint(bloom: Path,
 
 
 def test_block_1_is_not_taken_for_block_11(tmp_path: Path) -> None:
-    from tests.models import write_bloom
+    from tests.support.models import write_bloom
 
     decoder = Decoder(Checkpoint(write_bloom(tmp_path / "deep", layers=12)), torch.float32)
     assert all(stored.startswith("transformer.h.1.") for stored in decoder.block_tensors(1).values())

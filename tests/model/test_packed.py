@@ -10,17 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import (
-    METHODS,
-    RTN,
-    Compressed,
-    Magnitude,
-    Method,
-    Moment,
-    Statistic,
-    build_method,
-    method_spec,
-)
+from mbs_ray.methods import METHODS, RTN, Compressed, Magnitude, Method, Moment, Statistic, build_method, method_spec
 from mbs_ray.model.packed import IntegerScheme, check_loadable, pack_linear, packed_block
 
 

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import RTN, method_spec
+from mbs_ray.model.assemble import assemble, assemble_packed
 from mbs_ray.model.block_files import block_file, write_block, write_outside
 from mbs_ray.model.checkpoint import Checkpoint, read_header
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.export import assemble, assemble_packed
 from mbs_ray.model.packed import IntegerScheme, pack_linear, packed_block
-from tests.models import write_bloom
+from tests.support.models import write_bloom
 
 IDS = torch.arange(60).view(3, 20)
 

@@ -15,8 +15,8 @@ from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.recorder import Recorder
 from mbs_ray.model.support import check_chain
-from tests.architectures import COMMON, GROUPED
-from tests.models import write_tokenizer
+from tests.support.architectures import COMMON, GROUPED
+from tests.support.models import write_tokenizer
 
 
 def mt5() -> PreTrainedModel:

@@ -1,0 +1,229 @@
+"""One block of BLOOM-176B's shape on one GPU: memory and time of every part against the plan.
+
+``python -m benchmarks.engine.block_176b OUT``: random weights, 64 segments × 2,048 tokens (and 8 scored), no Ray. Then
+the factor at 57,344 columns with its residual, and second moments of bfloat16 inputs against float32 ones.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import BloomConfig
+
+from mbs_ray.cluster.activations.memory_tier import MemoryTier
+from mbs_ray.cluster.activations.store import ActivationStore
+from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.layout import Layout, Place
+from mbs_ray.cluster.stage.stage_run import Send, StageRun
+from mbs_ray.cluster.stage.worker import Worker
+from mbs_ray.compression.block_report import BlockReport, read_reports
+from mbs_ray.methods import Moment, Statistic, build_method
+from mbs_ray.methods.factor import inverse_factor
+from mbs_ray.plan.hardware import Hardware, this_machine
+from mbs_ray.plan.measured_rates import measure_rates
+from mbs_ray.plan.meta_checkpoint import OutlineDecoder, outline
+from mbs_ray.plan.rates import assumed_rates
+from mbs_ray.plan.solver_memory import preparing_bytes
+from mbs_ray.plan.stage_memory import hidden_bytes, phases_of
+from mbs_ray.plan.stage_time import stage_seconds
+from mbs_ray.plan.work import Batches, Work
+from mbs_ray.text.language_draw import LanguageSegments
+from mbs_ray.text.segment_file import SegmentSet, write_segments
+from mbs_ray.text.shards import DIGEST_BYTES, Source
+from mbs_ray.text.token_stream import TokenStream
+
+GIB = 2**30
+LENGTH, MICROBATCH = 2048, 2
+METHODS = [
+    {"name": "sparsegpt", "sparsity": 0.5},
+    {"name": "gptq", "bits": 3, "group_size": 1024},
+    {"name": "wanda", "sparsity": 0.5},
+]
+
+
+def write_model(folder: Path, hidden: int, heads: int, vocabulary: int) -> None:
+    """A random BLOOM of one block in bf16."""
+    folder.mkdir(parents=True)
+    config = BloomConfig(vocab_size=vocabulary, hidden_size=hidden, n_layer=1, n_head=heads, dtype="bfloat16")
+    config.architectures = ["BloomForCausalLM"]
+    config.save_pretrained(folder)
+    names = outline(str(folder)).tensors
+    tensors = {}
+    for name, info in names.items():
+        value = torch.randn(info.shape, device="cuda") * 0.02
+        tensors[name] = (1 + value if "layernorm.weight" in name or "ln_f.weight" in name else value).bfloat16().cpu()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_random_segments(path: Path, count: int, vocabulary: int) -> Path:
+    generator = np.random.default_rng(0)
+    streams = [
+        TokenStream(
+            token_ids=generator.integers(0, vocabulary, LENGTH, dtype=np.int32),
+            document_index=np.zeros(LENGTH, np.int16),
+            bytes=np.ones(LENGTH, np.uint16),
+            sources=(Source("random", bytes(DIGEST_BYTES), ""),),
+        )
+        for _ in range(count)
+    ]
+    write_segments(path, "random", {"sequence_length": LENGTH}, {"en": LanguageSegments(streams, {})})
+    return path
+
+
+class WatchedRun(StageRun):
+    """Notes the peak of device memory of every part."""
+
+    peaks: dict[str, int]
+
+    @contextmanager
+    def timed(self, report: BlockReport, part: str) -> Iterator[None]:
+        torch.cuda.reset_peak_memory_stats()
+        with super().timed(report, part):
+            yield
+            torch.cuda.synchronize()
+        self.peaks[part] = torch.cuda.max_memory_allocated()
+
+
+class WatchedWorker(Worker):
+    """``peaks`` of device memory by part."""
+
+    def __init__(self, place: Place, threads: int) -> None:
+        super().__init__(place, threads)
+        self.peaks: dict[str, int] = {}
+
+    def stage_run(self, job: Job, store: ActivationStore, send: Send | None) -> StageRun:
+        run = WatchedRun(**vars(super().stage_run(job, store, send)))
+        run.peaks = self.peaks
+        return run
+
+
+def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: int, heading: str) -> None:
+    files = [
+        write_random_segments(out / f"{name}.parquet", n, vocabulary) for name, n in (("c", segments), ("e", scored))
+    ]
+    calibration, evaluation = (segment_file(path.stem, SegmentSet.open(path)) for path in files)
+    decoder = OutlineDecoder(outline(str(model)), torch.bfloat16)
+    batches = Batches(segments, LENGTH, MICROBATCH), (Batches(scored, LENGTH, MICROBATCH),)
+    works = [Work(str(spec["name"]), decoder, build_method(spec), *batches) for spec in METHODS]
+    hardware = Hardware((this_machine(),))
+    begun = time.monotonic()
+    rates = measure_rates(works, assumed_rates(hardware.device, True, 8, torch.bfloat16), out)
+    print(f"rates in {time.monotonic() - begun:.0f} s: {rates}\n", flush=True)
+    activations = sum(hidden_bytes(decoder, one, one.segments) for one in works[0].batches)
+    rows = []
+    for spec, work in zip(METHODS, works, strict=True):
+        directory = out / work.label
+        (directory / "blocks").mkdir(parents=True)
+        job = Job(work.label, model, "bfloat16", MICROBATCH, spec, calibration, (evaluation,), directory, (range(1),))
+        torch.cuda.empty_cache()
+        worker = WatchedWorker(Place(0, 0, Layout()), 8)
+        worker.process(job, ActivationStore(MemoryTier(torch.device("cuda"))), None)
+        seconds = {"evaluate": sum(one.end - one.begin for one in worker.timeline.take() if one.part == "evaluate")}
+        seconds |= read_reports(job.blocks_folder)[0].seconds
+        planned = stage_seconds(work, range(1), True, rates, "none", True).parts
+        planned["collect"] += planned.pop("moments", 0.0)
+        planned["solve"] += planned.pop("factorise", 0.0)
+        phases = {phase.name: sum(phase.device.values()) + activations for phase in phases_of(work, range(1), False)}
+        for part in ("read", "collect", "solve", "write", "propagate", "evaluate"):
+            measured, peak = seconds.get(part, 0.0), worker.peaks.get(part)
+            memory = f"{phases[part] / GIB:.1f} | {peak / GIB:.1f} | {peak / phases[part]:.2f}" if peak else "| |"
+            ratio = measured / planned[part] if planned.get(part) else float("nan")
+            rows.append(f"| {work.label} | {part} | {memory} | {planned[part]:.1f} | {measured:.1f} | {ratio:.2f} |")
+        shutil.rmtree(directory)
+    print(f"{heading}\n\n| method | part | planned GiB | measured | ratio | planned s | measured | ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n", flush=True)
+    print(json.dumps({"rates": rates.source}), flush=True)
+
+
+def factor_residual(columns: int, tokens: int) -> None:
+    """U Uᵀ... of the factor at full size: rows of U H Uᵀ against the identity, in float64."""
+    moment = Moment.zeros(columns, Statistic.FULL, device=torch.device("cuda"))
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    scale = torch.rand(columns, device="cuda", generator=generator) + 0.1
+    for _ in range(0, tokens, 4096):
+        moment.add((torch.randn(4096, columns, device="cuda", generator=generator) * scale).bfloat16())
+    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.synchronize()
+    begun = time.monotonic()
+    factor = inverse_factor(moment, 0.01, "linear")
+    torch.cuda.synchronize()
+    seconds = time.monotonic() - begun
+    peak = torch.cuda.max_memory_allocated()
+    planned = moment.sum.nbytes + preparing_bytes(build_method("sparsegpt"), columns)
+    rows = torch.randperm(columns, device="cuda", generator=generator)[:64]
+    own = factor.upper[rows].double()
+    product = torch.zeros_like(own)
+    for start in range(0, columns, 2048):
+        part = slice(start, min(start + 2048, columns))
+        hessian = moment.sum[:, part].double() / factor.scale.double()
+        hessian[part].diagonal().add_(factor.damping)
+        product[:, part] = own @ hessian
+    worst = 0.0
+    for start in range(0, columns, 2048):
+        identity = product @ factor.upper[start : start + 2048].double().t()
+        found = rows[:, None] == torch.arange(start, start + identity.shape[1], device="cuda")
+        worst = max(worst, float((identity - found.double()).abs().max()))
+    flops = 2 / 3 * columns**3
+    print(
+        f"factor of {columns} columns: {seconds:.2f} s = {flops / seconds / 1e12:.1f} TFLOP/s, "
+        f"peak {peak / GIB:.1f} GiB (planned {planned / GIB:.1f}), damping "
+        f"{factor.damping:g}, largest |U H Uᵀ - I| of 64 rows {worst:.1e}",
+        flush=True,
+    )
+
+
+def moment_types(columns: int, tokens: int) -> None:
+    """Second moments of the same bf16 inputs by products of bf16 and of float32 numbers."""
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    inputs = [torch.randn(4096, columns, device="cuda", generator=generator).bfloat16() for _ in range(tokens // 4096)]
+    rows = torch.arange(0, columns, columns // 64, device="cuda")
+    exact = sum(one[:, rows].double().t() @ one.double() for one in inputs[:4])
+    for name, cast in (("bfloat16", lambda one: one), ("float32", lambda one: one.float())):
+        moment = Moment.zeros(columns, Statistic.FULL, device=torch.device("cuda"))
+        moment.add(cast(inputs[0]))
+        moment.sum.zero_()
+        torch.cuda.synchronize()
+        begun = time.monotonic()
+        for one in inputs[:4]:
+            moment.add(cast(one))
+        torch.cuda.synchronize()
+        seconds = time.monotonic() - begun
+        error = torch.linalg.norm(moment.sum[rows].double() - exact) / torch.linalg.norm(exact)
+        print(
+            f"moments of {name}, {columns} columns: {seconds / 4:.3f} s for 4,096 tokens, error {error:.1e}", flush=True
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--hidden", type=int, default=14336)
+    parser.add_argument("--heads", type=int, default=112)
+    parser.add_argument("--vocabulary", type=int, default=65536)
+    parser.add_argument("--segments", type=int, default=64)
+    parser.add_argument("--scored", type=int, default=8)
+    arguments = parser.parse_args()
+    heading = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.segments} × {LENGTH} tokens"
+    print(heading, flush=True)
+    begun = time.monotonic()
+    model = arguments.out / "model"
+    write_model(model, arguments.hidden, arguments.heads, arguments.vocabulary)
+    print(f"model written in {time.monotonic() - begun:.0f} s", flush=True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with torch.inference_mode():
+        factor_residual(4 * arguments.hidden, 65536)
+        torch.cuda.empty_cache()
+        moment_types(4 * arguments.hidden, 16384)
+        torch.cuda.empty_cache()
+    run_block(arguments.out, model, arguments.segments, arguments.scored, arguments.vocabulary, heading)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""``mbs allocate``."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mbs_ray.cli.inputs import one_line_errors
+from mbs_ray.cli.named_spec import named_spec
+from mbs_ray.cli.options import SAMPLING_HELP, Distribution, Languages
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: mbs allocate --model bigscience/bloom-7b1 --sampling proportional --segments 256")
+def allocate(
+    model: Annotated[str, typer.Option("--model", help="Folder of a checkpoint, or a hub id.")],
+    sampling: Annotated[str, typer.Option("--sampling", help=SAMPLING_HELP)] = "proportional",
+    segments: Annotated[int, typer.Option("--segments", min=1, help="Segments in all.")] = 256,
+    languages: Languages = "paper",
+    distribution: Distribution = None,
+) -> None:
+    """Show how many calibration segments each language gets. Needs no network and no Ray."""
+    from mbs_ray.cli.terminal_tables import allocation_table
+    from mbs_ray.languages.distribution import parse_languages
+    from mbs_ray.languages.sampling_registry import build_sampling, distribution_for
+
+    with one_line_errors():
+        built = build_sampling(named_spec(sampling))
+        known = distribution_for(built, model, distribution)
+        asked = parse_languages(languages, known)
+        allocation = built.allocate(known, asked, segments)
+        title = f"{segments} segments, {sampling}, {known.source if known else 'distribution unknown'}"
+        Console().print(allocation_table(title, allocation, known.shares(asked) if known else {}))

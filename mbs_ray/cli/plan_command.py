@@ -1,0 +1,108 @@
+"""``mbs plan``: what a sweep needs, before it starts."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mbs_ray.cli.inputs import one_line_errors
+from mbs_ray.cli.options import Address, NvmePath, Replicas, Stages, Threads
+from mbs_ray.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: mbs plan jobs/sweeps/bloom-176b.yaml --gpus 8 --gpu-memory 80GB --host-memory 1TB --nvme 8TB   "
+    "(or --cluster cluster.yaml, or --address auto; without any: this machine)"
+)
+def plan(
+    file: Annotated[Path, typer.Argument(help="Sweep file in YAML; of the model its config.json is enough.")],
+    address: Address = None,
+    cluster: Annotated[
+        Path | None, typer.Option("--cluster", help="Ray cluster launcher file with instance types that are known.")
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes like the one described.")] = 1,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="Of a node; 0: CPUs alone.")] = None,
+    gpu_memory: Annotated[str, typer.Option("--gpu-memory", help="Of a GPU.")] = "80GB",
+    host_memory: Annotated[str, typer.Option("--host-memory", help="Of a node.")] = "512GB",
+    nvme: Annotated[str, typer.Option("--nvme", help="Local disk of a node for activations.")] = "0",
+    device: Annotated[str, typer.Option("--device", help="A100, H100, H200, L40S, A10G: for its speed.")] = "A100",
+    flops: Annotated[
+        str | None, typer.Option("--flops", help="What a device reaches in the forward's type: 300T.")
+    ] = None,
+    disk_bandwidth: Annotated[
+        str | None, typer.Option("--disk-bandwidth", help="Of models and results: 2GB/s.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the model's shapes on this machine, for up to a minute.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Where results would go: its free space counts.")] = None,
+    stages: Stages = None,
+    replicas: Replicas = None,
+    threads: Threads = None,
+    nvme_path: NvmePath = None,
+) -> None:
+    """Memory, storage and time of a sweep before it starts, and a layout that fits. Exit code 1 where none is asked
+    for that does."""
+    with one_line_errors():
+        from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
+        from mbs_ray.plan.hardware import Hardware, Node, cluster_file
+        from mbs_ray.plan.units import parse_rate, parse_size
+
+        if measure:
+            # As in the processes of stages; torch reads it when it is loaded.
+            os.environ.update(LARGE_PAGES)
+        if sum(one is not None for one in (address, cluster, gpus)) > 1:
+            raise InputError("give one of --address, --cluster and --gpus")
+        given: Hardware | None = None
+        if cluster is not None:
+            given = cluster_file(cluster)
+        elif gpus is not None:
+            node = Node(
+                gpus,
+                parse_size("--gpu-memory", gpu_memory) if gpus else 0,
+                parse_size("--host-memory", host_memory),
+                parse_size("--nvme", nvme),
+                threads or 8,
+                device,
+            )
+            given = Hardware((node,) * nodes)
+        rates = {
+            "forward": None if flops is None else parse_rate("--flops", flops),
+            "disk": None if disk_bandwidth is None else parse_rate("--disk-bandwidth", disk_bandwidth),
+        }
+        asked = {"stages": stages, "replicas": replicas}
+        _show(file, given, address, asked, threads, nvme_path, rates, measure, out)
+
+
+def _show(
+    file: Path,
+    given: Any,
+    address: str | None,
+    asked: dict[str, int | None],
+    threads: int | None,
+    nvme_path: Path | None,
+    rates: dict[str, float | None],
+    measure: bool,
+    out: Path | None,
+) -> None:
+    from mbs_ray.plan.make_plan import advice
+    from mbs_ray.plan.plan_view import conclusion, tables
+    from mbs_ray.plan.sweep_plan import plan_sweep
+    from mbs_ray.run.sweep_spec import load_sweep
+
+    sweep = load_sweep(file)
+    layout = sweep.layout.model_copy(update={key: value for key, value in asked.items() if value is not None})
+    sweep = sweep.model_copy(update={"layout": layout, "nvme_path": nvme_path or sweep.nvme_path})
+    planned = plan_sweep(sweep, given, address, threads, rates, measure, out)
+    console = Console()
+    for table in tables(planned):
+        console.print(table)
+    for line in conclusion(planned):
+        console.print(line, highlight=False, markup=False)
+    if planned.problems:
+        console.print(advice(planned), highlight=False, markup=False)
+        raise typer.Exit(1)

@@ -1,0 +1,138 @@
+"""Tables that commands print."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from mbs_ray.evaluation.comparison import Difference
+from mbs_ray.evaluation.intervals import interval_text
+from mbs_ray.evaluation.language_angles import STATISTICS, Similarity
+from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
+from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
+from mbs_ray.languages.facts import LANGUAGES
+
+
+def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
+    """A table languages × (method, sampling) for a terminal; one per method, or more, where it is too wide.
+
+    The best of each language and method is set in bold.
+    """
+    best = increases.T.groupby(level=0).min().T
+    columns: list[Any] = increases.columns.to_list()
+    whole = _fitting(columns, width)
+    methods = dict.fromkeys(method for method, _ in columns)
+    parts = [[column for column in columns if column[0] == method] for method in methods]
+    for part in [columns] if len(whole) == 1 else parts:
+        for fitting in _fitting(part, width):
+            yield _increase_view(title, increases[fitting], best)
+
+
+def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
+    """The columns, cut where a terminal of this width ends."""
+    cut: list[list[tuple[str, str]]] = []
+    left = 0
+    for column in columns:
+        space = max(map(len, column)) + 3
+        if not cut or space > left:
+            cut.append([])
+            left = width - 13
+        cut[-1].append(column)
+        left -= space
+    return cut
+
+
+def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> Table:
+    table = Table(title=title)
+    table.add_column("language")
+    columns: list[Any] = increases.columns.to_list()
+    for method, sampling in columns:
+        table.add_column(f"{method}\n{sampling}", justify="right")
+    for language, values in zip(increases.index, increases.to_numpy(), strict=True):
+        lowest = [best.at[language, method] for method, _ in columns]
+        cells = [f"[bold]{v:.3f}[/]" if v == low else f"{v:.3f}" for v, low in zip(values, lowest, strict=True)]
+        table.add_row(str(language), *cells)
+    return table
+
+
+def allocation_table(title: str, allocation: Mapping[str, int], shares: Mapping[str, float]) -> Table:
+    """Segments of each language beside its share of the model's training data, where that is known."""
+    table = _table(title, "language", "name", "share of training", "segments", "share of segments")
+    segments = sum(allocation.values())
+    for code, count in allocation.items():
+        name = LANGUAGES[code].name if code in LANGUAGES else ""
+        share = f"{100 * shares[code]:.3f} %" if code in shares else ""
+        table.add_row(code, name, share, str(count), f"{100 * count / segments:.3f} %")
+    table.add_row("all", "", "", str(segments), "")
+    return table
+
+
+def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
+    """Perplexity and bits per byte of each language, and what they were counted over."""
+    columns = ("language", "perplexity", "95 % interval", "bits per byte", "tokens", "bytes", "documents")
+    table = _table(title, *columns)
+    for language, one in scores.items():
+        counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
+        interval = interval_text(perplexity_interval(language, one))
+        table.add_row(language, f"{one.perplexity:.3f}", interval, f"{one.bits_per_byte:.4f}", *counts)
+    return table
+
+
+def similarity_table(title: str, similarity: Similarity, block: int) -> Table:
+    """Of each language the nearest and the farthest other one, and its own two halves; by both statistics."""
+    columns = (f"{one}:\n{what}" for one in STATISTICS for what in ("nearest", "farthest", "halves"))
+    table = _table(title, "language", *columns)
+    shown: dict[str, list[str]] = {language: [] for language in similarity.languages}
+    for statistic in STATISTICS:
+        for language, angles in similarity.degrees(statistic, block).items():
+            others = angles.drop(language).sort_values()
+            for end in (0, -1):
+                shown[str(language)].append(f"{others.index[end]} {_degrees(others.iloc[end])}")
+            shown[str(language)].append(_degrees(similarity.degrees_of_halves(statistic, block)[str(language)]))
+    for language, cells in shown.items():
+        table.add_row(language, *cells)
+    return table
+
+
+def _degrees(angle: float) -> str:
+    return f"{angle:.0f}°" if angle >= 9.95 else f"{angle:.1f}°"
+
+
+def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table:
+    """nll of B minus A, perplexity of B over A, and whether that is more than noise."""
+    table = Table(title=title)
+    table.add_column("language")
+    for column in ("nll per token, B − A", "95 % interval", "perplexity, B ÷ A", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for row, one in differences.items():
+        if row == "geomean":
+            table.add_section()
+        nll = (f"{one.nll:+.4f}", interval_text(one.interval, "+.4f"))
+        table.add_row(row, *nll, f"{one.ratio:.4f}", interval_text(one.ratio_interval, ".4f"), one.verdict)
+    return table
+
+
+def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:
+    """Accuracies in percent, with lm-eval's standard error, of each language in each task that has it."""
+    tasks = list(dict.fromkeys(one.task for one in scores))
+    cells = {(one.task, one.language): _accuracy(one) for one in scores}
+    table = _table(title, "language", *tasks, "mean")
+    for language, mean in language_means(scores).items():
+        table.add_row(language, *(cells.get((task, language), "") for task in tasks), f"{100 * mean:.2f}")
+    table.add_row("all", *[""] * len(tasks), f"{100 * overall_mean(scores):.2f}")
+    return table
+
+
+def _accuracy(score: TaskScore) -> str:
+    error = "" if score.stderr is None else f" ± {100 * score.stderr:.2f}"
+    return f"{100 * score.accuracy:.2f}{error}"
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Words to the left, numbers to the right."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("language", "name") else "right")
+    return table

@@ -1,0 +1,101 @@
+"""Sensitivity of languages on one device of the cluster, before the stages take the devices."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from mbs_ray.cluster.activations.host_memory import available_host_memory
+from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity
+from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.text.segment_file import SegmentSet
+
+_TIMES_TOLD = 100
+
+
+def sensitivity_on_cluster(
+    model: Path,
+    compute_dtype: str,
+    microbatch: int,
+    texts: Mapping[str, Path],
+    segments: int,
+    threads: int,
+    notify: Callable[[int, int], None],
+) -> Sensitivity:
+    """:func:`~mbs_ray.compression.sensitivity.measure_sensitivity` of the first ``segments`` of every language's file.
+
+    In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does, and
+    where the inputs of all blocks find no room in host memory, and :class:`StageDiedError` where the process is killed.
+    """
+    task: Any = ray.remote(measure_files).options(
+        num_cpus=threads,
+        num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0,
+        num_returns="streaming",
+        max_retries=0,
+    )
+    dtype = "float32" if compute_dtype == "float16" else compute_dtype
+    try:
+        for reference in task.remote(model, dtype, microbatch, dict(texts), segments, threads):
+            told = ray.get(reference)
+            if isinstance(told, dict):
+                return told
+            notify(*told)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from error
+        raise
+    except RayError as error:
+        raise StageDiedError(
+            f"the process that measures sensitivities died ({str(error).splitlines()[0]}); the same command begins it "
+            "anew; where memory is short, take fewer sensitivity_segments"
+        ) from error
+    raise RuntimeError("the task that measures sensitivity ended without a result")
+
+
+def measure_files(
+    model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, threads: int
+) -> Iterator[tuple[int, int] | Sensitivity]:
+    """Where it is, a hundred times (done, total), and then what was found; on the device of this process."""
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    token_ids = {}
+    for language, path in texts.items():
+        rows = SegmentSet.open(path)
+        ids = rows.rows(0, min(segments, len(rows))).token_ids
+        token_ids[language] = torch.from_numpy(ids.astype(np.int64))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), device)
+    _check_host_memory(decoder, sum(ids.numel() for ids in token_ids.values()))
+    found = yield from _now_and_then(measure_sensitivity(decoder, token_ids, microbatch))
+    yield found
+
+
+def _check_host_memory(decoder: Decoder, tokens: int) -> None:
+    width = decoder.checkpoint.config.get_text_config().hidden_size
+    needed = decoder.blocks * tokens * width * decoder.compute_dtype.itemsize
+    if needed > (free := available_host_memory()):
+        raise InputError(
+            f"sampling adaptive: inputs of all blocks need {needed / 2**30:.2f} GiB of host memory, "
+            f"{free / 2**30:.2f} GiB are free; take fewer sensitivity_segments"
+        )
+
+
+def _now_and_then(
+    steps: Generator[tuple[int, int], None, Sensitivity],
+) -> Generator[tuple[int, int], None, Sensitivity]:
+    told = -1
+    while True:
+        try:
+            done, total = next(steps)
+        except StopIteration as end:
+            found: Sensitivity = end.value
+            return found
+        if (part := _TIMES_TOLD * done // total) > told:
+            told = part
+            yield done, total

@@ -1,0 +1,180 @@
+"""A stage: the Ray actor that owns a contiguous shard of the blocks on one device."""
+
+import os
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from mbs_ray.cluster.activations.store import ActivationStore, RunAbandonedError
+from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.layout import Place
+from mbs_ray.cluster.offload import AUTO, Offload, Room, StoreMaker, look_around
+from mbs_ray.cluster.stage.ray_metrics import StageMetrics
+from mbs_ray.cluster.stage.replicas import ReplicaGaveUpError, ReplicaLostError, Replicas, hosted_store, joined_store
+from mbs_ray.cluster.stage.stage_run import Status
+from mbs_ray.cluster.stage.timeline import Span
+from mbs_ray.cluster.stage.worker import Worker
+
+# numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
+_CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@ray.remote(concurrency_groups={"receive": CREDITS, "control": 1}, max_restarts=0, max_task_retries=0)
+class Stage:
+    """Runs jobs one after the other: per block collect, solve, write, propagate.
+
+    ``process`` works; meanwhile ``receive`` takes the next stage's input and ``control`` methods
+    answer. Nothing here is retried: a block that is done lies in the run directory.
+    Of several replicas of a stage each is such an actor, and hands over to the one of its number in the next stage.
+    """
+
+    def __init__(self, place: Place, threads: int) -> None:
+        self._place = place
+        self._worker = Worker(place, threads)
+        self._metrics = StageMetrics(place)
+        self._store: Any = None
+        self._next: Any = None
+        self._new_store = StoreMaker(AUTO, "host")
+        self._stores: dict[str, ActivationStore] = {}
+        #: Runs that ended here or were given up: what still arrives of them is dropped.
+        self._over: set[str] = set()
+        self._changed = threading.Condition()
+
+    @ray.method(concurrency_group="control")
+    def connect(self, following: Any) -> int:
+        """Learn the next stage; answers with the process id."""
+        self._next = following
+        return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def host(self) -> tuple[str, int]:
+        """Where the other replicas of this stage find this one, their first."""
+        node_ip = ray.util.get_node_ip_address()
+        self._store = hosted_store(node_ip)
+        return node_ip, self._store.port
+
+    @ray.method(concurrency_group="control")
+    def join(self, host: str, port: int) -> None:
+        """Build the group of this stage's replicas; returns when all of them have come."""
+        store = self._store or joined_store(host, port)
+        rank, size = self._place.replica, self._place.layout.replicas
+        self._worker.replicas = Replicas(rank, size, store, ray.util.get_node_ip_address())
+
+    @ray.method(concurrency_group="control")
+    def room(self, nvme_path: Path | None) -> Room:
+        return look_around(nvme_path)
+
+    @ray.method(concurrency_group="control")
+    def offload(self, offload: Offload, tier: TierName) -> None:
+        """Keep activations in this tier from now on."""
+        self._new_store = StoreMaker(offload, tier)
+
+    @ray.method(concurrency_group="control")
+    def look(self) -> tuple[Status, list[Span]]:
+        """Where this stage is, and what it did since the last call."""
+        with self._changed:
+            held = sum(store.held() for store in self._stores.values())
+        self._metrics.tell(self._worker.blocks_done, self._worker.tokens_done, self._new_store.tier, held)
+        return self._worker.status, self._worker.timeline.take()
+
+    @ray.method(concurrency_group="control")
+    def abandon(self, key: str) -> None:
+        """Give a run up: whoever waits for its microbatches stops, and later ones are dropped."""
+        with self._changed:
+            self._over.add(key)
+            if key in self._stores:
+                self._stores[key].abandon()
+            self._changed.notify_all()
+
+    @ray.method(concurrency_group="receive")
+    def receive(self, key: str, microbatch: int, block: int, carried: np.ndarray, dtype: torch.dtype) -> None:
+        """Store a microbatch of a run; waits while this stage already holds as many runs as it may."""
+        with self._changed:
+            self._changed.wait_for(lambda: key in self._over or key in self._stores or len(self._stores) < RUNS_HELD)
+            if key in self._over:
+                return
+            if key not in self._stores:
+                self._stores[key] = self._new_store()
+            store = self._stores[key]
+            self._changed.notify_all()
+        # The array is the object store's and read-only: the store below makes the one copy.
+        with torch.no_grad():
+            store.put(microbatch, block, _unpack(carried, dtype))
+
+    def process(self, job: Job) -> None:
+        """Take a run through this stage's blocks; ends when all replicas are through."""
+        replicas = self._worker.replicas
+        try:
+            self._process(job)
+            replicas.agree()
+        except (ReplicaGaveUpError, ReplicaLostError):
+            raise
+        except Exception:
+            replicas.give_up()
+            raise
+
+    def _process(self, job: Job) -> None:
+        with self._changed:
+            # A replica that nothing is sent to, because there are so few microbatches, waits for nothing; nor does
+            # one that can solve its blocks before anything arrives.
+            alone = self._place.first or job.moments is not None or not job.microbatches(self._place.replica)
+            if alone and job.key not in self._stores:
+                self._stores[job.key] = self._new_store()
+            self._changed.wait_for(lambda: job.key in self._stores or job.key in self._over)
+            if job.key in self._over:
+                if job.key in self._stores:
+                    self._stores.pop(job.key).close()
+                raise RunAbandonedError
+            store = self._stores[job.key]
+        try:
+            sender = None if self._next is None else _Sender(self._next, job.key)
+            self._worker.process(job, store, None if sender is None else sender.send)
+            if sender is not None:
+                sender.drain()
+        finally:
+            with self._changed:
+                # The last stage may end before the last calibration microbatches, which it needs not, arrive.
+                self._over.add(job.key)
+                del self._stores[job.key]
+                self._changed.notify_all()
+            store.close()
+
+
+class _Sender:
+    """Hands microbatches to the next stage, never more than :data:`CREDITS` unacknowledged."""
+
+    def __init__(self, following: Any, key: str) -> None:
+        self._following, self._key = following, key
+        self._unacknowledged: deque[ray.ObjectRef] = deque()
+
+    def send(self, microbatch: int, block: int, hidden: torch.Tensor) -> None:
+        while len(self._unacknowledged) >= CREDITS:
+            self._acknowledged()
+        receive = self._following.receive.remote
+        self._unacknowledged.append(receive(self._key, microbatch, block, _pack(hidden), hidden.dtype))
+
+    def drain(self) -> None:
+        while self._unacknowledged:
+            self._acknowledged()
+
+    def _acknowledged(self) -> None:
+        """Wait for the oldest; what the receiver could not do fails here under its own name."""
+        try:
+            ray.get(self._unacknowledged.popleft())
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+
+def _pack(hidden: torch.Tensor) -> np.ndarray:
+    return hidden.cpu().contiguous().view(_CARRIER[hidden.dtype]).numpy()
+
+
+def _unpack(carried: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(carried).view(dtype)

@@ -1,0 +1,114 @@
+"""Dense statistics in a stage: moments of a block, language after language, on their way to files, and back."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+import torch
+
+from mbs_ray.cluster.activations.host_memory import available_host_memory, return_freed_memory
+from mbs_ray.cluster.sharding import deal
+from mbs_ray.cluster.stage.stage_run import StageRun
+from mbs_ray.compression.collect import Collected, collecting
+from mbs_ray.compression.solve import check_called
+from mbs_ray.compression.stored_moments import MomentSum, Target, block_moment_bytes, stored_language_sums
+from mbs_ray.errors import InputError
+from mbs_ray.methods import Statistic
+from mbs_ray.model.block_files import block_file
+from mbs_ray.model.decoder import Decoder
+
+
+def collect_dense(run: StageRun, index: int, tensors: dict[str, torch.Tensor]) -> None:
+    """Moments of a dense block for what of the job's targets lacks it, and in the same forward the next one's input.
+
+    The device holds the moments of one language. Replicas add up theirs at the first one, which writes. Raises
+    :class:`InputError` where host memory has no room for the sums, or a replica's tokens miss a linear.
+    """
+    job, decoder, replicas, timeline = run.job, run.decoder, run.replicas, run.timeline
+    writes = run.writes
+    # Only the first replica looks: what others have once not found on a shared folder may stay hidden from them.
+    there = [run.agree(index, not writes or target.holds(index)) for target in job.targets]
+    targets = BlockTargets([one for one, held in zip(job.targets, there, strict=True) if not held], index)
+    if writes:
+        targets.check_host_memory(decoder)
+    linears = list(decoder.linears(index))
+    last = index == job.blocks[-1][-1]
+    # Nothing follows the last block: what is not collected there need not go through it.
+    pooled = [(file, own) for file, own in job.pooled(replicas.rank) if not last or targets.statistics(file.name)]
+    following = run.follow(index, "collect", [one for _, own in pooled for one in own])
+    block = decoder.load_block(index, tensors)
+    for file, own in pooled:
+        statistics = targets.statistics(file.name)
+        with timeline.part(job.key, index, "collect"), collecting(block, statistics) as seen:
+            for microbatch in islice(following, len(own)):
+                hidden = decoder.run_block(block, index, run.get(microbatch, index))
+                if not last:
+                    run.pass_on(microbatch, index, hidden)
+        for statistic in statistics:
+            collected = seen.pop(0)
+            if replicas.size > 1:
+                check_called(linears, collected.inputs(), statistic, f"block {index}, language {file.name}:")
+                run.agree(index)
+                with timeline.part(job.key, index, "reduce"):
+                    collected = replicas.gather(collected, dict.fromkeys(linears, 0))
+            if writes:
+                with timeline.part(job.key, index, "write"):
+                    targets.add(file.name, statistic, collected)
+            del collected
+    return_freed_memory()
+
+
+def measure_stored(
+    run: StageRun,
+    index: int,
+    linears: Sequence[str],
+    dense: Mapping[str, torch.Tensor],
+    compressed: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """What :func:`stored_language_sums` makes of the linears dealt to this replica, zeros for the others.
+
+    ``dense`` and ``compressed`` are tensors of the block as stored.
+    """
+    owners = deal([1.0] * len(linears), run.replicas.size)
+    own = [name for name, owner in zip(linears, owners, strict=True) if owner == run.replicas.rank]
+    changes = {
+        name: (compressed[f"{name}.weight"].float() - dense[f"{name}.weight"].float()).to(run.decoder.device)
+        for name in own
+    }
+    return stored_language_sums(run.job.measured, index, changes, linears)
+
+
+class BlockTargets:
+    """What is still to be collected of one block; a sum lives in host memory from its first language to its last."""
+
+    def __init__(self, targets: Sequence[Target], index: int) -> None:
+        self._index = index
+        self._open = {target: set(target.coefficients) for target in targets}
+        self._sums: dict[Target, MomentSum] = {}
+
+    def statistics(self, language: str) -> list[Statistic]:
+        """Those that are wanted of a language."""
+        return list(dict.fromkeys(one.statistic for one, left in self._open.items() if language in left))
+
+    def check_host_memory(self, decoder: Decoder) -> None:
+        """:class:`InputError` where the sums, and one language's moments, find no room."""
+        shapes = decoder.linears(self._index).values()
+        held = [block_moment_bytes(shapes, one.statistic) for one in self._open if len(one.coefficients) > 1]
+        needed = sum(held) + max((block_moment_bytes(shapes, one.statistic) for one in self._open), default=0)
+        if needed > (free := available_host_memory()):
+            raise InputError(
+                f"statistics.stored: sums of {len(held)} samplings in block {self._index} need "
+                f"{needed / 2**30:.2f} GiB of host memory, {free / 2**30:.2f} GiB are free; take stored: languages, "
+                "or fewer samplings at once"
+            )
+
+    def add(self, language: str, statistic: Statistic, collected: Collected) -> None:
+        """The moments of a language, whole; writes what has got its last one."""
+        for target, left in list(self._open.items()):
+            if target.statistic is not statistic or language not in left:
+                continue
+            total = self._sums.setdefault(target, MomentSum(torch.device("cpu")))
+            total.add(collected, target.coefficients[language])
+            left.remove(language)
+            if not left:
+                total.write(target.folder / block_file(self._index))
+                del self._open[target], self._sums[target]

@@ -1,0 +1,189 @@
+"""What the replicas of a stage tell each other: whether they go on, sums of moments, solved weights, scores."""
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mbs_ray.cluster.activations.store import RunAbandonedError
+from mbs_ray.compression.collect import Collected
+from mbs_ray.compression.solve import Solved
+from mbs_ray.methods import Moment
+
+START_SECONDS = 60
+#: A replica waits for the slowest solver of a block; one that died or hangs is noticed by the driver long before.
+_WAIT_SECONDS = 24 * 3600
+#: A reduction needs a buffer as large as what is reduced, and the largest moment has 12 GiB.
+_ELEMENTS_AT_ONCE = 2**24
+
+
+class ReplicaLostError(Exception):
+    """Another replica of this stage is gone; the whole group has to be built anew."""
+
+
+class ReplicaGaveUpError(RunAbandonedError):
+    """Another replica of this stage could not go on with the run, and says why itself."""
+
+
+class Alone:
+    """The only replica of its stage: it agrees with itself and has everything."""
+
+    rank = 0
+    size = 1
+
+    def agree(self, yes: bool = True) -> bool:
+        """Whether all replicas say yes; all of them meet here, in the same order.
+
+        Raises :class:`ReplicaGaveUpError` where one came by :meth:`give_up`, :class:`ReplicaLostError` where one died.
+        """
+        return yes
+
+    def give_up(self) -> None:
+        """Come to where the others meet next to tell them that this one cannot go on with the run."""
+
+    def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
+        """What all replicas collected, summed at the owner of each linear; what others own is forgotten here."""
+        return collected
+
+    def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
+        """The weights of all owners at every replica, their packed forms and reports at replica 0.
+
+        ``tensors`` tell shapes and types of the weights, by the names of their parameters.
+        """
+        return solved
+
+    def add_up(self, sums: Tensor) -> None:
+        """Sum a tensor in host memory at replica 0, in place; what is zero but at one replica keeps its bits."""
+
+
+class Replicas(Alone):
+    """The process group of a stage of several replicas (gloo, and nccl for what lies on CUDA).
+
+    ``store`` is where they find each other: the first replica's, see :func:`hosted_store`, the others have joined it.
+    """
+
+    def __init__(self, rank: int, size: int, store: dist.Store, node_ip: str) -> None:
+        self.rank, self.size = rank, size
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _talk_through(node_ip)
+        with _peers():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=_WAIT_SECONDS),
+            )
+
+    def agree(self, yes: bool = True) -> bool:
+        going_on, agreed = self._meet(True, yes)
+        if not going_on:
+            raise ReplicaGaveUpError
+        return agreed
+
+    def give_up(self) -> None:
+        self._meet(False, False)
+
+    def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
+        own = Collected()
+        with _peers():
+            for group in collected.inputs():
+                moment, owner = collected.moments[group[0]], owners[group[0]]
+                for part in moment.sum.view(-1).split(_ELEMENTS_AT_ONCE):
+                    dist.reduce(part, owner)
+                energies = [float(collected.energies[name]) for name in group]
+                counts = torch.tensor([moment.tokens, *energies], dtype=torch.float64)
+                dist.reduce(counts, owner)
+                for name in group:
+                    del collected.moments[name]
+                if owner == self.rank:
+                    whole = Moment(moment.statistic, moment.columns, int(counts[0]), moment.sum)
+                    own.moments |= dict.fromkeys(group, whole)
+                    own.energies |= dict(zip(group, counts[1:], strict=True))
+                del moment
+        return own
+
+    def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
+        whole = Solved()
+        with _peers():
+            for name, owner in owners.items():
+                parameter = f"{name}.weight"
+                weight = solved.weights[parameter] if owner == self.rank else torch.empty_like(tensors[parameter])
+                placed = weight.to(self._device).contiguous()
+                # As bytes: not every backend knows every type.
+                dist.broadcast(placed.view(torch.uint8), owner)
+                whole.weights[parameter] = placed.cpu()
+            self._bring_to_first(solved, whole)
+        return whole
+
+    def add_up(self, sums: Tensor) -> None:
+        with _peers():
+            dist.reduce(sums, 0)
+
+    def _meet(self, going_on: bool, yes: bool) -> tuple[bool, bool]:
+        flags = torch.tensor([going_on, yes], dtype=torch.int32)
+        with _peers():
+            dist.all_reduce(flags, dist.ReduceOp.MIN)
+        return bool(flags[0]), bool(flags[1])
+
+    def _bring_to_first(self, solved: Solved, whole: Solved) -> None:
+        """Reports and packed forms; the tensors one by one, so that none is held twice."""
+        shapes = {
+            name: {part: (tensor.shape, tensor.dtype) for part, tensor in parts.items()}
+            for name, parts in solved.packed.items()
+        }
+        told: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object((solved.reports, shapes), told, 0)
+        for source, (reports, parts_of) in enumerate(told or []):
+            whole.reports += reports
+            if source == 0:
+                whole.packed |= solved.packed
+                continue
+            for name, parts in parts_of.items():
+                whole.packed[name] = {}
+                for part, (shape, dtype) in parts.items():
+                    received = torch.empty(shape, dtype=dtype)
+                    dist.recv(_bytes(received), source)
+                    whole.packed[name][part] = received
+        if self.rank:
+            for parts in solved.packed.values():
+                for tensor in parts.values():
+                    dist.send(_bytes(tensor.contiguous()), 0)
+
+
+def hosted_store(node_ip: str) -> dist.TCPStore:
+    """A store that this process serves on a free port of its node."""
+    return dist.TCPStore(node_ip, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=START_SECONDS))
+
+
+def joined_store(host: str, port: int) -> dist.TCPStore:
+    """The store that another process serves."""
+    return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=START_SECONDS))
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """What goes wrong between replicas is the loss of one: what each of them does alone fails elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ReplicaLostError(str(error)) from error
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _talk_through(node_ip: str) -> None:
+    """Have gloo and nccl use the interface of this address; they take the host name's, which may be loopback's."""
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(one.family in (socket.AF_INET, socket.AF_INET6) and one.address == node_ip for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)

@@ -1,0 +1,67 @@
+"""Token ids of microbatches, and at the end of the last stage how they were foreseen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mbs_ray.cluster.activations.store import ActivationStore
+from mbs_ray.cluster.job import Microbatch
+from mbs_ray.cluster.stage.stage_run import StageRun
+from mbs_ray.evaluation.scoring import score
+from mbs_ray.evaluation.token_scores import write_token_scores
+from mbs_ray.text.segment_file import SegmentSet
+
+_HOST = torch.device("cpu")
+
+
+def score_evaluation(run: StageRun) -> None:
+    """Token scores of all evaluation sets, from what left the last block, on disk; the first replica writes."""
+    job, decoder, store = run.job, run.decoder, run.store
+    end = decoder.blocks
+    evaluating = list(job.evaluating(run.place.replica))
+    together = [microbatch for _, microbatches in evaluating for microbatch in microbatches]
+    for microbatch in run.follow(end, "evaluate", together):
+        hidden = run.get(microbatch, end)
+        store.put(microbatch.index, end + 1, decoder.finish(hidden))
+    pairs = _Finished(store, end + 1, [(one.index, token_ids_of(one)) for one in together])
+    # All files at once, or the head would be read anew for each.
+    scored = iter(score(decoder, pairs) if together else [])
+    for file, microbatches in evaluating:
+        segments = SegmentSet.open(file.path)
+        nll = torch.zeros(len(segments), segments.sequence_length - 1)
+        likeliest = torch.zeros_like(nll)
+        for microbatch in microbatches:
+            rows = slice(microbatch.start, microbatch.stop)
+            nll[rows], likeliest[rows] = next(scored)
+        run.agree(end)
+        run.replicas.add_up(nll)
+        if file.requests:
+            run.replicas.add_up(likeliest)
+        if run.writes:
+            kept = likeliest.bool() if file.requests else None
+            write_token_scores(job.scores_file(file.name), segments, [nll], kept)
+
+
+def read_tokens(token_ids: torch.Tensor, microbatch: Microbatch) -> torch.Tensor:
+    """Those of a microbatch that go through the blocks."""
+    return token_ids[:, :-1] if microbatch.file.requests else token_ids
+
+
+def token_ids_of(microbatch: Microbatch) -> torch.Tensor:
+    rows = SegmentSet.open(microbatch.file.path).rows(microbatch.start, microbatch.stop)
+    return torch.from_numpy(rows.token_ids.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What is scored, microbatch by microbatch; every pass over it asks the store again, so that none is held."""
+
+    store: ActivationStore
+    block: int
+    token_ids: list[tuple[int, torch.Tensor]]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for index, token_ids in self.token_ids:
+            yield self.store.get(index, self.block, _HOST), token_ids

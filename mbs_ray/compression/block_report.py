@@ -1,0 +1,102 @@
+"""The report of a block: what compressing it cost and what it lost."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbs_ray.compression.layer_error import LayerError
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """What one linear lost. ``loss`` is tr(ΔW H ΔWᵀ), ``relative_loss`` the same over tr(W H Wᵀ)."""
+
+    name: str
+    rows: int
+    columns: int
+    tokens: int
+    loss: float | None
+    relative_loss: float | None
+    sparsity: float
+    damping: float
+    dead_columns: int
+    seconds: float
+
+
+@dataclass
+class BlockReport:
+    """One block of one run; ``seconds`` by part (read, collect, solve, measure, write, propagate).
+
+    ``layer_error`` is empty unless the run is ``per_language``.
+    """
+
+    block: int
+    linears: list[LinearReport] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    layer_error: list[LayerError] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begun
+
+    def metrics(self) -> dict[str, float]:
+        """Sums and means over the linears, weighted by their weights where they are shares."""
+        weights = [linear.rows * linear.columns for linear in self.linears]
+        total = max(sum(weights), 1)
+        values = {
+            "sparsity": sum(n * linear.sparsity for n, linear in zip(weights, self.linears, strict=True)) / total,
+            "damping": max((linear.damping for linear in self.linears), default=0.0),
+            "dead_columns": float(sum(linear.dead_columns for linear in self.linears)),
+            "seconds": sum(self.seconds.values()),
+        }
+        losses = [linear.loss for linear in self.linears if linear.loss is not None]
+        relative = [linear.relative_loss for linear in self.linears if linear.relative_loss is not None]
+        if losses:
+            values["loss"] = sum(losses)
+        if relative:
+            values["relative_loss"] = sum(relative) / len(relative)
+        return values
+
+    def language_errors(self) -> dict[str, float]:
+        """Relative error of each language: Σ ‖ΔW x‖² over Σ ‖W x‖², both over the linears as well as the tokens."""
+        languages = dict.fromkeys(one.language for one in self.layer_error)
+        errors = {}
+        for language in languages:
+            own = [one for one in self.layer_error if one.language == language]
+            energy = sum(one.energy for one in own)
+            if energy:
+                errors[language] = sum(one.error for one in own) / energy
+        return errors
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "BlockReport":
+        linears = [LinearReport(**linear) for linear in content["linears"]]
+        layer_error = [LayerError(**one) for one in content.get("layer_error", [])]
+        return cls(content["block"], linears, dict(content["seconds"]), layer_error)
+
+
+def report_file(folder: Path, block: int) -> Path:
+    return folder / f"block-{block:05d}.json"
+
+
+def write_report(folder: Path, report: BlockReport) -> None:
+    path = report_file(folder, report.block)
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps(report.to_json()))
+    partial.replace(path)
+
+
+def read_reports(folder: Path) -> list[BlockReport]:
+    """Reports of all finished blocks, in the order of the blocks."""
+    return [BlockReport.from_json(json.loads(path.read_text())) for path in sorted(folder.glob("block-*.json"))]

@@ -1,0 +1,110 @@
+"""Second moments of a block's linears from one forward of its calibration segments."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from mbs_ray.methods import Moment, Statistic
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.linears import bias_of, linears_of, shape_of
+
+
+@dataclass
+class Collected:
+    """What one forward over the calibration set says of the linears of a block, by their names."""
+
+    moments: dict[str, Moment] = field(default_factory=dict)
+    """Of the inputs; linears that are called with the same tensor share one."""
+    energies: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Σ ‖W x‖² over the tokens, float64 scalars: what a loss is relative to."""
+
+    def inputs(self) -> list[list[str]]:
+        """Names of the linears that share an input, in the order of the calls."""
+        shared: dict[int, list[str]] = {}
+        for name, moment in self.moments.items():
+            shared.setdefault(id(moment), []).append(name)
+        return list(shared.values())
+
+
+def collect(
+    decoder: Decoder,
+    block: nn.Module,
+    index: int,
+    microbatches: Iterable[torch.Tensor],
+    statistic: Statistic,
+    linears: Collection[str] | None = None,
+) -> Collected:
+    """Moments at the input of every linear of a block, or of some, in one forward over all microbatches.
+
+    ``microbatches`` are hidden states [microbatch, length, hidden_size].
+    """
+    if statistic is Statistic.NONE:
+        return Collected()
+    with collecting(block, [statistic], linears) as (collected,):
+        for hidden in microbatches:
+            decoder.run_block(block, index, hidden)
+    return collected
+
+
+@contextmanager
+def collecting(
+    block: nn.Module, statistics: Sequence[Statistic], linears: Collection[str] | None = None
+) -> Iterator[list[Collected]]:
+    """What is seen of the linears of a block while it is called: one :class:`Collected` for each statistic."""
+    recordings = [_Recording(statistic) for statistic in statistics]
+    hooks = [
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name, own=own: own.record(name, module, inputs[0], output)
+        )
+        for own in recordings
+        for name, module in linears_of(block).items()
+        if linears is None or name in linears
+    ]
+    hooks += [block.register_forward_hook(lambda *_, own=own: own.forget()) for own in recordings]
+    try:
+        yield [own.collected for own in recordings]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Recording:
+    """What one statistic says of the inputs of linears, call by call."""
+
+    def __init__(self, statistic: Statistic) -> None:
+        self._statistic = statistic
+        self.collected = Collected()
+        # Only the latest input is kept: linears that share one are called one after the other.
+        self._latest: tuple[torch.Tensor, Moment] | None = None
+
+    def record(self, name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        moments, energies = self.collected.moments, self.collected.energies
+        seen = self._latest[1] if self._latest is not None and self._latest[0] is inputs else None
+        if name not in moments:
+            moments[name] = seen or Moment.zeros(shape_of(module)[1], self._statistic, device=inputs.device)
+            energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
+        if moments[name] is not seen:
+            moments[name].add(inputs)
+            self._latest = inputs, moments[name]
+        energies[name] += squared_norms(without_bias(module, output)).sum()
+
+    def forget(self) -> None:
+        self._latest = None
+
+
+def without_bias(linear: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    bias = bias_of(linear)
+    return output if bias is None else output - bias
+
+
+def squared_norms(product: torch.Tensor) -> torch.Tensor:
+    """‖y‖² of every token, float64."""
+    return torch.linalg.vector_norm(product, dim=-1, dtype=torch.float32).double().square()
+
+
+def turns(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:
+    """Linears of a block by the input they share, in the order in which the forward calls them."""
+    return collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs()

@@ -1,0 +1,102 @@
+"""What each linear loses in each language."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mbs_ray.compression.collect import squared_norms, without_bias
+from mbs_ray.errors import InputError
+from mbs_ray.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What a linear lost in one language: ``error`` is Σ ‖ΔW x‖² over its calibration tokens, ``energy`` Σ ‖W x‖².
+
+    x is the linear's input in the dense block, which is given the block input that the moments were collected from.
+    """
+
+    language: str
+    linear: str
+    error: float
+    energy: float
+
+    @property
+    def relative(self) -> float | None:
+        return self.error / self.energy if self.energy else None
+
+
+def weight_changes(
+    decoder: Decoder, linears: Iterable[str], dense: Mapping[str, torch.Tensor], compressed: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """ΔW = compressed − dense of linears, from a block's tensors; on the device, in the forward's type."""
+    parameters = ((name, f"{name}.weight") for name in linears)
+    return {
+        name: (compressed[parameter].float() - dense[parameter].float()).to(decoder.device, decoder.compute_dtype)
+        for name, parameter in parameters
+    }
+
+
+def language_sums(
+    decoder: Decoder,
+    block: nn.Module,
+    index: int,
+    microbatches: Iterable[tuple[Sequence[str], torch.Tensor]],
+    changes: Mapping[str, torch.Tensor],
+    languages: Sequence[str],
+) -> torch.Tensor:
+    """Σ ‖ΔW x‖² and Σ ‖W x‖² over the tokens of each language, in one forward of the dense block.
+
+    Float64 [languages, linears, 2] in host memory; linears are those of ``changes``, in its order, a linear that the
+    forward never calls has zeros. ``microbatches`` are the language of every segment, and hidden states [microbatch,
+    length, hidden_size]. Products are made in the type of the forward, norms of tokens in float32.
+
+    Raises :class:`InputError` for a linear that is given only some of the tokens (an expert): whose they are is lost.
+    """
+    sums = torch.zeros(len(languages), len(changes), 2, dtype=torch.float64, device=decoder.device)
+    # Row by row: a microbatch may begin in one language and end in the next.
+    members, tokens = torch.zeros(0, 0), 0
+    places = {name: place for place, name in enumerate(changes)}
+
+    def record(name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        products = nn.functional.linear(inputs, changes[name]), without_bias(module, output)
+        norms = torch.stack([squared_norms(product).flatten() for product in products], dim=1)
+        if len(norms) != tokens:
+            raise InputError(
+                f"per_language: block {index} {name} is called with {len(norms)} of {tokens} tokens, so that their "
+                "languages are not known; leave per_language out for this model"
+            )
+        sums[:, places[name]] += members @ norms.view(members.shape[1], -1, 2).sum(1)
+
+    hooks = [
+        block.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: record(name, module, inputs[0], output)
+        )
+        for name in changes
+    ]
+    try:
+        for spoken, hidden in microbatches:
+            tokens = hidden.shape[0] * hidden.shape[1]
+            members = torch.tensor(
+                [[float(one == language) for one in spoken] for language in languages],
+                dtype=torch.float64,
+                device=decoder.device,
+            )
+            decoder.run_block(block, index, hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums.cpu()
+
+
+def layer_errors(sums: torch.Tensor, languages: Sequence[str], linears: Sequence[str]) -> list[LayerError]:
+    """What :func:`language_sums` made, language by language; without linears that were never called."""
+    called = sums[..., 1].sum(0) > 0
+    return [
+        LayerError(language, linear, float(sums[row, column, 0]), float(sums[row, column, 1]))
+        for row, language in enumerate(languages)
+        for column, linear in enumerate(linears)
+        if called[column]
+    ]

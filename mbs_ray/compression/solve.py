@@ -1,0 +1,130 @@
+"""One block of one run: collect second moments, solve every linear, propagate. Knows no Ray."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from mbs_ray.compression.block_report import LinearReport
+from mbs_ray.compression.collect import Collected
+from mbs_ray.errors import InputError
+from mbs_ray.methods import Compressed, Factored, Method, Statistic, method_spec
+from mbs_ray.model.packed import IntegerScheme, pack_linear
+
+
+@dataclass
+class Solved:
+    """Compressed linears of a block, by the names of their weights, and what each of them lost."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """What :func:`pack_linear` makes of them, if the method quantizes."""
+    reports: list[LinearReport] = field(default_factory=list)
+
+    def add(self, other: "Solved") -> None:
+        self.weights |= other.weights
+        self.packed |= other.packed
+        self.reports += other.reports
+
+
+def solving_costs(
+    shapes: Mapping[str, tuple[int, int]], linears: Sequence[str], inputs: Iterable[list[str]], statistic: Statistic
+) -> list[tuple[list[str], float]]:
+    """Linears that are solved together, because they share one of the ``inputs``, and the operations that takes.
+
+    ``shapes`` are (rows, columns). A full moment is factorised once for all of them.
+    """
+    if statistic is Statistic.NONE:
+        return [([name], float(math.prod(shapes[name]))) for name in linears]
+    costs = []
+    for group in inputs:
+        columns = shapes[group[0]][1]
+        rows = sum(shapes[name][0] for name in group)
+        full = statistic is Statistic.FULL
+        costs.append((group, 2 / 3 * columns**3 + rows * columns**2 if full else float(rows * columns)))
+    return costs
+
+
+def check_called(linears: Sequence[str], inputs: Iterable[list[str]], statistic: Statistic, where: str) -> None:
+    """:class:`InputError` naming a linear that needs a moment and has none."""
+    called = {name for group in inputs for name in group}
+    for name in linears:
+        if statistic is not Statistic.NONE and name not in called:
+            raise InputError(f"{where} {name}: the forward never called this linear, so it has no second moment")
+
+
+def solve(
+    tensors: Mapping[str, torch.Tensor],
+    linears: Sequence[str],
+    collected: Collected,
+    method: Method,
+    device: torch.device,
+    where: str,
+) -> Solved:
+    """Compress linears of a block, those with the largest input first.
+
+    A factor is made once for all linears that share a moment, and lives, like the moment, no longer than they
+    need it. ``where`` (``block 3``) begins the name under which an error speaks of a linear.
+    """
+    if method.statistic is Statistic.NONE:
+        inputs = [[name] for name in linears]
+    else:
+        check_called(linears, collected.inputs(), method.statistic, where)
+        inputs = [[name for name in group if name in linears] for group in collected.inputs()]
+        inputs.sort(key=lambda group: collected.moments[group[0]].columns, reverse=True)
+    solved = Solved()
+    for group in inputs:
+        solved.add(_solve_input(tensors, group, collected, method, device, where))
+    order = {name: position for position, name in enumerate(linears)}
+    solved.reports.sort(key=lambda report: order[report.name])
+    return solved
+
+
+def _solve_input(
+    tensors: Mapping[str, torch.Tensor],
+    group: Sequence[str],
+    collected: Collected,
+    method: Method,
+    device: torch.device,
+    where: str,
+) -> Solved:
+    """Linears that share an input, and so a moment and its factor."""
+    begun = time.monotonic()
+    solved = Solved()
+    scheme = IntegerScheme.of(method_spec(method))
+    moment = next((collected.moments.pop(name) for name in group if name in collected.moments), None)
+    sharing = method if isinstance(method, Factored) else None
+    factor = sharing.prepare(moment, f"{where} {group[0]}") if sharing is not None and moment is not None else None
+    for name in group:
+        collected.moments.pop(name, None)
+        parameter, called = f"{name}.weight", f"{where} {name}"
+        weight = tensors[parameter].to(device)
+        result: Compressed
+        if sharing is None:
+            result = method.compress(weight, moment, called)
+        else:
+            result = sharing.compress(weight, moment, called, factor)
+        solved.weights[parameter] = result.weight.cpu()
+        if scheme is not None:
+            assert result.codes is not None and result.scales is not None and result.zeros is not None
+            solved.packed[parameter] = pack_linear(result.codes, result.scales, result.zeros, scheme)
+        tokens = 0 if moment is None else moment.tokens
+        energy = float(collected.energies.get(name, 0.0)) * 2 / max(tokens, 1)
+        solved.reports.append(
+            LinearReport(
+                name=name,
+                rows=weight.shape[0],
+                columns=weight.shape[1],
+                tokens=tokens,
+                loss=result.loss,
+                relative_loss=None if result.loss is None or not energy else result.loss / energy,
+                sparsity=result.sparsity,
+                damping=result.damping,
+                dead_columns=result.dead_columns,
+                seconds=time.monotonic() - begun,
+            )
+        )
+        begun = time.monotonic()
+    return solved

@@ -1,0 +1,106 @@
+"""What a sweep leaves for people: tables, figures, and a note on the parent run."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.errors import InputError
+from mbs_ray.report.figures.allocation_bars import allocation_bars
+from mbs_ray.report.figures.canvas import save_figure
+from mbs_ray.report.figures.increase_heatmap import increase_heatmap
+from mbs_ray.report.increase_table import SUMMARIES, increase_table, mean_over, to_markdown
+from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.tracking.tracked_run import TrackedRun
+
+_AGAIN = "the same command again"
+
+
+@dataclass
+class SweepResult:
+    """What a finished sweep left.
+
+    ``tables`` hold the perplexity increase, languages × (method, sampling) averaged over seeds,
+    by ``<model>-<evaluation set>``; ``failed`` the reasons of runs that failed.
+    """
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    figures: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    tracking_uri: str = ""
+
+
+@contextmanager
+def written_or_said(what: str, say: Callable[[str], None], mend: str = "") -> Iterator[None]:
+    """Say why a file for people could not be written, and what makes up for it: the runs are finished all the same."""
+    try:
+        yield
+    except Exception as error:  # whatever it is, it is no reason to call finished runs failed
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        say(f"{what} was not written: {reason}" + (f"; once that is mended: {mend}" if mend else ""))
+
+
+def conclude(
+    runs: Sequence[PreparedRun],
+    metrics: Mapping[str, Mapping[str, float]],
+    jobs: SweepJobs,
+    parent: TrackedRun,
+    result: SweepResult,
+    say: Callable[[str], None],
+) -> None:
+    """Add tables and figures of the finished ``runs`` to the result, and give them to the parent run."""
+    notes = []
+    for model in dict.fromkeys(run.model.name for run in runs):
+        own = [run for run in runs if run.model.name == model]
+        for position, name in enumerate(own[0].evaluation):
+            title = f"{model}-{name}"
+            prefix = "ppl_increase/" if position == 0 else f"ppl_increase_{name}/"
+            by_run = increase_table({run.label: _under(prefix, metrics[run.label]) for run in own})
+            table = mean_over(by_run, {run.label: run.column for run in own})
+            result.tables[title] = table
+            path = jobs.places.sweep / f"increase-{title}.csv"
+            with written_or_said(path.name, say, _AGAIN):
+                by_run.to_csv(path, index_label="language")
+                result.files.append(path)
+                parent.artifact(path)
+            with written_or_said(f"increase-{title}.png", say, _AGAIN):
+                figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
+                _keep(figure, f"increase-{title}", jobs, parent, result)
+            shown = to_markdown(_summaries_first(table))
+            notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{shown}")
+    propagated = [run for run in runs if run.weights is None]
+    allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
+    if allocations:
+        with written_or_said("allocations.png", say, _AGAIN):
+            _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
+    if notes:
+        parent.note("\n".join(notes))
+
+
+def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
+    """The first run of each allocation, and with dense statistics of the weights of its languages."""
+    first: dict[str, PreparedRun] = {}
+    for run in runs:
+        first.setdefault(json.dumps([run.allocation, run.shares]), run)
+    return list(first.values())
+
+
+def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
+    """MLflow folds a long note: what is seen of it should be the result."""
+    return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
+
+
+def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+
+def _keep(figure: Figure, name: str, jobs: SweepJobs, parent: TrackedRun, result: SweepResult) -> None:
+    path = save_figure(figure, jobs.places.sweep / "figures" / f"{name}.png")
+    parent.artifact(path, "figures")
+    result.figures.append(path)

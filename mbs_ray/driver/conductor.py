@@ -1,0 +1,152 @@
+"""Conducts the runs of a sweep: which are to be done, what follows when one ends, what is left at the end."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from mbs_ray.cluster.job import Job
+from mbs_ray.driver.conclusion import SweepResult, conclude, written_or_said
+from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.run_card import Scores, card_facts
+from mbs_ray.driver.stage_driver import Driver
+from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
+from mbs_ray.model.assemble import assemble
+from mbs_ray.model.block_files import block_file, write_outside
+from mbs_ray.report.page import write_report
+from mbs_ray.run.card import DENSE_FORMAT, model_card
+from mbs_ray.run.directory import METRICS
+from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.tracking.sweep_tracking import Status, SweepTracking
+
+SYNC_SECONDS = 10.0
+
+
+class Conductor:
+    """One sweep under way, with the Ray connection open."""
+
+    def __init__(
+        self,
+        runs: Sequence[PreparedRun],
+        driver: Driver,
+        tracked: SweepTracking,
+        progress: Progress,
+    ) -> None:
+        self._runs = {run.label: run for run in runs}
+        self._jobs, self._driver, self._tracked, self._progress = driver.jobs, driver, tracked, progress
+        self._synced = time.monotonic()
+        self._scored: list[str] = []
+        self._failed: dict[str, str] = {}
+        self._metrics: dict[str, Mapping[str, float]] = {}
+
+    def conduct(self, uri: str) -> SweepResult:
+        status: Status = "FAILED"
+        try:
+            todo = self._open_jobs()
+            if todo:
+                self._driver.work(todo, self._ended, self._sync_now_and_then)
+                for label in self._scored:
+                    self._fail(label, RuntimeError("the dense model could not be evaluated"))
+            else:
+                self._progress.say("all runs are finished; nothing to compute")
+            result = SweepResult(failed=self._failed, tracking_uri=uri)
+            finished = [run for label, run in self._runs.items() if label in self._metrics]
+            say = self._progress.say
+            conclude(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
+            self._driver.spans.conclude(self._jobs.places, self._tracked.parent, result, say)
+            self._write_page(result)
+            status = "FAILED" if self._failed else "FINISHED"
+            return result
+        except (KeyboardInterrupt, SystemExit):
+            # Ray, once connected, turns SIGTERM into the second.
+            status = "KILLED"
+            raise
+        finally:
+            if not self._tracked.close(status):
+                self._progress.say(f"MLflow at {uri} has not taken everything yet; the same command tries again")
+
+    def _write_page(self, result: SweepResult) -> None:
+        """The report of all runs."""
+        folder = self._jobs.places.sweep
+        with written_or_said("the report", self._progress.say, f"mbs report {folder}"):
+            page = write_report(folder)
+            self._tracked.parent.artifact(page)
+            result.files.append(page)
+
+    def _open_jobs(self) -> list[Job]:
+        """Dense evaluations first, then the runs that are not finished."""
+        todo: dict[str, Job] = {}
+        for run in self._runs.values():
+            for job in self._jobs.dense_jobs(run):
+                todo.setdefault(job.key, job)
+        todo |= {job.key: job for job in self._jobs.statistics_jobs()}
+        for label, run in self._runs.items():
+            finished = self._jobs.finished_result(run)
+            if finished is None:
+                todo[label] = self._jobs.run_job(run)
+            if finished is None or not finished.get("tracked"):
+                self._tracked.begin(run, self._jobs.signature(run), self._jobs.bits(run))
+            if finished is not None:
+                self._metrics[label] = finished["metrics"]
+                if not finished.get("tracked"):
+                    self._keep_result(run, finished["metrics"])
+        return list(todo.values())
+
+    def _ended(self, key: str, error: Exception | None) -> Iterable[Job]:
+        """A run is finished once the dense scores it is compared with are there; nothing follows."""
+        if error is not None:
+            self._fail(key, error)
+        elif key in self._runs:
+            self._scored.append(key)
+        self._scored = [label for label in self._scored if not self._finish_if_comparable(self._runs[label])]
+        return ()
+
+    def _sync_now_and_then(self) -> None:
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self._tracked.sync()
+            self._synced = time.monotonic()
+
+    def _finish_if_comparable(self, run: PreparedRun) -> bool:
+        """Finish a run the stages are through with, once the dense scores it is compared with are there."""
+        if not all(self._jobs.dense_scores(run, name).is_file() for name in run.evaluation):
+            return False
+        try:
+            self._finish(run)
+        except (OSError, ValueError) as error:
+            self._fail(run.label, error)
+        return True
+
+    def _finish(self, run: PreparedRun) -> None:
+        places, model = self._jobs.places, run.model
+        directory = places.run(run.label)
+        metrics: dict[str, float] = {}
+        scores: dict[str, Scores] = {}
+        for position, name in enumerate(run.evaluation):
+            compressed = language_scores(self._jobs.scores(run, name))
+            dense = language_scores(self._jobs.dense_scores(run, name))
+            metrics |= evaluation_metrics(name if position else None, compressed, dense)
+            scores[name] = dense, compressed
+        card = card_facts(run, scores, metrics)
+        directory.keep_card(card)
+        if run.spec.keep == "checkpoint":
+            outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
+            shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
+            assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
+        self._keep_result(run, metrics)
+        self._metrics[run.label] = metrics
+
+    def _keep_result(self, run: PreparedRun, metrics: Mapping[str, float]) -> None:
+        """Write the result, and whether MLflow has taken all of it: if not, the next command tries again."""
+        directory = self._jobs.places.run(run.label)
+        evaluation = {name: text.fingerprint for name, text in run.evaluation.items()}
+        keep = "checkpoint" if directory.checkpoint.is_dir() else run.spec.keep
+        result = {"evaluation": evaluation, "metrics": metrics, "keep": keep, "tracked": False}
+        directory.finish(result)
+        if keep == METRICS:
+            directory.drop_weights()
+        directory.finish({**result, "tracked": self._tracked.finish(run.label, metrics)})
+
+    def _fail(self, key: str, error: Exception) -> None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self._failed[key] = reason
+        self._progress.say(f"{key} failed: {reason}")
+        if key in self._runs:
+            self._tracked.fail(key, reason)

@@ -1,0 +1,36 @@
+"""The plan of what a sweep has still to do, said and checked before it starts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mbs_ray.cluster.offload import Offload
+from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.plan.hardware import live_cluster
+from mbs_ray.plan.make_plan import beside_activations, make_plan, refuse
+from mbs_ray.plan.plan_view import summary
+from mbs_ray.plan.rates import assumed_rates
+from mbs_ray.plan.work import Outlines, works_of
+from mbs_ray.run.prepare import PreparedRun
+
+
+def planned(
+    offload: Offload, runs: Sequence[PreparedRun], jobs: SweepJobs, say: Callable[[str], None], force: bool
+) -> Offload:
+    """Say the plan of the runs that are not finished, and let it choose where activations go.
+
+    Raises :class:`InputError` where it does not fit, unless ``force`` is given.
+    """
+    todo = [run for run in runs if jobs.finished_result(run) is None]
+    if not todo:
+        return offload
+    hardware = live_cluster(offload.nvme_path).storing(jobs.places.out)
+    works = works_of([run.spec for run in todo], [run.label for run in todo], Outlines(hardware.cuda))
+    rates = assumed_rates(hardware.device, hardware.cuda, jobs.numerics.threads, works[0].decoder.compute_dtype)
+    plan = make_plan(works, hardware, jobs.layout, rates, offload.asked, offload.nvme_path is not None)
+    say(summary(plan))
+    if force:
+        for problem in plan.problems:
+            say(f"forced: {problem}")
+    else:
+        refuse(plan)
+    return replace(offload, beside=beside_activations(plan))

@@ -1,0 +1,159 @@
+"""What a user sees of work under way: live bars on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.stage.stage_run import Status
+
+PLAIN_SECONDS = 10.0
+
+#: Where in a block a part begins and ends, as a share of the block's time; only for the time left.
+_PARTS = {
+    "embed": (0.0, 0.0),
+    "collect": (0.0, 0.4),
+    "solve": (0.4, 0.6),
+    "measure": (0.6, 0.6),
+    "propagate": (0.6, 1.0),
+}
+
+
+class Progress:
+    """Progress of a sweep on a console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def allocation(
+        self, sampling: str, allocation: Mapping[str, int], weights: Mapping[str, float] | None = None
+    ) -> None:
+        """Print how the segments are spread over the languages, or with dense statistics how these are weighed."""
+        if weights is None:
+            spread = "  ".join(f"{language} {count}" for language, count in allocation.items())
+            self.say(f"allocation {sampling} ({sum(allocation.values())} segments): {spread}")
+        else:
+            spread = "  ".join(f"{language} {100 * weight:.3g} %" for language, weight in weights.items())
+            each = max(allocation.values())
+            self.say(f"weights {sampling} (dense statistics, {each} segments of each language): {spread}")
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """A step of work without a bar of its own; printed now and then, and when it ends."""
+        now = time.monotonic()
+        if done >= total or now - self._last > 2.0:
+            self._last = now
+            self.say(f"{what}: {100 * done / max(total, 1):.0f} %")
+
+    @contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar with the time left for one long work, told (done, total); plain lines where there is no terminal."""
+        if not self._console.is_terminal:
+            printed = time.monotonic()
+
+            def tell(done: int, total: int) -> None:
+                nonlocal printed
+                if done >= total or time.monotonic() - printed > PLAIN_SECONDS:
+                    printed = time.monotonic()
+                    self.say(f"{what}: {100 * done / total:.0f} %")
+
+            yield tell
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Bars(*columns, console=self._console) as bars:
+            task = bars.add_task(what)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    @contextmanager
+    def runs(self, jobs: Mapping[str, Job]) -> Iterator["RunsShown"]:
+        """Show runs that are in flight until the block is left."""
+        if not self._console.is_terminal:
+            yield RunsShown(jobs, self, None)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[where]}{task.fields[left]}"),
+        )
+        with Bars(*columns, console=self._console, transient=False) as bars:
+            yield RunsShown(jobs, self, bars)
+
+
+class RunsShown:
+    """The runs in flight: stage, block, language and time left of each."""
+
+    def __init__(self, jobs: Mapping[str, Job], progress: Progress, bars: Bars | None) -> None:
+        self._jobs, self._progress, self._bars = dict(jobs), progress, bars
+        self._begun: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._ended = 0
+        self._printed = time.monotonic()
+
+    def add(self, job: Job) -> None:
+        """One more, that follows from others."""
+        self._jobs[job.key] = job
+
+    def stages(self, statuses: Sequence[Status]) -> None:
+        furthest = _furthest(statuses)
+        for key, (stage, status) in furthest.items():
+            self._begun.setdefault(key, time.monotonic())
+            if self._bars is not None:
+                self._update(self._bars, key, stage, status)
+        if self._bars is None and time.monotonic() - self._printed > PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            for key, (stage, status) in furthest.items():
+                self._progress.say(
+                    f"{key}: {100 * self._share(key, status):.0f} %, {self._where(key, stage, status)}"
+                    f"{self._left(key, status)}"
+                )
+
+    def ended(self, key: str, error: Exception | None) -> None:
+        self._ended += 1
+        seconds = time.monotonic() - self._begun.get(key, time.monotonic())
+        if self._bars is not None and key in self._tasks:
+            self._bars.remove_task(self._tasks.pop(key))
+        if error is None:
+            self._progress.say(f"{key}: done in {seconds:.0f} s ({self._ended} of {len(self._jobs)})")
+
+    def _update(self, bars: Bars, key: str, stage: int, status: Status) -> None:
+        if key not in self._tasks:
+            self._tasks[key] = bars.add_task(key, total=1.0, where="", left="")
+        bars.update(
+            self._tasks[key],
+            completed=self._share(key, status),
+            where=self._where(key, stage, status),
+            left=self._left(key, status),
+        )
+
+    def _blocks(self, key: str) -> int:
+        return self._jobs[key].blocks[-1].stop
+
+    def _where(self, key: str, stage: int, status: Status) -> str:
+        block = f"block {status.block + 1}/{self._blocks(key)}" if status.part in _PARTS else "head"
+        return f"stage {stage + 1}, {block}, {status.part} {status.language}".rstrip()
+
+    def _share(self, key: str, status: Status) -> float:
+        if status.part not in _PARTS:
+            return 0.99
+        first, last = _PARTS[status.part]
+        within = first + (last - first) * status.done / max(status.total, 1)
+        return min(0.99, (max(status.block, 0) + within) / self._blocks(key))
+
+    def _left(self, key: str, status: Status) -> str:
+        share = self._share(key, status)
+        if share < 0.02:
+            return ""
+        seconds = (time.monotonic() - self._begun[key]) * (1 - share) / share
+        return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
+
+
+def _furthest(statuses: Sequence[Status]) -> dict[str, tuple[int, Status]]:
+    """For each run in flight the stage that is furthest in it."""
+    return {status.run: (stage, status) for stage, status in enumerate(statuses) if status.run}

@@ -1,0 +1,50 @@
+"""Draws the texts of a sweep, each once, and refuses evaluation text that shares documents with calibration text."""
+
+from collections.abc import Mapping, Sequence
+
+from mbs_ray.driver.pools import Pool
+from mbs_ray.driver.progress import Progress
+from mbs_ray.run.places import Places
+from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.text.overlap import refuse_overlap
+from mbs_ray.text.segment_draw import draw_apart, draw_segments
+from mbs_ray.text.segment_file import SegmentSet
+from mbs_ray.text.segment_request import SegmentRequest
+
+
+def draw_texts(
+    runs: Sequence[PreparedRun], pools: Sequence[Pool], places: Places, progress: Progress
+) -> dict[str, SegmentSet]:
+    """Every distinct set of segments once, by the fingerprint of its request; of a pool one per language."""
+    texts: dict[str, tuple[str, SegmentRequest]] = {}
+    for run in runs:
+        for name, text in run.evaluation.items():
+            texts.setdefault(text.fingerprint, (f"evaluation text {name}", text))
+        if run.weights is None:
+            what = f"calibration text {run.spec.sampling.label}, seed {run.spec.seed}"
+            texts.setdefault(run.calibration.fingerprint, (what, run.calibration))
+    drawn: dict[str, SegmentSet] = {}
+    for pool in pools:
+        progress.work(f"drawing text of {len(pool.languages)} languages for {pool.label}", 0, 1)
+        apart = draw_apart(pool.request, places.segments)
+        drawn |= {pool.languages[language].fingerprint: one for language, one in apart.items()}
+    for done, (key, (what, text)) in enumerate(texts.items()):
+        progress.work(f"drawing {what}", done, len(texts))
+        drawn[key] = draw_segments(text, places.segments)
+    progress.work("drawing text", len(texts), len(texts))
+    _refuse_overlaps(runs, pools, drawn)
+    return drawn
+
+
+def _refuse_overlaps(runs: Sequence[PreparedRun], pools: Sequence[Pool], drawn: Mapping[str, SegmentSet]) -> None:
+    """Every evaluation set against every calibration set it is scored after."""
+    calibrations = [(run, [run.calibration]) for run in runs if run.weights is None]
+    calibrations += [(run, [*pool.languages.values()]) for pool in pools for run in pool.runs]
+    pairs = {
+        (name, text.fingerprint, one.fingerprint)
+        for run, texts in calibrations
+        for one in texts
+        for name, text in run.evaluation.items()
+    }
+    for name, evaluation, calibration in sorted(pairs):
+        refuse_overlap(name, drawn[evaluation], drawn[calibration])

@@ -1,0 +1,64 @@
+"""Negative log-likelihood of the tokens of a microbatch, chunked over tokens and vocabulary."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.head import vocabulary_chunks
+
+LOGIT_BYTES = 256 * 2**20
+
+
+class Scored(NamedTuple):
+    """Of tokens 2…n of a microbatch, [microbatch, length - 1]: ``nll`` in nats float32, ``likeliest`` bool.
+
+    ``likeliest``: no token of the vocabulary has a larger logit.
+    """
+
+    nll: torch.Tensor
+    likeliest: torch.Tensor
+
+
+def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[Scored]:
+    """How each of the microbatches' tokens 2…n were foreseen.
+
+    A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length or length - 1, hidden_size], int64
+    token ids [microbatch, length]), in host memory: parts of it go to the device in turn. Lengths may differ between
+    microbatches. The vocabulary is the outer loop, so
+    that each row of the head is read once; a running log-sum-exp is kept per token. The microbatches are gone through
+    once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
+    """
+    running: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for start, stop in vocabulary_chunks(decoder.vocabulary):
+        weight, bias = decoder.head_rows(start, stop)
+        for position, (hidden, token_ids) in enumerate(microbatches):
+            if position == len(running):
+                running.append(_start(token_ids))
+            peak, total, target = (one.view(-1) for one in running[position])
+            tokens = token_ids[:, 1:].reshape(-1)
+            states = hidden[:, : token_ids.shape[1] - 1].reshape(-1, hidden.shape[-1])
+            for part in _parts(len(tokens), stop - start):
+                logits = decoder.logits(states[part][None].to(decoder.device), weight, bias)[0].float()
+                highest = torch.maximum(peak[part], logits.amax(dim=1).cpu())
+                shifted = (logits - highest.to(logits.device)[:, None]).exp_().sum(dim=1).cpu()
+                total[part] = total[part] * (peak[part] - highest).exp() + shifted
+                peak[part] = highest
+                inside = (tokens[part] >= start) & (tokens[part] < stop)
+                column = (tokens[part] - start).clamp(0, stop - start - 1)
+                own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
+                target[part] = torch.where(inside, own, target[part])
+    return [Scored(peak + total.log() - target, target == peak) for peak, total, target in running]
+
+
+def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Running maximum, sum of exponentials relative to it, and logit of the token itself."""
+    shape = token_ids[:, 1:].shape
+    return torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape)
+
+
+def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:
+    step = max(1, LOGIT_BYTES // (4 * vocabulary))
+    for start in range(0, tokens, step):
+        yield slice(start, min(start + step, tokens))

@@ -1,0 +1,75 @@
+"""The file an evaluation leaves: one parquet row per scored token."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from mbs_ray.text.segment_file import SegmentSet
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("nll", pa.float32()),
+        ("language", _TEXT),
+        ("document", _TEXT),
+        ("bytes", pa.uint16()),
+        ("segment", pa.int32()),
+    ]
+)
+
+
+def write_token_scores(
+    path: Path, segments: SegmentSet, nll: Sequence[torch.Tensor], likeliest: torch.Tensor | None = None
+) -> None:
+    """Write nll in nats [segments, length - 1] (given in parts, in order) of all tokens that are text.
+
+    A segment scores its tokens 2…n; separators between documents are left out. ``bytes`` are the
+    UTF-8 bytes of text the token stands for. ``likeliest`` [segments, length - 1] bool, where it is given, becomes
+    a column of that name.
+    """
+    content = segments.read()
+    values = torch.cat(list(nll)).numpy()
+    own = content.document_index[:, 1:]
+    scored = own >= 0
+    segment = np.broadcast_to(np.arange(len(own), dtype=np.int32)[:, None], own.shape)[scored]
+    first = np.cumsum([0, *(len(documents) for documents in content.documents)])[:-1]
+    names = [name for documents in content.documents for name in documents]
+    document = (own + first[:, None])[scored]
+    table = pa.table(
+        {
+            "nll": pa.array(values[scored], pa.float32()),
+            "language": _dictionary([content.language[index] for index in range(len(own))], segment),
+            "document": _dictionary(names, document),
+            "bytes": pa.array(content.bytes[:, 1:][scored], pa.uint16()),
+            "segment": pa.array(segment, pa.int32()),
+        },
+        schema=SCHEMA,
+    )
+    if likeliest is not None:
+        table = table.append_column("likeliest", pa.array(likeliest.numpy()[scored]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+
+
+def _dictionary(names: Sequence[str], index: np.ndarray) -> pa.DictionaryArray:
+    """``names[index]`` as a dictionary array without repeated names."""
+    distinct, position = np.unique(np.array(names, dtype=object), return_inverse=True)
+    return pa.DictionaryArray.from_arrays(
+        pa.array(position[index].astype(np.int32)), pa.array(distinct.tolist(), pa.string())
+    )
+
+
+class RequestScore(NamedTuple):
+    """Of tokens 2…n of a sequence: ``nll`` in nats float32, ``likeliest`` bool."""
+
+    nll: npt.NDArray[np.float32]
+    likeliest: npt.NDArray[np.bool_]

@@ -1,0 +1,140 @@
+"""A model's distribution: which share of its training data each language had."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mbs_ray.errors import InputError
+from mbs_ray.languages.facts import LANGUAGES, PAPER_LANGUAGES, table_order
+
+DISTRIBUTION_FILE = "language_distribution.json"
+BLOOM_ON_THE_HUB = re.compile(r"bigscience/bloomz?(-[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How much of each language a model was trained on.
+
+    `amounts` maps a language to a positive finite number in `unit` (bytes, tokens); `source` says where from.
+    """
+
+    source: str
+    unit: str
+    amounts: Mapping[str, float]
+
+    def amounts_of(self, languages: Iterable[str]) -> dict[str, float]:
+        """The amounts of these languages, in their order; InputError for one the distribution lacks."""
+        asked = tuple(languages)
+        for code in asked:
+            if code not in self.amounts:
+                raise InputError(
+                    f"language {code!r} is not in the distribution ({self.source}): "
+                    f"it has {', '.join(table_order(self.amounts))}"
+                )
+        return {code: self.amounts[code] for code in asked}
+
+    def shares(self, languages: Iterable[str]) -> dict[str, float]:
+        """Share of each language among those asked for; they add up to 1."""
+        amounts = self.amounts_of(languages)
+        total = math.fsum(amounts.values())
+        return {code: amount / total for code, amount in amounts.items()}
+
+
+class UnknownDistributionError(InputError):
+    """Nothing says how much of which language a model was trained on."""
+
+
+ROOTS = Distribution(
+    source="ROOTS, arXiv 2211.05100",
+    unit="bytes",
+    amounts={code: float(language.roots_bytes) for code, language in LANGUAGES.items()},
+)
+
+
+def parse_languages(asked: str | Iterable[str], distribution: Distribution | None = None) -> tuple[str, ...]:
+    """Languages asked for, in table order: "paper" (its 20), "all", a list "en,sw", or the codes themselves.
+
+    Known are the languages of the table and those of the distribution; "all" means those of the distribution
+    where one is given. InputError for an unknown language (listing what exists), one named twice, and none.
+    """
+    known = table_order({*LANGUAGES, *(distribution.amounts if distribution else ())})
+    if asked == "paper":
+        return PAPER_LANGUAGES
+    if asked == "all":
+        return table_order(distribution.amounts) if distribution else known
+    codes = [code.strip() for code in asked.split(",")] if isinstance(asked, str) else list(asked)
+    if not codes or codes == [""]:
+        raise InputError(f'no language asked for: give "paper", "all" or some of {", ".join(known)}')
+    for position, code in enumerate(codes):
+        if code not in known:
+            raise InputError(f'unknown language {code!r}: give "paper", "all" or some of {", ".join(known)}')
+        if code in codes[:position]:
+            raise InputError(f"language {code!r} is named twice")
+    return table_order(codes)
+
+
+def model_distribution(model: str, file: Path | None = None) -> Distribution:
+    """The distribution of a model, without any network.
+
+    `file` wins; then `language_distribution.json` in the model's directory; then ROOTS for BLOOM, known by
+    its hub id (bigscience/bloom…, bigscience/bloomz…) or the model_type in its directory's config.json.
+    UnknownDistributionError if none is there, InputError if a file is not of the form
+    {"source": text, "unit": text, "languages": {code: amount}} with positive finite amounts.
+    """
+    if file is not None:
+        return _read_distribution(file)
+    beside = Path(model) / DISTRIBUTION_FILE
+    if beside.is_file():
+        return _read_distribution(beside)
+    config = Path(model) / "config.json"
+    if BLOOM_ON_THE_HUB.fullmatch(model) or (config.is_file() and _model_type(config) == "bloom"):
+        return ROOTS
+    raise UnknownDistributionError(
+        f"no language distribution known for model {model!r}: give a JSON file "
+        '{"source": …, "unit": …, "languages": {code: amount}} as distribution (--distribution), '
+        f"or put it beside the checkpoint as {DISTRIBUTION_FILE}"
+    )
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return content
+
+
+def _model_type(config: Path) -> object:
+    return _read_json_object(config).get("model_type")
+
+
+def _read_distribution(path: Path) -> Distribution:
+    content = _read_json_object(path)
+    for field in ("source", "unit"):
+        if not isinstance(content.get(field), str):
+            raise InputError(f"{path}: field {field!r} must be a text")
+    languages = content.get("languages")
+    if not isinstance(languages, dict) or not languages:
+        raise InputError(f"{path}: field 'languages' must map at least one language to its amount")
+    for code, amount in languages.items():
+        if not _is_positive_number(amount):
+            raise InputError(f"{path}: field 'languages.{code}' must be a positive finite number, not {amount!r}")
+    amounts = {code: float(languages[code]) for code in table_order(languages)}
+    return Distribution(source=content["source"], unit=content["unit"], amounts=amounts)
+
+
+def _is_positive_number(amount: object) -> bool:
+    if isinstance(amount, bool) or not isinstance(amount, int | float):
+        return False
+    try:
+        return math.isfinite(float(amount)) and amount > 0
+    except OverflowError:
+        return False

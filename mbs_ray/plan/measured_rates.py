@@ -1,0 +1,193 @@
+"""Rates measured with the model's own shapes and the real code, in less than a minute."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from mbs_ray.cluster.activations.host_memory import return_large_tensors
+from mbs_ray.evaluation.scoring import score
+from mbs_ray.methods import Method, Moment, Statistic
+from mbs_ray.methods.factor import Factored
+from mbs_ray.model.block_files import write_block
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.head import VOCABULARY_CHUNK
+from mbs_ray.plan.meta_checkpoint import RandomOutline
+from mbs_ray.plan.rates import Rates
+from mbs_ray.plan.stage_memory import hidden_size, inputs_of
+from mbs_ray.plan.stage_time import forward_seconds
+from mbs_ray.plan.work import Batches, Work
+
+#: Columns of the factor and the solved linear that are timed, rows of the latter, bytes of the file.
+_COLUMNS = {"cpu": 4096, "cuda": 16384}
+_ROWS = 2048
+_FILE_BYTES = 256 * 2**20
+
+
+def measure_rates(works: Sequence[Work], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
+    """Of this process's device, by the largest microbatch of the works, and of the disk of ``folder``.
+
+    What cannot be measured here keeps its assumed rate. Takes the memory of one block and of its largest moment.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return_large_tensors()
+    work = max(works, key=lambda one: max(batches.rows * batches.length for batches in one.batches))
+    batches = max(work.batches, key=lambda one: one.rows * one.length)
+    with torch.inference_mode():
+        timing = _Timing(device)
+        rates = replace(assumed, scores=float("inf"), solve={})
+        rates = replace(rates, forward=_forward(work.decoder, batches, rates, timing))
+        rates = replace(rates, head=_head(work.decoder, batches, timing))
+        methods = {one.method.label: one.method for one in works if one.method is not None}
+        if any(method.statistic is Statistic.FULL for method in methods.values()):
+            rates = replace(rates, moments=_moments(work.decoder, batches, timing))
+        rates = _solvers(work.decoder, methods.values(), rates, timing)
+        if device.type == "cuda":
+            rates = _links(work.decoder, batches, rates, timing)
+        write, read = _disk(work.decoder, folder)
+    return replace(rates, write=write, read=read, source=f"measured on {_name(device)}")
+
+
+class _Timing:
+    """Seconds of a call, after one that warms up."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, call: Callable[[], Any], repeats: int = 1) -> float:
+        call()
+        taken = []
+        for _ in range(repeats):
+            self._wait()
+            begun = time.monotonic()
+            call()
+            self._wait()
+            taken.append(time.monotonic() - begun)
+        return sorted(taken)[len(taken) // 2]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class _Random(Decoder):
+    """Random weights on the device, and no more of the vocabulary than one chunk of it, read once."""
+
+    def __init__(self, outline: Decoder, device: torch.device) -> None:
+        checkpoint = outline.checkpoint
+        random = RandomOutline(str(checkpoint.folder), checkpoint.config, outline.stored_dtype)
+        self._held: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
+        super().__init__(random, outline.compute_dtype, device.type)
+
+    @property
+    def vocabulary(self) -> int:
+        return min(VOCABULARY_CHUNK, super().vocabulary)
+
+    def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if (start, stop) not in self._held:
+            self._held[start, stop] = super().head_rows(start, stop)
+        return self._held[start, stop]
+
+
+def _forward(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> float:
+    real = _Random(decoder, timing.device)
+    block = real.load_block(0, real.read_block(0))
+    hidden = torch.randn(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
+    hidden = hidden.to(timing.device)
+    seconds = timing(lambda: real.run_block(block, 0, hidden), repeats=3)
+    one = Batches(batches.rows, batches.length, batches.rows)
+    return forward_seconds(decoder, 0, one, replace(rates, forward=1.0)) / seconds
+
+
+def _head(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
+    """Scoring of one microbatch with the first rows of the vocabulary."""
+    real = _Random(decoder, timing.device)
+    length = min(batches.length, 512)
+    hidden = torch.randn(1, length, hidden_size(decoder), dtype=decoder.compute_dtype)
+    token_ids = torch.zeros(1, length, dtype=torch.int64)
+    seconds = timing(lambda: score(real, [(hidden, token_ids)]))
+    return 2.0 * real.vocabulary * real.width * (length - 1) / seconds
+
+
+def _moments(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
+    """At the input with the most columns: there lies the time."""
+    columns = max(columns for columns, _ in inputs_of(decoder, 0))
+    tokens = batches.rows * batches.length
+    inputs = torch.randn(tokens, columns, dtype=decoder.compute_dtype).to(timing.device)
+    moment = Moment.zeros(columns, Statistic.FULL, device=timing.device)
+    return float(columns) ** 2 * tokens / timing(lambda: moment.add(inputs))
+
+
+def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: _Timing) -> Rates:
+    """Of each method, what it takes besides the factor and the large products: for a column, and for a weight."""
+    columns = min(max(columns for columns, _ in inputs_of(decoder, 0)), _COLUMNS[timing.device.type])
+    moment = Moment.zeros(columns, Statistic.FULL, device=timing.device)
+    moment.add(torch.randn(columns, columns, device=timing.device))
+    diagonal = Moment(Statistic.DIAGONAL, columns, moment.tokens, moment.diagonal().clone())
+    given = {Statistic.NONE: None, Statistic.DIAGONAL: diagonal, Statistic.FULL: moment}
+    rates = replace(rates, product=2 * float(columns) ** 2 * _ROWS / timing(partial(_product, moment.sum)))
+    solve = {}
+    for method in methods:
+        options: dict[str, Any] = {}
+        if isinstance(method, Factored):
+            seconds = timing(partial(method.prepare, moment))
+            rates = replace(rates, factor=2 / 3 * float(columns) ** 3 / seconds)
+            options = {"factor": method.prepare(moment)}
+        taken = []
+        for rows in (_ROWS // 16, _ROWS):
+            weight = (torch.randn(rows, columns, device=timing.device) * 0.02).to(decoder.stored_dtype)
+            seconds = timing(partial(method.compress, weight, given[method.statistic], **options))
+            products = float(rows) * columns**2 / rates.product if options else 0.0
+            taken.append(max(seconds - products, 0.0) / columns)
+        of_weight = max(taken[1] - taken[0], 0.0) / (_ROWS - _ROWS // 16)
+        solve[method.label] = (max(taken[0] - of_weight * (_ROWS // 16), 0.0), of_weight)
+    return replace(rates, solve=solve)
+
+
+def _product(square: torch.Tensor) -> torch.Tensor:
+    return square[:_ROWS] @ square
+
+
+def _links(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> Rates:
+    hidden = torch.empty(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
+    pinned, placed = hidden.pin_memory(), hidden.to(timing.device)
+    return replace(
+        rates,
+        link=hidden.nbytes / timing(lambda: pinned.to(timing.device), repeats=3),
+        upload=hidden.nbytes / timing(lambda: hidden.to(timing.device), repeats=3),
+        download=hidden.nbytes / timing(placed.cpu, repeats=3),
+    )
+
+
+def _disk(decoder: Decoder, folder: Path) -> tuple[float, float]:
+    """Bytes in a second that are written to a block's file, and read from it past the page cache."""
+    width = hidden_size(decoder)
+    rows = max(1, min(_FILE_BYTES, 12 * width**2) // (4 * width))
+    tensors = {"weight": torch.randn(rows, width)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="mbs-plan-", dir=folder) as scratch:
+        begun = time.monotonic()
+        path = write_block(Path(scratch), 0, tensors)
+        written = time.monotonic() - begun
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            begun = time.monotonic()
+            file.readinto(bytearray(path.stat().st_size))
+            read = time.monotonic() - begun
+        size = path.stat().st_size
+    return size / written, size / read
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads"

@@ -1,0 +1,103 @@
+"""A plan as people read it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+
+from mbs_ray.plan.stage_memory import Phase
+from mbs_ray.plan.stage_plans import Plan, StagePlan
+from mbs_ray.plan.units import duration, gib
+
+#: Parts in the order in which they are shown; others follow.
+_ORDER = ("block", "moments", "factor", "solver", "weight", "forward", "masks", "microbatch", "head", "logits")
+
+
+def summary(plan: Plan) -> str:
+    """The plan in one line, for the start of every job."""
+    device = max((stage.device for stage in plan.stages), default=0)
+    host = max((stage.host for stage in plan.stages), default=0)
+    memory = f"{gib(device)} of a device and {gib(host)} of host memory" if plan.hardware.cuda else gib(host)
+    stage, part = plan.bottleneck
+    return (
+        f"plan: a stage needs {memory}, results {gib(plan.storage)} of disk, stages work about {duration(plan.wall)} "
+        f"({plan.rates.source}), stage {stage + 1} longest, on {part}"
+    )
+
+
+def tables(plan: Plan) -> list[Table]:
+    """Memory of the stage that needs most, every stage in a line, and time by part."""
+    largest = max(plan.stages, key=lambda one: (one.device, one.host))
+    shown = [_memory(largest, "device")] if plan.hardware.cuda else []
+    return [*shown, _memory(largest, "host"), _stages(plan), _time(plan)]
+
+
+def _memory(stage: StagePlan, kind: str) -> Table:
+    phases = [phase for phase in stage.phases if _parts(phase, kind)]
+    table = Table(title=f"{kind} memory of stage {stage.stage + 1}, at the peak of each phase", title_justify="left")
+    table.add_column("part")
+    for phase in phases:
+        table.add_column(phase.name, justify="right")
+    names = dict.fromkeys(name for phase in phases for name, size in _parts(phase, kind).items() if size)
+    for name in sorted(names, key=_position):
+        table.add_row(name, *(gib(size) if (size := _parts(phase, kind).get(name)) else "" for phase in phases))
+    table.add_section()
+    table.add_row("together", *(gib(sum(_parts(phase, kind).values())) for phase in phases))
+    return table
+
+
+def _parts(phase: Phase, kind: str) -> Mapping[str, int]:
+    return phase.device if kind == "device" else phase.host
+
+
+def _position(name: str) -> tuple[int, str]:
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
+
+
+def _stages(plan: Plan) -> Table:
+    table = Table(title=f"layout {plan.layout}", title_justify="left")
+    table.add_column("stage")
+    for column in ("blocks", "activations in", "device", "host", "disk", "works for"):
+        table.add_column(column, justify="right")
+    for stage in plan.stages:
+        seconds = sum(run[stage.stage].total for run in plan.seconds)
+        tier = {"none": "device memory", "host": "host memory", "nvme": "disk"}[stage.tier]
+        blocks = f"{stage.blocks[0]}–{stage.blocks[-1]}"
+        device = gib(stage.device) if plan.hardware.cuda else "–"
+        table.add_row(
+            str(stage.stage + 1), blocks, tier, device, gib(stage.host), gib(stage.nvme) if stage.nvme else "–",
+            duration(seconds),
+        )  # fmt: skip
+    return table
+
+
+def _time(plan: Plan) -> Table:
+    """Of the stage that works longest, run by run; runs alike in one line."""
+    stage, _ = plan.bottleneck
+    table = Table(title=f"time of stage {stage + 1} ({plan.rates.source})", title_justify="left")
+    table.add_column("run")
+    parts = list(dict.fromkeys(part for run in plan.seconds for part in run[stage].parts))
+    for column in (*parts, "together"):
+        table.add_column(column, justify="right")
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for work, run in zip(plan.works, plan.seconds, strict=True):
+        cells = [duration(run[stage].parts[part]) if part in run[stage].parts else "" for part in parts]
+        lines.setdefault((*cells, duration(run[stage].total)), []).append(work.label)
+    for cells_, labels in lines.items():
+        table.add_row(_named(labels), *cells_)
+    return table
+
+
+def _named(labels: Sequence[str]) -> str:
+    return labels[0] if len(labels) == 1 else f"{labels[0]} and {len(labels) - 1} more"
+
+
+def conclusion(plan: Plan) -> Iterable[str]:
+    """Lines below the tables."""
+    stage, part = plan.bottleneck
+    yield f"together: stages work about {duration(plan.wall)}; stage {stage + 1} works longest, most of it on {part}"
+    yield f"results: {gib(plan.storage)} of disk" + (
+        f", {gib(plan.hardware.storage)} are free" if plan.hardware.storage is not None else ""
+    )
+    if plan.object_store:
+        yield f"object store: {gib(plan.object_store)} between stages at most"
+    yield from (f"does not fit: {problem}" for problem in plan.problems)

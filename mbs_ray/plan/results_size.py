@@ -1,0 +1,60 @@
+"""Bytes of disk that the results of a sweep take."""
+
+from collections.abc import Iterable
+
+import torch
+
+from mbs_ray.methods import Method
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.stage_memory import block_bytes
+from mbs_ray.plan.work import Work
+
+
+def blocks_bytes(decoder: Decoder) -> int:
+    return sum(block_bytes(decoder, index) for index in range(decoder.blocks))
+
+
+def _outside_bytes(decoder: Decoder) -> int:
+    infos = (decoder.checkpoint.tensors[name] for name in decoder.outside_tensors())
+    return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
+
+
+def packed_bytes(decoder: Decoder, method: Method | None) -> int:
+    """Of the integers, scales and zero points of all linears, where the method quantizes."""
+    bits = getattr(method, "bits", None)
+    if bits is None:
+        return 0
+    group_size = getattr(method, "group_size", None)
+    total = 0
+    for index in range(decoder.blocks):
+        for rows, columns in decoder.linears(index).values():
+            groups = rows * (columns // group_size if group_size else 1)
+            total += rows * (-(-columns * bits // 32) * 4) + groups * decoder.stored_dtype.itemsize + groups * bits // 8
+    # What the method leaves alone in a block stands in its packed file too.
+    linears = sum(
+        rows * columns for index in range(decoder.blocks) for rows, columns in decoder.linears(index).values()
+    )
+    return total + blocks_bytes(decoder) - linears * decoder.stored_dtype.itemsize
+
+
+def kept_bytes(work: Work) -> int:
+    """What a run leaves: its blocks twice where it quantizes, or its scores of tokens alone."""
+    scores = 24 * sum(one.tokens for one in work.evaluation)
+    if work.method is None or work.keep == "metrics":
+        return scores
+    return blocks_bytes(work.decoder) + packed_bytes(work.decoder, work.method) + scores
+
+
+def results_bytes(works: Iterable[Work], in_flight: int) -> int:
+    """Of all runs at their end, untouched tensors once for each model, and the blocks of ``in_flight`` unkept runs."""
+    works = list(works)
+    outside = {id(work.decoder): _outside_bytes(work.decoder) for work in works}
+    passing = sorted(
+        (
+            blocks_bytes(work.decoder) + packed_bytes(work.decoder, work.method)
+            for work in works
+            if work.method is not None and work.keep == "metrics"
+        ),
+        reverse=True,
+    )
+    return sum(map(kept_bytes, works)) + sum(outside.values()) + sum(passing[:in_flight])

@@ -1,0 +1,192 @@
+"""Memory of one stage, part by part and phase by phase.
+
+A forward is run once on the meta device, where tensors have shapes and no memory, and its live bytes are counted: so
+attention, masks and what an architecture does besides are known without a formula for each. Everything else follows
+the order in which :class:`~mbs_ray.cluster.stage.worker.Worker` holds things.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+from mbs_ray.compression.collect import collect
+from mbs_ray.evaluation.scoring import LOGIT_BYTES
+from mbs_ray.methods import Statistic, moment_bytes
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.head import VOCABULARY_CHUNK
+from mbs_ray.plan.live_bytes import LiveBytes
+from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
+from mbs_ray.plan.work import Batches, Work
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is alive at the peak of a phase, in bytes by part; on a CPU all of it is ``host``."""
+
+    name: str
+    device: Mapping[str, int] = field(default_factory=dict)
+    host: Mapping[str, int] = field(default_factory=dict)
+
+    def on_cpu(self) -> "Phase":
+        """Both in one memory: copies for the device are left out, the parts under one name added up."""
+        together = dict(self.host)
+        for part, size in self.device.items():
+            if part not in ("microbatch", "weight"):
+                together[part] = together.get(part, 0) + size
+        return Phase(self.name, {}, together)
+
+
+def phases_of(work: Work, blocks: Iterable[int], last: bool) -> list[Phase]:
+    """The largest of each phase over some blocks; activations are not among them. ``last``: the head follows."""
+    largest: dict[str, Phase] = {}
+    for index in sorted({alike(work.decoder, index) for index in blocks}):
+        for phase in _block_phases(work, index):
+            before = largest.get(phase.name)
+            if before is None or _total(phase) > _total(before):
+                largest[phase.name] = phase
+    if last and work.evaluation:
+        largest["evaluate"] = _evaluate(work)
+    return list(largest.values())
+
+
+@lru_cache(maxsize=1024)
+def block_bytes(decoder: Decoder, index: int) -> int:
+    """Of a block as it is stored."""
+    infos = [decoder.checkpoint.tensors[stored] for stored in decoder.block_tensors(index).values()]
+    return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
+
+
+def hidden_bytes(decoder: Decoder, batches: Batches, segments: int) -> int:
+    """Of the hidden states of so many segments."""
+    return segments * batches.length * hidden_size(decoder) * decoder.compute_dtype.itemsize
+
+
+def hidden_size(decoder: Decoder) -> int:
+    return int(decoder.checkpoint.config.get_text_config().hidden_size)
+
+
+def _total(phase: Phase) -> int:
+    return sum(phase.device.values()) + sum(phase.host.values())
+
+
+@lru_cache(maxsize=1024)
+def alike(decoder: Decoder, index: int) -> int:
+    """The first block that has the same linears."""
+    return next(other for other in range(index + 1) if decoder.linears(other) == decoder.linears(index))
+
+
+def _block_phases(work: Work, index: int) -> Iterator[Phase]:
+    decoder, method = work.decoder, work.method
+    stored = block_bytes(decoder, index)
+    host = {"block as stored": stored, "next block": stored if decoder.blocks > 1 else 0}
+    microbatch = max(hidden_bytes(decoder, one, one.rows) for one in work.batches)
+    block = _module_bytes(decoder, index)
+    masks = _mask_bytes(work)
+    if method is not None and work.calibration is not None:
+        statistic = method.statistic
+        if statistic is not Statistic.NONE:
+            scratch = _forward_bytes(decoder, index, work.calibration.rows, work.calibration.length, statistic)
+            moments = sum(moment_bytes(statistic, columns) for columns, _ in inputs_of(decoder, index))
+            device = {"block": block, "moments": moments, "forward": scratch, "masks": masks, "microbatch": microbatch}
+            yield Phase("collect", device, host)
+        yield _solve(work, index, host, masks)
+        if work.per_language:
+            linears = decoder.linears(index).values()
+            weights = sum(rows * columns for rows, columns in linears)
+            changes = weights * decoder.compute_dtype.itemsize + 8 * max(rows * columns for rows, columns in linears)
+            scratch = _forward_bytes(decoder, index, work.calibration.rows, work.calibration.length, Statistic.NONE)
+            device = {"block": block, "changes": changes, "forward": scratch, "masks": masks, "microbatch": microbatch}
+            yield Phase("measure", device, {**host, "solved weights": weights * _stored_itemsize(decoder)})
+        yield Phase("write", {"masks": masks}, host)
+    scratch = max(_forward_bytes(decoder, index, one.rows, one.length, Statistic.NONE) for one in work.batches)
+    yield Phase("propagate", {"block": block, "forward": scratch, "masks": masks, "microbatch": microbatch}, host)
+
+
+def _solve(work: Work, index: int, host: Mapping[str, int], masks: int) -> Phase:
+    """Inputs with the most columns first; a moment goes when its linears are done, a solved weight stays."""
+    decoder, method = work.decoder, work.method
+    assert method is not None
+    itemsize, shapes = _stored_itemsize(decoder), decoder.linears(index)
+    inputs = sorted(inputs_of(decoder, index), key=lambda one: one[0], reverse=True)
+    waiting = sum(moment_bytes(method.statistic, columns) for columns, _ in inputs)
+    solved, packed, peak = 0, 0, Phase("solve")
+    for columns, names in inputs:
+        preparing = {"moments": waiting, "factor": preparing_bytes(method, columns), "masks": masks}
+        peak = max(peak, Phase("solve", preparing, {**host, "solved weights": solved + packed}), key=_total)
+        for name in names:
+            rows, _ = shapes[name]
+            device = {
+                "moments": waiting,
+                "factor": factor_bytes(method, columns),
+                "weight": rows * columns * itemsize,
+                "solver": solving_bytes(method, rows, columns, itemsize),
+                "masks": masks,
+            }
+            peak = max(peak, Phase("solve", device, {**host, "solved weights": solved + packed}), key=_total)
+            solved += rows * columns * itemsize
+            packed += rows * columns * getattr(method, "bits", 0) // 8
+        waiting -= moment_bytes(method.statistic, columns)
+    return peak
+
+
+def _evaluate(work: Work) -> Phase:
+    """The head, some rows of the vocabulary at a time, over all scored tokens; running sums of every token."""
+    decoder = work.decoder
+    rows, width = min(VOCABULARY_CHUNK, decoder.vocabulary), decoder.width
+    compute, stored = decoder.compute_dtype.itemsize, _stored_itemsize(decoder)
+    # Logits, and their exponentials; in float32 besides where the forward is not.
+    largest = min(LOGIT_BYTES, 4 * rows * max(one.rows * one.length for one in work.evaluation))
+    logits = 2 * largest + (0 if compute == 4 else largest * compute // 4)
+    tokens = sum(one.tokens for one in work.evaluation)
+    device = {"head": rows * width * compute, "logits": logits}
+    # Maximum, sum, logit of the token, and its id.
+    return Phase("evaluate", device, {"head as stored": 2 * rows * width * stored, "scores": 20 * tokens})
+
+
+def _stored_itemsize(decoder: Decoder) -> int:
+    return decoder.stored_dtype.itemsize
+
+
+def _module_bytes(decoder: Decoder, index: int) -> int:
+    parameters = decoder.block_tensors(index).values()
+    return sum(torch.Size(decoder.checkpoint.tensors[name].shape).numel() for name in parameters) * (
+        decoder.compute_dtype.itemsize
+    )
+
+
+@lru_cache(maxsize=256)
+def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statistic: Statistic) -> int:
+    """What a forward of a block holds at its peak beside block, moments, masks and its own input."""
+    with torch.inference_mode():
+        block = decoder.load_block(index, decoder.read_block(index))
+        hidden = torch.empty(rows, length, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
+        decoder.run_block(block, index, hidden)
+        with LiveBytes() as live:
+            if statistic is Statistic.NONE:
+                decoder.run_block(block, index, hidden)
+                return live.peak
+            # Twice: in the first forward the moments of later linears are not there yet.
+            collected = collect(decoder, block, index, [hidden, hidden], statistic)
+            moments = {id(moment): moment for moment in collected.moments.values()}.values()
+            return live.peak - sum(moment.sum.nbytes for moment in moments)
+
+
+def _mask_bytes(work: Work) -> int:
+    """What is recorded for the blocks, of every shape of microbatch."""
+    shapes = {(rows, one.length) for one in work.batches for rows in one.shapes}
+    with torch.inference_mode():
+        return sum(work.decoder.recorded_bytes(rows, length) for rows, length in shapes)
+
+
+@lru_cache(maxsize=256)
+def inputs_of(decoder: Decoder, index: int) -> list[tuple[int, list[str]]]:
+    """Columns of every input of a block's linears, and the linears that share it."""
+    if alike(decoder, index) != index:
+        return inputs_of(decoder, alike(decoder, index))
+    with torch.inference_mode():
+        block = decoder.load_block(index, decoder.read_block(index))
+        hidden = torch.empty(1, 2, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
+        collected = collect(decoder, block, index, [hidden], Statistic.DIAGONAL)
+    return [(collected.moments[group[0]].columns, group) for group in collected.inputs()]

@@ -1,0 +1,132 @@
+"""Time of a block and of a stage, part by part: operations and bytes over the rates of the hardware."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mbs_ray.cluster.sharding import deal
+from mbs_ray.methods import Statistic
+from mbs_ray.methods.factor import Factored
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.rates import Rates
+from mbs_ray.plan.stage_memory import block_bytes, hidden_bytes, inputs_of
+from mbs_ray.plan.work import Batches, Work
+
+#: Bytes that a score of the attention moves through memory: written, masked, softmaxed in float32 and read again.
+_BYTES_OF_A_SCORE = 40
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one run in one stage, by part. ``read`` goes on while blocks are computed, so only its excess counts."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        computing = sum(seconds for part, seconds in self.parts.items() if part != "read")
+        return max(computing, self.parts.get("read", 0.0))
+
+
+def stage_seconds(
+    work: Work, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
+) -> Seconds:
+    """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie.
+
+    Linears are dealt out to the replicas to be solved, and the one with the most decides.
+    """
+    parts: dict[str, float] = {}
+    for index in blocks:
+        own = _block(work, index, rates, tier, cuda)
+        share = _largest_hand(work, index, replicas)
+        for part, seconds in own.items():
+            seconds *= share if part in ("factorise", "solve") else 1.0
+            parts[part] = parts.get(part, 0.0) + seconds
+    if last and work.evaluation:
+        tokens = sum(one.tokens for one in work.evaluation)
+        weights = float(work.decoder.vocabulary * work.decoder.width)
+        stored = weights * work.decoder.stored_dtype.itemsize
+        parts["evaluate"] = 2 * weights * tokens / rates.head + stored / rates.read + _uploaded(stored, rates, cuda)
+    return Seconds(parts)
+
+
+def forward_seconds(decoder: Decoder, index: int, batches: Batches, rates: Rates) -> float:
+    """Of all microbatches through one block."""
+    linears = decoder.linears(index).values()
+    config = decoder.checkpoint.config.get_text_config()
+    scores = config.num_attention_heads * batches.length * batches.tokens
+    operations = 2.0 * sum(rows * columns for rows, columns in linears) * batches.tokens
+    operations += 4.0 * config.hidden_size * batches.length * batches.tokens
+    return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
+
+
+def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
+    """Of the lower triangles of all inputs of a block."""
+    return float(sum(columns**2 for columns, _ in inputs_of(decoder, index))) * tokens
+
+
+def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
+    """Of the factors, of the solved linears, and how many columns they have."""
+    shapes = decoder.linears(index)
+    factors = sum(2 / 3 * columns**3 for columns, _ in inputs_of(decoder, index))
+    solved = sum(float(rows) * columns**2 for rows, columns in shapes.values())
+    return factors, solved, sum(columns for _, columns in shapes.values())
+
+
+def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
+    decoder, method, calibration = work.decoder, work.method, work.calibration
+    stored = block_bytes(decoder, index)
+    parts = {"read": stored / rates.read}
+    placed = _uploaded(stored, rates, cuda)
+    forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
+    if method is not None and calibration is not None:
+        if method.statistic is not Statistic.NONE:
+            once = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
+            # In a true sequence a forward for every input: the linears before it have changed.
+            parts["collect"] = once * (len(inputs_of(decoder, index)) if work.true_sequential else 1)
+        if method.statistic is Statistic.FULL:
+            parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
+        factors, solved, columns = solve_operations(decoder, index)
+        of_column, of_weight = rates.solve.get(method.label, (rates.column, rates.weight))
+        weights = sum(rows * columns for rows, columns in decoder.linears(index).values())
+        parts["solve"] = columns * of_column + weights * of_weight
+        if isinstance(method, Factored):
+            parts["factorise"] = factors / rates.factor
+            parts["solve"] += solved / rates.product
+        if cuda:
+            moved = float(weights * decoder.stored_dtype.itemsize)
+            parts["solve"] += moved / rates.upload + moved / rates.download
+        for part in ("factorise", "solve"):
+            if part in parts:
+                parts[part] *= work.solvings
+        parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
+        if work.per_language:
+            parts["measure"] = 2 * forwards[calibration] + placed
+    following = [one for one in work.batches if index < decoder.blocks - 1 or one is not calibration]
+    moving = _moving(decoder, following, rates, tier, cuda, 2)
+    parts["propagate"] = sum(forwards[one] for one in following) + moving + placed
+    return parts
+
+
+def _largest_hand(work: Work, index: int, replicas: int) -> float:
+    """The share of a block's solving that the busiest replica has."""
+    shapes = work.decoder.linears(index)
+    costs = [
+        2 / 3 * columns**3 + sum(shapes[name][0] for name in names) * columns**2
+        for columns, names in inputs_of(work.decoder, index)
+    ]
+    hands = deal(costs, replicas)
+    loads = [sum(cost for cost, hand in zip(costs, hands, strict=True) if hand == one) for one in range(replicas)]
+    return max(loads) / sum(costs)
+
+
+def _uploaded(size: float, rates: Rates, cuda: bool) -> float:
+    """From plain host memory to the device."""
+    return size / rates.upload if cuda else 0.0
+
+
+def _moving(decoder: Decoder, batches: Iterable[Batches], rates: Rates, tier: str, cuda: bool, ways: int) -> float:
+    """Activations to and from their tier; nothing where they lie in the memory that computes."""
+    if tier == "none" or (tier == "host" and not cuda):
+        return 0.0
+    size = sum(hidden_bytes(decoder, one, one.segments) for one in batches)
+    return ways * size / (rates.nvme if tier == "nvme" else rates.link)

@@ -1,0 +1,107 @@
+"""``mbs compare``: two finished runs, or a run and its dense model, language by language."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mbs_ray.errors import InputError
+from mbs_ray.evaluation.comparison import Difference, compare_scores
+from mbs_ray.report.figures.canvas import save_figure
+from mbs_ray.report.figures.difference_forest import difference_forest
+from mbs_ray.run.directory import RunDirectory, scores_file
+from mbs_ray.run.places import Places
+
+#: Folder of a run with the figures of comparisons in which it was B.
+FIGURES = "comparisons"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is compared: its name, and for each evaluation set the fingerprint of the text and the token scores."""
+
+    name: str
+    sets: Mapping[str, tuple[str, Path]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides on one evaluation set: language, and ``geomean`` at last → B minus A."""
+
+    evaluation: str
+    a: str
+    b: str
+    differences: Mapping[str, Difference]
+    figure: Path
+
+
+def compare_runs(a: Path, b: Path, out: Path | None = None) -> list[Comparison]:
+    """Compare two run directories on every evaluation set they share, and draw a figure for each.
+
+    Figures go to ``out``, or ``comparisons`` in B's directory. Raises :class:`InputError` where one is no finished
+    run, they share no evaluation set, were not scored on the same tokens of one, or ``out`` cannot be written.
+    """
+    runs = RunDirectory(a.resolve()), RunDirectory(b.resolve())
+    first, second = (_run(run) for run in runs)
+    if first.name == second.name:
+        first, second = (
+            Side(f"{run.path.parents[1].name}/{side.name}", side.sets)
+            for run, side in zip(runs, (first, second), strict=True)
+        )
+    return _compare(first, second, out or runs[1].path / FIGURES)
+
+
+def compare_with_dense(run: Path, out: Path | None = None) -> list[Comparison]:
+    """The same with the dense model as A and the run as B."""
+    directory = RunDirectory(run.resolve())
+    side = _run(directory)
+    return _compare(_dense(directory), side, out or directory.path / FIGURES)
+
+
+def _run(run: RunDirectory) -> Side:
+    names = [scores.name for scores in run.finished().evaluation]
+    fingerprints = (run.result() or {})["evaluation"]
+    return Side(run.path.name, {name: (fingerprints[name], scores_file(run.path, name)) for name in names})
+
+
+def _dense(run: RunDirectory) -> Side:
+    card, signature = run.finished(), run.stored_signature()
+    assert signature is not None
+    places = Places(run.path.parents[2], run.path.parents[1].name)
+    sets = {}
+    for name, (fingerprint, _) in _run(run).sets.items():
+        sets[name] = fingerprint, scores_file(places.dense(signature["model"], fingerprint, signature), name)
+    return Side(f"{card.model} (dense)", sets)
+
+
+def _compare(a: Side, b: Side, out: Path) -> list[Comparison]:
+    shared = [name for name in a.sets if name in b.sets]
+    if not shared:
+        raise InputError(
+            f"no evaluation set in common: {a.name} has {_listed(a)}, {b.name} has {_listed(b)}; "
+            "evaluate both on one set of the same name"
+        )
+    compared = []
+    for name in shared:
+        (here, ones), (there, others) = a.sets[name], b.sets[name]
+        for side, path in ((a, ones), (b, others)):
+            if not path.is_file():
+                raise InputError(f"{path}: the token scores of {side.name} on {name} are not there")
+        found = compare_scores(name, ones, others)
+        if here != there:
+            raise InputError(
+                f"evaluation set {name}: the tokens of {a.name} and {b.name} are as many, but of other text or of "
+                f"another tokenizer (fingerprints {here[:16]} and {there[:16]}); evaluate both on the same text"
+            )
+        path = out / f"{a.name.replace('/', '-')}-{name}.png"
+        compared.append(Comparison(name, a.name, b.name, found, path))
+    for one in compared:
+        figure = difference_forest(one.differences, f"{one.b} (B) against {one.a} (A), {one.evaluation}")
+        try:
+            save_figure(figure, one.figure)
+        except OSError as error:
+            raise InputError(f"{one.figure}: cannot be written ({error.strerror})") from error
+    return compared
+
+
+def _listed(side: Side) -> str:
+    return ", ".join(side.sets) or "none"

@@ -1,0 +1,129 @@
+"""``mbs report``: a sweep as one HTML page that needs nothing else: no server, no network, no script."""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+
+from mbs_ray.errors import InputError
+from mbs_ray.report.figures.loss_curves import loss_curves
+from mbs_ray.report.page_tables import allocations, by_text, layer_error_grid, overall, scored
+from mbs_ray.report.run_results import ReportedRun, SweepReport, read_sweep
+
+FILE = "report.html"
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a sweep's folder, whole or not at all; ``report.html`` in it by default.
+
+    Raises :class:`InputError` where the folder is not that of a sweep, or ``out`` cannot be written.
+    """
+    page = render(read_sweep(folder))
+    path = out or folder / FILE
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        return partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def render(report: SweepReport) -> str:
+    """The page in HTML. Everything that comes from the sweep is escaped."""
+    loader = jinja2.PackageLoader("mbs_ray.compression.block_report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    runs = report.runs
+    finished = [run for run in runs if run.metrics is not None]
+    return environment.get_template("report.html.jinja").render(
+        name=report.name,
+        summary=_summary(runs),
+        finished=len(finished),
+        runs=[(run, *overall(run)) for run in runs],
+        scored=[scored(name, own) for name, own in by_text(finished)],
+        allocations=allocations(runs),
+        losses=_losses(runs),
+        layer_errors=[(run.label, layer_error_grid(run)) for run in runs if run.layer_errors],
+        timeline=None if report.timeline is None else _data_uri(report.timeline),
+        environment=_environment(report),
+        fingerprints=_fingerprints(runs),
+    )
+
+
+def _summary(runs: Sequence[ReportedRun]) -> str:
+    lengths = dict.fromkeys(f"{run.segments:,} segments of {run.sequence_length:,} tokens" for run in runs)
+    counts = [
+        (len(set(values)), what)
+        for values, what in (
+            ([run.model for run in runs], "model"),
+            ([run.method for run in runs], "method"),
+            ([run.sampling for run in runs], "sampling"),
+            ([run.seed for run in runs], "seed"),
+            ([code for run in runs for code in run.languages], "language"),
+        )
+    ]
+    times = [time for run in runs for time in (run.began, run.ended) if time is not None]
+    span = f"; {_date(min(times))} to {_date(max(times))} UTC" if times else ""
+    named = ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts)
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {named}; {' or '.join(lengths)} of calibration text{span}."
+
+
+def _date(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _losses(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+    """A figure of the losses for each model: (model, the figure as an address of its own content)."""
+    figures = []
+    for model, own in groupby((run for run in runs if run.losses), key=lambda run: run.model):
+        figures.append((model, _figure_uri(loss_curves(list(own)))))
+    return figures
+
+
+def _environment(report: SweepReport) -> list[tuple[str, str]]:
+    """What the runs were made with; values in which they differ are all named."""
+    facts: dict[str, dict[str, None]] = {}
+    for run in report.runs:
+        for key, value in {**run.versions, **run.resolved}.items():
+            facts.setdefault(key, {})[str(value)] = None
+    return [(key, str(value)) for key, value in report.layout.items()] + [
+        (key, ", ".join(values)) for key, values in facts.items()
+    ]
+
+
+def _fingerprints(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+    """Of models, calibration sets and evaluation sets, each once, with the models that share a text."""
+    models = {run.fingerprints["model"]: f"model {run.model}" for run in runs}
+    texts: dict[str, tuple[str, dict[str, None]]] = {}
+    for run in runs:
+        size = f"{run.segments:,} × {run.sequence_length:,}, seed {run.seed}"
+        own = {run.fingerprints["calibration"]: f"calibration {run.sampling}, {size}"}
+        own |= {fingerprint: f"evaluation {name}" for name, fingerprint in run.evaluation.items()}
+        for fingerprint, what in own.items():
+            texts.setdefault(fingerprint, (what, {}))[1][run.model] = None
+    # Sorted by what they are; those of calibration and evaluation in the order of the runs.
+    shown = [(f"{what}, for {', '.join(of)}", fingerprint) for fingerprint, (what, of) in texts.items()]
+    shown.sort(key=lambda fact: fact[0].partition(" ")[0])
+    return [*((what, fingerprint) for fingerprint, what in models.items()), *shown]
+
+
+def _figure_uri(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    return _data_uri(content.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,158 @@
+"""The model card: what a compressed checkpoint is, what each language lost, and how to load it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from mbs_ray.languages.facts import table_order
+
+PACKED_FORMAT = "compressed-tensors"
+DENSE_FORMAT = "safetensors"
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """One evaluation set: perplexity and bits per byte, by language, (dense, compressed).
+
+    The intervals are 95 % intervals (low, high) of the compressed model's perplexity and of its increase over the dense
+    one's, the latter also of the ``geomean``; what has none, as in text of one segment, is not among them.
+    """
+
+    name: str
+    perplexity: dict[str, tuple[float, float]]
+    bits_per_byte: dict[str, tuple[float, float]]
+    perplexity_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    increase_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card of a run says; plain values, fit for JSON, and no paths.
+
+    ``base_model`` is a hub id, None for a local checkpoint; ``model`` its name in either case. ``method`` and
+    ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
+    ``weights`` of the languages where the statistics are of the dense model.
+    """
+
+    model: str
+    base_model: str | None
+    languages: list[str]
+    method: dict[str, Any]
+    sampling: dict[str, Any]
+    allocation: dict[str, int]
+    sequence_length: int
+    seed: int
+    calibration: str
+    evaluation: list[EvaluationScores]
+    version: str
+    weights: dict[str, float] | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
+        evaluation = [EvaluationScores(**scores) for scores in content["evaluation"]]
+        return cls(**{**content, "evaluation": evaluation})
+
+
+def model_card(facts: CardFacts, form: str) -> str:
+    """The README.md, in Markdown, of a checkpoint in ``safetensors`` (dense) or ``compressed-tensors`` (packed)."""
+    segments = sum(facts.allocation.values())
+    header = ["language", "segments"]
+    allocation = [[code, f"{facts.allocation[code]:,}"] for code in table_order(facts.allocation)]
+    if facts.weights is not None:
+        header.append("weight")
+        allocation = [[code, count, f"{100 * facts.weights[code]:.3g} %"] for code, count in allocation]
+    lines = [
+        f"# {facts.model}, compressed with {facts.method['name']}",
+        "",
+        f"- method: {_spec(facts.method)}",
+        f"- sampling: {_spec(facts.sampling)}",
+        f"- calibration: {segments:,} segments of {facts.sequence_length:,} tokens, seed {facts.seed}, "
+        f"fingerprint `{facts.calibration}`",
+        *(["- statistics: second moments of the dense model, languages weighed as below"] if facts.weights else []),
+        f"- weights: {_WEIGHTS[form]}",
+        f"- made with mbs_ray {facts.version}",
+        "",
+        "## Calibration segments by language",
+        "",
+        *_table(header, allocation),
+        "",
+        *(line for scores in facts.evaluation for line in _evaluation(scores)),
+        "## Load",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
+    if form == PACKED_FORMAT:
+        lines += [
+            "",
+            "This needs `pip install compressed-tensors`. vLLM reads this form too, where it has a kernel for it.",
+        ]
+    return _front_matter(facts, form) + "\n".join(lines) + "\n"
+
+
+_WEIGHTS = {
+    DENSE_FORMAT: "safetensors, every weight in the dense model's type",
+    PACKED_FORMAT: "compressed-tensors, pack-quantized: integers and their scales",
+}
+
+
+def _front_matter(facts: CardFacts, form: str) -> str:
+    # Hub language codes have no script: zh-Hans and zh-Hant are zh there.
+    matter: dict[str, Any] = {"language": list(dict.fromkeys(code.split("-")[0] for code in facts.languages))}
+    if facts.base_model is not None:
+        matter["base_model"] = facts.base_model
+    matter["library_name"] = "transformers"
+    matter["tags"] = ["mbs_ray", "multilingual-brain-surgeon", facts.method["name"], form]
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _spec(spec: Mapping[str, Any]) -> str:
+    """``gptq: bits 4, group_size 32``; a field that is not set says nothing."""
+    fields = [f"{key} {value}" for key, value in sorted(spec.items()) if key != "name" and value is not None]
+    return f"{spec['name']}: {', '.join(fields)}" if fields else str(spec["name"])
+
+
+def _evaluation(scores: EvaluationScores) -> list[str]:
+    """A table with a row per language, and the geometric mean of the increases."""
+    header = ("language", "perplexity dense", "compressed", "increase", "bits per byte dense", "compressed")
+    rows = []
+    logarithms = []
+    for language in table_order(scores.perplexity):
+        (dense, now), (dense_bits, bits) = scores.perplexity[language], scores.bits_per_byte[language]
+        logarithms.append(math.log(now / dense))
+        compressed = _with_interval(now, scores.perplexity_interval.get(language))
+        increase = _with_interval(now / dense, scores.increase_interval.get(language))
+        rows.append((language, f"{dense:.3f}", compressed, increase, f"{dense_bits:.4f}", f"{bits:.4f}"))
+    mean = math.exp(math.fsum(logarithms) / len(logarithms))
+    shown = _with_interval(mean, scores.increase_interval.get("geomean"))
+    brackets = ["In brackets: 95 % intervals, by a bootstrap over the segments of the text."]
+    return [
+        f"## Perplexity: {scores.name}",
+        "",
+        *_table(header, rows),
+        "",
+        f"Geometric mean of the increase: {shown}. Perplexities compare models on one language, bits per byte",
+        "languages as well.",
+        *(brackets if scores.increase_interval or scores.perplexity_interval else []),
+        "",
+    ]
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """``1.043 (1.021 … 1.066)``, or the value alone."""
+    return f"{value:.3f}" if interval is None else f"{value:.3f} ({interval[0]:.3f} … {interval[1]:.3f})"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown: names in the first column, numbers in the others."""
+    return [
+        f"| {' | '.join(header)} |",
+        "|---|" + "---:|" * (len(header) - 1),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

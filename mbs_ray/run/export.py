@@ -1,0 +1,44 @@
+"""Converts a finished run into a checkpoint of another form: ``mbs export``. Needs nothing but the run directory."""
+
+from pathlib import Path
+
+import torch
+
+from mbs_ray.errors import InputError
+from mbs_ray.model.assemble import assemble, assemble_packed
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.packed import IntegerScheme
+from mbs_ray.run.card import DENSE_FORMAT, PACKED_FORMAT, model_card
+from mbs_ray.run.directory import RunDirectory
+
+FORMATS = (PACKED_FORMAT, DENSE_FORMAT)
+
+
+def export_run(folder: Path, form: str, to: Path | None) -> Path:
+    """Write the checkpoint of a run in a form of :data:`FORMATS`; its folder, ``export/<form>`` of the run by default.
+
+    An earlier export in the default folder is replaced. Raises :class:`InputError` naming what is wrong: another
+    form, a folder that holds no finished run, a method that gives no integers, a target that is in use.
+    """
+    if form not in FORMATS:
+        raise InputError(f"--format {form}: there are {', '.join(FORMATS)}")
+    run = RunDirectory(folder.resolve())
+    card = run.finished()
+    target = to.resolve() if to is not None else run.exports / form
+    if to is not None and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"--to {to}: is there already; give a folder that is new or empty")
+    scheme = IntegerScheme.of(card.method)
+    if form == PACKED_FORMAT and scheme is None:
+        raise InputError(
+            f"--format {form}: {run.path.name} was pruned by {card.method['name']} and has no integers to pack; "
+            f"its form is plain {DENSE_FORMAT} (--format {DENSE_FORMAT})"
+        )
+    checkpoint = Checkpoint(run.checkpoint)
+    text = model_card(card, form)
+    try:
+        if form == PACKED_FORMAT and scheme is not None:
+            return assemble_packed(Decoder(checkpoint, torch.float32), run.packed, scheme, target, text)
+        return assemble(checkpoint, checkpoint.files, target, text)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error

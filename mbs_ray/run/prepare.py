@@ -1,0 +1,231 @@
+"""All that can be checked and resolved of a sweep before any actor starts."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbs_ray.errors import InputError
+from mbs_ray.languages.distribution import parse_languages
+from mbs_ray.languages.sampling_registry import distribution_for
+from mbs_ray.languages.samplings import Adaptive
+from mbs_ray.methods import Statistic
+from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.fingerprint import fingerprint
+from mbs_ray.run.microbatch import settled_microbatch
+from mbs_ray.run.spec import DenseStatistics, EvaluationSpec, RunSpec
+from mbs_ray.text.segment_draw import check_request
+from mbs_ray.text.segment_request import SegmentRequest
+
+#: Evaluation text is drawn with this seed in every run, so that all runs are scored on the same tokens.
+EVALUATION_SEED = 0
+_LIMITS = ("max_position_embeddings", "n_positions", "seq_length")
+
+Notify = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that was read through once: its weights are finite and its fingerprint is known."""
+
+    name: str
+    checkpoint: Checkpoint
+    fingerprint: str
+    decoder: Decoder
+    """For names, shapes and the untouched tensors; the stages have decoders of their own."""
+
+    def check_length(self, field: str, length: int) -> None:
+        """Raise :class:`InputError` naming the field if the model takes no segments of this length."""
+        limits = [getattr(self.checkpoint.config, name, None) for name in _LIMITS]
+        longest = min((limit for limit in limits if isinstance(limit, int)), default=None)
+        if longest is not None and length > longest:
+            raise InputError(f"{field}: {length} tokens are more than the {longest} that {self.name} takes")
+
+
+class Texts:
+    """Checks every distinct request once, however many runs ask for it."""
+
+    def __init__(self) -> None:
+        self._checked: dict[str, SegmentRequest] = {}
+
+    def check(self, request: SegmentRequest) -> SegmentRequest:
+        """The request, or an equal one that was checked before, whose corpus is open already.
+
+        Raises :class:`InputError` where the corpus lacks, or cannot give, what is asked for.
+        """
+        identity = json.dumps(asdict(request), sort_keys=True, default=str)
+        if identity not in self._checked:
+            check_request(request)
+            self._checked[identity] = request
+        return self._checked[identity]
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose model, languages, allocation and texts are settled.
+
+    ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
+    and ``allocation`` are those of the pool: of each weighted language the same number of segments. ``search`` tells of
+    the trials by which an adaptive sampling found them.
+    """
+
+    label: str
+    column: tuple[str, str]
+    spec: RunSpec
+    model: Model
+    languages: tuple[str, ...]
+    allocation: dict[str, int]
+    calibration: SegmentRequest
+    evaluation: dict[str, SegmentRequest]
+    microbatch: int
+    weights: dict[str, Fraction] | None = None
+    search: Mapping[str, Any] | None = None
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        """The sampling of a run whose weights are found by trial; None for any other run."""
+        return self.spec.sampling if isinstance(self.spec.sampling, Adaptive) else None
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """The weights, in plain numbers."""
+        return None if self.weights is None else {code: float(one) for code, one in self.weights.items()}
+
+    @property
+    def shared_microbatches(self) -> int:
+        """Of what replicas share at a time: the calibration set, or the text of a language."""
+        together = max if self.weights is not None else sum
+        return -(-together(self.allocation.values()) // self.microbatch)
+
+
+def prepare_runs(
+    specs: Sequence[RunSpec], labels: Sequence[str], columns: Sequence[tuple[str, str]], cache: Path, notify: Notify
+) -> list[PreparedRun]:
+    """Check everything a sweep needs. Raises :class:`InputError` naming the file, field or language.
+
+    ``notify(what, done, total)`` is told of long work: each checkpoint is read through once and the
+    answer kept under ``cache``.
+    """
+    models: dict[tuple[str, str | None], Model] = {}
+    texts = Texts()
+    prepared = []
+    # What is cheap is checked for all runs before the first checkpoint is read through.
+    settled = [_settle(spec) for spec in specs]
+    for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
+        key = (spec.model, spec.revision)
+        if key not in models:
+            models[key] = read_through(spec.model, spec.revision, cache, notify)
+        run = replace(_with_texts(spec, label, column, models[key], languages, allocation, texts), weights=weights)
+        _check_method(run)
+        prepared.append(run)
+    return prepared
+
+
+def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
+    """Languages of the run, segments of each, and with dense statistics their weights."""
+    distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
+    languages = parse_languages(spec.languages, distribution)
+    dense = spec.statistics
+    if dense is None:
+        return languages, spec.sampling.allocate(distribution, languages, spec.segments), None
+    if isinstance(spec.sampling, Adaptive):
+        _check_adaptive(spec, dense)
+    if spec.per_language and dense.stored == "samplings":
+        raise InputError(
+            "statistics.stored: a sum per sampling keeps no moments of a language, by which per_language measures; "
+            "take stored: languages"
+        )
+    if dense.weights == "shares":
+        weights = spec.sampling.weights(distribution, languages)
+    else:
+        allocation = spec.sampling.allocate(distribution, languages, spec.segments)
+        weights = {code: Fraction(count, spec.segments) for code, count in allocation.items()}
+    return languages, dict.fromkeys(weights, dense.segments_per_language), weights
+
+
+def _check_adaptive(spec: RunSpec, dense: DenseStatistics) -> None:
+    if spec.method.statistic is Statistic.NONE:
+        raise InputError(f"sampling adaptive: method {spec.method.name} sees no text, so that no mixture of it matters")
+    if dense.stored == "samplings":
+        raise InputError(
+            "statistics.stored: a sum per sampling keeps no moments of a language, of which adaptive makes its "
+            "mixtures; take stored: languages"
+        )
+
+
+def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:
+    """Open a checkpoint and read it through once, for NaN and for its fingerprint.
+
+    A model that cannot be taken apart into blocks, or lacks a tensor, is refused before it is read through.
+    """
+    checkpoint = open_checkpoint(model, revision)
+    decoder = Decoder(checkpoint, torch.float32)
+    name = Path(model).name
+    read = fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total))
+    return Model(name, checkpoint, read, decoder)
+
+
+def _with_texts(
+    spec: RunSpec,
+    label: str,
+    column: tuple[str, str],
+    model: Model,
+    languages: tuple[str, ...],
+    allocation: dict[str, int],
+    texts: Texts,
+) -> PreparedRun:
+    model.check_length("sequence_length", spec.sequence_length)
+    requests = evaluation_requests(spec.evaluation, model, languages, spec.sequence_length)
+    evaluation = {name: texts.check(request) for name, request in requests.items()}
+    calibration = SegmentRequest(
+        corpus=spec.corpus,
+        tokenizer=str(model.checkpoint.folder),
+        languages=tuple(allocation),
+        allocation=allocation,
+        sequence_length=spec.sequence_length,
+        seed=spec.seed,
+        allow_repeat=spec.allow_repeat,
+    )
+    microbatch = settled_microbatch(spec.microbatch, spec.sequence_length)
+    return PreparedRun(
+        label, column, spec, model, languages, allocation, texts.check(calibration), evaluation, microbatch
+    )
+
+
+def evaluation_requests(
+    sets: Mapping[str, EvaluationSpec], model: Model, languages: tuple[str, ...], sequence_length: int
+) -> dict[str, SegmentRequest]:
+    """What is to be drawn for each evaluation set; the same for every run of a model."""
+    requests = {}
+    for name, one in sets.items():
+        length = one.sequence_length or sequence_length
+        model.check_length(f"evaluation.{name}.sequence_length", length)
+        requests[name] = SegmentRequest(
+            corpus=one.corpus,
+            tokenizer=str(model.checkpoint.folder),
+            languages=languages,
+            allocation=None,
+            at_most=one.segments,
+            sequence_length=length,
+            seed=EVALUATION_SEED,
+            join=one.join,
+        )
+    return requests
+
+
+def _check_method(run: PreparedRun) -> None:
+    decoder = run.model.decoder
+    for index in range(decoder.blocks):
+        linears = decoder.linears(index)
+        if not linears:
+            raise InputError(
+                f"{run.model.checkpoint.folder}: block {index} of {run.model.checkpoint.config.model_type} "
+                "has no linear, so there is nothing to compress"
+            )
+        for name, (rows, columns) in linears.items():
+            run.spec.method.check(rows, columns, f"block {index} {name}")

@@ -1,0 +1,167 @@
+"""RunSpec and SweepSpec: what a job is told, validated before anything starts."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    SkipValidation,
+    ValidationInfo,
+    field_validator,
+)
+
+from mbs_ray.languages.sampling_registry import build_sampling, sampling_spec
+from mbs_ray.languages.samplings import Sampling
+from mbs_ray.methods import Method, build_method, method_spec
+from mbs_ray.text.tokenization import Join
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+# An evaluation set stands in the names of its metrics: ppl_udhr/sw beside ppl_increase/sw and ppl_ci95_low/sw.
+_BEGINNINGS_OF_METRICS = ("increase", "ci95")
+
+
+def _method(value: Any) -> Any:
+    return build_method(value) if isinstance(value, str | Mapping) else value
+
+
+def _sampling(value: Any) -> Any:
+    return build_sampling(value) if isinstance(value, str | Mapping) else value
+
+
+MethodField = Annotated[
+    SkipValidation[Method], BeforeValidator(_method), PlainSerializer(method_spec, return_type=dict)
+]
+SamplingField = Annotated[
+    SkipValidation[Sampling], BeforeValidator(_sampling), PlainSerializer(sampling_spec, return_type=dict)
+]
+CorpusField = str | dict[str, Any]
+
+#: Statistics that are not dense: each block's inputs as the blocks before it, compressed, make them.
+PROPAGATED = "propagated"
+
+
+class FrozenSpec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class EvaluationSpec(FrozenSpec):
+    """One evaluation set: text of the run's languages, scored token by token."""
+
+    corpus: CorpusField = Field(description="folder or data set, as for calibration")
+    segments: PositiveInt | None = Field(
+        64,
+        description="at most so many full segments per language, drawn over the whole text; null: all text",
+    )
+    sequence_length: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="tokens in a segment; null: as in calibration"
+    )
+    join: Join = Field(
+        "end_token", description="what stands between documents: the model's end token, or a blank line (the paper's)"
+    )
+
+
+class DenseStatistics(FrozenSpec):
+    """Second moments from one forward of the dense model, language by language; a sampling weighs them."""
+
+    mode: Literal["dense"] = "dense"
+    segments_per_language: PositiveInt = Field(16, description="segments of each language that moments are taken from")
+    weights: Literal["shares", "allocation"] = Field(
+        "shares", description="of the languages: the sampling's true shares, or the segments it would have drawn"
+    )
+    stored: Literal["auto", "languages", "samplings"] = Field(
+        "auto",
+        description="moments on disk: one per language, or one per distinct sampling; same bits; auto: the fewer",
+    )
+
+    @property
+    def label(self) -> str:
+        size = "" if self.segments_per_language == 16 else f"-{self.segments_per_language}"
+        return f"{self.mode}{size}{'' if self.weights == 'shares' else f'-{self.weights}'}"
+
+
+def _statistics(value: Any) -> Any:
+    mode = value.get("mode", "dense") if isinstance(value, Mapping) else value
+    if isinstance(mode, str) and mode not in (PROPAGATED, "dense"):
+        raise ValueError(f"unknown statistics {mode!r}; there are {PROPAGATED} and dense")
+    if mode != PROPAGATED:
+        return {} if value == "dense" else value
+    if isinstance(value, Mapping) and len(value) > 1:
+        raise ValueError(f"{PROPAGATED} statistics have no field {next(key for key in value if key != 'mode')!r}")
+    return None
+
+
+StatisticsField = Annotated[
+    DenseStatistics | None,
+    BeforeValidator(_statistics),
+    PlainSerializer(lambda value: PROPAGATED if value is None else value.model_dump()),
+]
+
+
+class RunSpec(FrozenSpec):
+    """One (model, method, sampling, …); all that can change its numbers."""
+
+    model: str = Field(description="folder of a checkpoint in safetensors, or a hub id")
+    revision: str | None = Field(None, description="revision of the hub repository")
+    distribution: Path | None = Field(
+        None, description="language_distribution.json of the model; null: beside the checkpoint, or built in"
+    )
+    languages: str | list[str] = Field("paper", description="'paper', 'all', or codes")
+    corpus: CorpusField = Field(description="where the calibration text is read from")
+    method: MethodField
+    sampling: SamplingField
+    segments: PositiveInt = Field(256, description="segments of calibration in all")
+    sequence_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens in a segment")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the drawing of text")
+    allow_repeat: bool = Field(False, description="draw overlapping windows where text is short")
+    evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict, description="sets by name")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
+    )
+    microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward")
+    statistics: StatisticsField = Field(
+        None, description="propagated (null): from the blocks before, compressed; dense: from the uncompressed model"
+    )
+    true_sequential: bool = Field(
+        False, description="linears of a block see those before them compressed; a forward for each input of a block"
+    )
+    per_language: bool = Field(
+        False, description="measure what every linear loses in each calibration language; one more forward per block"
+    )
+    keep: Literal["checkpoint", "metrics"] = Field(
+        "checkpoint", description="metrics: when a run is finished its weights are removed, its figures stay"
+    )
+
+    @property
+    def statistics_label(self) -> str:
+        return PROPAGATED if self.statistics is None else self.statistics.label
+
+    @field_validator("true_sequential")
+    @classmethod
+    def _in_sequence(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("statistics") is not None:
+            raise ValueError("dense statistics see no linear compressed; take propagated ones, or leave this out")
+        return value
+
+    @field_validator("evaluation")
+    @classmethod
+    def _named(cls, sets: dict[str, EvaluationSpec]) -> dict[str, EvaluationSpec]:
+        for name in sets:
+            check_name("evaluation set", name)
+            if name.startswith(_BEGINNINGS_OF_METRICS):
+                raise ValueError(f"evaluation set {name!r}: metrics are named like that; take another name")
+        return sets
+
+
+def check_name(what: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} {name!r}: a name has letters, digits, '.', '_' and '-', and begins with none of these"
+        )

@@ -1,0 +1,114 @@
+"""From a request to a written set of segments, drawn through Ray Data; the same request gives the same bits."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import ray
+
+from mbs_ray.errors import InputError
+from mbs_ray.text.language_draw import LanguageDraw, LanguageSegments, RandomDraw, Shortage, WholeText
+from mbs_ray.text.ray_data import Located, Recipe, gather
+from mbs_ray.text.segment_file import SegmentSet, write_segments
+from mbs_ray.text.segment_request import SegmentRequest
+from mbs_ray.text.unit_draw import Ask, UnitTokens
+
+Progress = Callable[[int, int], None]
+Reader = Callable[[Sequence[Located]], Iterable[tuple[Ask, UnitTokens]]]
+log = logging.getLogger(__name__)
+
+
+def check_request(request: SegmentRequest) -> None:
+    """All checks that need no Ray: opens corpus and tokenizer; of text formats it reads the units drawn first.
+
+    InputError, one line, names the file, line, field or language.
+    """
+    _ = request.fingerprint
+    for language, draw in language_draws(request).items():
+        request.opened.validate(language, (ask.unit for ask in draw.asks()))
+
+
+def draw_segments(request: SegmentRequest, directory: Path, progress: Progress | None = None) -> SegmentSet:
+    """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it; Ray must be initialized.
+
+    Rows are ordered by language (table order), shard, unit; segments that no single unit fills come last.
+    `progress` is called with the units done and the units asked for so far. InputError for a corpus that is missing,
+    malformed, or has too little text.
+    """
+    path = directory / f"{request.fingerprint[:16]}.parquet"
+    if (written := _written(path, request.fingerprint)) is not None:
+        return written
+    return write_segments(path, request.fingerprint, request.plain(), _drawn(request, progress))
+
+
+def draw_apart(request: SegmentRequest, directory: Path, progress: Progress | None = None) -> dict[str, SegmentSet]:
+    """As :func:`draw_segments` for every language of the allocation :meth:`alone <SegmentRequest.alone>`.
+
+    A set for each language, with all that are not written yet drawn in one reading.
+    """
+    assert request.allocation is not None
+    apart = {language: request.alone(language) for language in request.opened.shards}
+    paths = {language: directory / f"{one.fingerprint[:16]}.parquet" for language, one in apart.items()}
+    found = {language: _written(path, apart[language].fingerprint) for language, path in paths.items()}
+    missing = {language: request.allocation[language] for language, one in found.items() if one is None}
+    if missing:
+        together = replace(request, languages=tuple(missing), allocation=missing)
+        for language, drawn in _drawn(together, progress).items():
+            one = apart[language]
+            found[language] = write_segments(paths[language], one.fingerprint, one.plain(), {language: drawn})
+    return {language: one for language, one in found.items() if one is not None}
+
+
+def _drawn(request: SegmentRequest, progress: Progress | None) -> dict[str, LanguageSegments]:
+    if not ray.is_initialized():
+        raise RuntimeError("Ray is not initialized: call ray.init() first")
+    draws = language_draws(request)
+    recipe = Recipe(request.tokenizer, request.sequence_length, request.seed, request.join)
+    fill(request, draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
+    return {language: draw.finish() for language, draw in draws.items()}
+
+
+def _written(path: Path, fingerprint: str) -> SegmentSet | None:
+    if not path.exists():
+        return None
+    try:
+        written = SegmentSet.open(path)
+    except InputError as error:
+        log.warning("%s; it is drawn again", error)
+        return None
+    return written if written.fingerprint == fingerprint else None
+
+
+def language_draws(request: SegmentRequest) -> dict[str, LanguageDraw]:
+    """What gathers each language's segments, in table order."""
+    length, seed = request.sequence_length, request.seed
+    draws: dict[str, LanguageDraw] = {}
+    for language in request.opened.shards:
+        units = request.opened.unit_count(language)
+        if request.allocation is not None:
+            shortage: Shortage = "repeat" if request.allow_repeat else "raise"
+            draws[language] = RandomDraw(language, units, request.allocation[language], length, seed, shortage)
+        elif request.at_most is not None:
+            draws[language] = RandomDraw(language, units, request.at_most, length, seed, "accept")
+        else:
+            draws[language] = WholeText(language, units, length)
+    return draws
+
+
+def fill(request: SegmentRequest, draws: Mapping[str, LanguageDraw], read: Reader, progress: Progress | None) -> None:
+    """Round after round, one reading for all languages, until no language asks for more."""
+    done = asked = 0
+    while asks := [ask for draw in draws.values() for ask in draw.asks()]:
+        asked += len(asks)
+        for ask, result in read([Located(ask, *request.opened.locate(ask.language, ask.unit)) for ask in asks]):
+            draws[ask.language].take(ask.unit, result)
+            done += 1
+            if progress is not None:
+                progress(done, asked)
+
+
+def _tokenizers() -> int:
+    """Tokenizing actors for the cluster's CPUs; they change the time, not the result."""
+    return 1 if ray.cluster_resources().get("CPU", 1) < 8 else 2

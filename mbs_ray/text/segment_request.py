@@ -1,0 +1,98 @@
+"""What is asked of a corpus: languages, allocation, lengths, seed; its fingerprint names the file of segments."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from mbs_ray.errors import InputError
+from mbs_ray.text.corpus import Corpus, Location, open_corpus
+from mbs_ray.text.tokenization import DocumentTokenizer, Join
+
+FORMAT = 1  # raise it with any change that draws other tokens from the same request
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """Segments wanted of each language, from a corpus (what `parse_location` takes) through a tokenizer.
+
+    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language);
+    `allow_repeat` lets windows overlap where it is too short. Without one, at most `at_most` of each language are
+    drawn in that way, or, where that is None, all the text is taken in its own order. `tokenizer` is a directory or
+    a hub id; `join` is what stands between documents. InputError for a field that makes no sense.
+    """
+
+    corpus: Location
+    tokenizer: str
+    languages: Sequence[str]
+    allocation: Mapping[str, int] | None
+    sequence_length: int
+    seed: int = 0
+    allow_repeat: bool = False
+    at_most: int | None = None
+    join: Join = "end_token"
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 2:
+            raise InputError(f"sequence length {self.sequence_length}: a segment needs at least 2 tokens")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed}: must not be negative")
+        if not self.languages:
+            raise InputError("no language to take segments of")
+        if self.at_most is not None and self.at_most < 1:
+            raise InputError(f"{self.at_most} segments per language: must be at least 1")
+        if self.allocation is None:
+            return
+        if set(self.allocation) != set(self.languages):
+            raise InputError(
+                f"the allocation is for {', '.join(self.allocation)}, the languages are {', '.join(self.languages)}"
+            )
+        for language, segments in self.allocation.items():
+            if segments < 1:
+                raise InputError(f"language {language!r}: {segments} segments, must be at least 1")
+
+    @cached_property
+    def opened(self) -> Corpus:
+        """The corpus, opened once for this request. InputError for what is missing or broken."""
+        return open_corpus(self.corpus, self.languages)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Hex SHA-256 of the tokenizer, loaded once for this request."""
+        return DocumentTokenizer(self.tokenizer).digest()
+
+    def alone(self, language: str) -> "SegmentRequest":
+        """The same for one language of the allocation, whose segments do not depend on the others."""
+        assert self.allocation is not None
+        one = replace(self, languages=(language,), allocation={language: self.allocation[language]})
+        # What is open already is not opened again for each language.
+        one.__dict__["opened"] = Corpus({language: self.opened.shards[language]})
+        one.__dict__["tokenizer_digest"] = self.tokenizer_digest
+        return one
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that determines the segments."""
+        drawn = self.allocation is not None or self.at_most is not None
+        determining = {
+            "format": FORMAT,
+            "corpus": self.opened.identity,
+            "tokenizer": self.tokenizer_digest,
+            "allocation": None if self.allocation is None else dict(self.allocation),
+            "at_most": self.at_most if self.allocation is None else None,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed if drawn else None,
+            "allow_repeat": self.allow_repeat if self.allocation is not None else None,
+            # Not named where it is as it always was, so that what was drawn then is found again.
+            **({} if self.join == "end_token" else {"join": self.join}),
+        }
+        return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
+
+    def plain(self) -> dict[str, Any]:
+        """The request in JSON's types."""
+        corpus = dict(self.corpus) if isinstance(self.corpus, Mapping) else os.fspath(self.corpus)
+        allocation = None if self.allocation is None else dict(self.allocation)
+        return {**asdict(self), "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}

@@ -1,0 +1,6 @@
+"""MLflow: the connection, runs that survive outages, replay from run directories, views of its pages.
+
+Only the driver's process uses this room.
+Imports: ``report``, ``evaluation``, ``run``, ``compression`` (block reports), ``text``, ``model`` (manifest).
+Begin with ``tracked_run.py``; ``sweep_tracking.py`` says what MLflow is told of a sweep.
+"""

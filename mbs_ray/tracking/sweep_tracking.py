@@ -1,0 +1,117 @@
+"""What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+
+from mbs_ray import __version__
+from mbs_ray.files import digest, write_json
+from mbs_ray.report.colours import OTHER_SAMPLING, SAMPLING_COLOURS
+from mbs_ray.run.directory import ALLOCATION, SEARCH, SPEC, WEIGHTS
+from mbs_ray.run.journal import Journal
+from mbs_ray.run.places import Places
+from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.tracking.mlflow_client import MlflowConnection
+from mbs_ray.tracking.tracked_results import journal_blocks, track_results
+from mbs_ray.tracking.tracked_run import TrackedRun, child_run, sweep_run
+from mbs_ray.tracking.tracked_texts import dataset_inputs
+from mbs_ray.tracking.views import RUN_COLOUR_TAG, publish_view
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class SweepTracking:
+    """The parent run of a sweep and its open children, by label."""
+
+    def __init__(self, connection: MlflowConnection, places: Places, params: Mapping[str, Any]) -> None:
+        self._connection, self._places = connection, places
+        self._told: dict[str, Any] = {
+            "key": digest(str(places.sweep)),
+            "name": places.name,
+            "params": {**params, "mbs_ray": __version__},
+            "tags": {"mbs.folder": str(places.sweep)},
+        }
+        self.parent = sweep_run(connection, **self._told)
+        self._open: dict[str, TrackedRun] = {}
+        self._viewed: set[str] = set()
+
+    def begin(self, run: PreparedRun, signature: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
+        """Open, or find again, the MLflow run of a run that is about to be worked on."""
+        directory = self._places.run(run.label)
+        spec = run.spec.model_dump(mode="json")
+        told: dict[str, Any] = {
+            "key": digest(str(directory.path), str(sorted(signature.items()))),
+            "name": _shown_name(run),
+            "params": {
+                **{field: value for field, value in spec.items() if field not in ("languages", "evaluation")},
+                "languages": ",".join(run.languages),
+                "evaluation": ",".join(run.evaluation),
+                "fingerprint": {"model": run.model.fingerprint, "calibration": run.calibration.fingerprint},
+                "resolved": resolved,
+                "version": {"mbs_ray": __version__, "ray": ray.__version__},
+            },
+            "tags": {
+                "model": run.model.name,
+                "method": run.spec.method.label,
+                "sampling": run.spec.sampling.label,
+                "statistics": run.spec.statistics_label,
+                "seed": str(run.spec.seed),
+                "mbs.folder": str(directory.path),
+                RUN_COLOUR_TAG: SAMPLING_COLOURS.get(run.spec.sampling.name, OTHER_SAMPLING),
+            },
+        }
+        directory.keep_told({"experiment": self._places.name, "sweep": self._told, "run": told})
+        tracked = child_run(self._connection, self.parent, **told, journal=Journal(directory.journal))
+        self._open[run.label] = tracked
+        inputs = dataset_inputs(run)
+        tracked.enqueue(lambda client: client.log_inputs(tracked.run_id, inputs))
+        if run.model.name not in self._viewed:
+            self._viewed.add(run.model.name)
+            tracked.enqueue(partial(self._publish_view, run))
+        files = {ALLOCATION: run.allocation, SPEC: spec, WEIGHTS: run.shares, SEARCH: run.search}
+        for name, content in files.items():
+            if content is None:
+                continue
+            write_json(directory.path / name, content)
+            tracked.artifact(directory.path / name)
+
+    def _publish_view(self, run: PreparedRun, client: "MlflowClient") -> None:
+        scored = run.languages if run.evaluation else ()
+        measured = run.languages if run.spec.per_language else ()
+        publish_view(self._connection.experiment_id, run.model.name, scored, client, measured)
+
+    def sync(self) -> None:
+        """Journal the blocks that were finished since, and bring MLflow up to date."""
+        for label, tracked in self._open.items():
+            journal_blocks(self._places.run(label), over=False)
+            tracked.sync()
+
+    def finish(self, label: str, metrics: Mapping[str, float]) -> bool:
+        """Deliver a finished run; False when MLflow has not taken all of it yet."""
+        tracked = self._open.pop(label)
+        track_results(self._places.run(label), metrics, tracked)
+        tracked.finish("FINISHED")
+        return tracked.sync()
+
+    def fail(self, label: str, reason: str) -> None:
+        tracked = self._open.pop(label)
+        tracked.note(f"failed: {reason}")
+        tracked.finish("FAILED")
+
+    def close(self, status: Status) -> bool:
+        """End what is still open; False when MLflow has not taken everything yet."""
+        for tracked in self._open.values():
+            tracked.finish(status)
+        self.parent.finish(status)
+        return self.parent.sync()
+
+
+def _shown_name(run: PreparedRun) -> str:
+    """The label with the model's name at its end: MLflow cuts long names short there."""
+    rest = run.label.removeprefix(f"{run.model.name}-")
+    return run.label if rest == run.label else f"{rest} ({run.model.name})"

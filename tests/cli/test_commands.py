@@ -1,0 +1,287 @@
+"""The command line: what it prints, and one clear line with exit code 2 for every bad input."""
+
+import gzip
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from mbs_ray.cli import app
+from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
+from tests.support.mlflow_server import listening, wait_until_healthy
+from tests.support.models import HELD_OUT, documents, write_corpus
+
+PAPER = [87, 47, 37, 31, 14, 13, 7, 4, 3, 3] + [1] * 10
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "160"}).invoke(app, [str(argument) for argument in arguments])
+
+
+def test_allocate_gives_the_papers_allocation_with_no_network() -> None:
+    result = invoke("allocate", "--model", "bigscience/bloom-7b1", "--sampling", "proportional", "--segments", 256)
+    assert result.exit_code == 0
+    rows = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines() if "│" in line]
+    assert [int(row[4]) for row in rows if "%" in row[3]] == PAPER
+    assert ["", "all", "", "", "256", "", ""] in rows
+
+
+def test_allocate_takes_samplings_with_fields() -> None:
+    arguments = ("allocate", "--model", "bigscience/bloom", "--languages", "en,sw", "--segments", 9, "--sampling")
+    for sampling, counts in (
+        ("temperature:alpha=0", ["5", "4"]),
+        ("counts:counts={en: 2, sw: 7}", ["2", "7"]),
+        ("monolingual:language=sw", ["9"]),
+    ):
+        result = invoke(*arguments, sampling)
+        rows = [[cell.strip() for cell in line.split("│")] for line in result.stdout.splitlines() if "│" in line]
+        assert [row[4] for row in rows if row[1] in ("en", "sw")] == counts
+
+
+@pytest.mark.parametrize("sampling", ["equal", "monolingual:language=sw", "counts:counts={en: 2, sw: 7}"])
+def test_allocate_needs_no_distribution_where_the_sampling_needs_none(sampling: str) -> None:
+    arguments = ("allocate", "--model", "meta-llama/any", "--languages", "en,sw", "--segments", 9, "--sampling")
+    result = invoke(*arguments, sampling)
+    assert result.exit_code == 0 and "distribution unknown" in result.stdout
+    for needing in ("proportional", "temperature:alpha=0.3"):
+        refused = invoke(*arguments, needing)
+        assert refused.exit_code == 2
+        for said in (f"sampling {needing.split(':')[0]}: ", "'meta-llama/any'", "--distribution", "equal, monolingual"):
+            assert said in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--languages", "en,xx"), "unknown language 'xx'"),
+        (("--sampling", "fair"), "unknown sampling 'fair': there are monolingual, equal, proportional"),
+        (("--sampling", "temperature:alpha"), "'alpha' is no field=value"),
+        (("--segments", 19), "19 segments are fewer than the 20 languages"),
+        (("--distribution", "nowhere.json"), "nowhere.json: cannot be read"),
+    ],
+)
+def test_allocate_refuses_with_one_line(arguments: tuple, message: str) -> None:
+    result = invoke("allocate", "--model", "bigscience/bloom-560m", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["allocate", "compress", "evaluate", "similarity", "sweep", "compare", "report", "export", "verify", "ui"],
+)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: mbs {command}" in " ".join(result.stdout.split())
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    heavy = "torch", "ray", "mlflow", "transformers", "pandas", "pydantic", "matplotlib"
+    asked = f"import sys, mbs_ray.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip() == "[]"
+    shown = subprocess.run([sys.executable, "-m", "mbs_ray.cli", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "allocate" in shown.stdout
+
+
+class Bad:
+    """One bad input: what is done to model, corpus and sweep file, and what the error must name."""
+
+    def __init__(self, spoil: Callable[[Path, Path, dict[str, Any]], None], *names: str) -> None:
+        self.spoil, self.names = spoil, names
+
+
+def _set(**changes: Any) -> Callable[[Path, Path, dict[str, Any]], None]:
+    return lambda model, corpus, sweep: sweep.update(changes)
+
+
+def _empty(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    (corpus / "sw.txt").write_text("")
+
+
+def _truncated(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    (corpus / "sw.txt").unlink()
+    pq.write_table(pa.table({"text": documents("sw", 60)}), corpus / "sw.parquet")
+    content = (corpus / "sw.parquet").read_bytes()
+    (corpus / "sw.parquet").write_bytes(content[:-20])
+
+
+def _no_column(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    (corpus / "sw.txt").unlink()
+    pq.write_table(pa.table({"content": documents("sw", 60)}), corpus / "sw.parquet")
+
+
+def _jsonl(corpus: Path, spoiled: bytes) -> bytes:
+    (corpus / "sw.txt").unlink()
+    lines = [json.dumps({"text": text}).encode() for text in documents("sw", 60)]
+    lines[41] = spoiled
+    return b"\n".join(lines) + b"\n"
+
+
+def _invalid_utf8(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    (corpus / "sw.jsonl").write_bytes(_jsonl(corpus, b'{"text": "mto \xff umejaa"}'))
+
+
+def _invalid_json(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    with gzip.open(corpus / "sw.jsonl.gz", "wb") as file:
+        file.write(_jsonl(corpus, b'{"text": "mto'))
+
+
+def _no_language(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    (corpus / "sw.txt").unlink()
+
+
+def _missing_shard(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    (model / "model-00003-of-00003.safetensors").unlink()
+
+
+def _nan(model: Path, corpus: Path, sweep: dict[str, Any]) -> None:
+    shard = model / "model-00002-of-00003.safetensors"
+    tensors = load_file(shard)
+    name = next(name for name in sorted(tensors) if name.endswith("dense_h_to_4h.weight"))
+    tensors[name][1, 2] = float("nan")
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+def _method(**fields: Any) -> Callable[[Path, Path, dict[str, Any]], None]:
+    return _set(grid={"method": [fields], "sampling": ["equal"]})
+
+
+BAD = {
+    "unknown language": Bad(_set(languages=["en", "xx"]), "unknown language 'xx'", "zh-Hans"),
+    "language without text": Bad(_no_language, "'sw'", "corpus"),
+    "empty corpus file": Bad(_empty, "sw.txt", "empty"),
+    "truncated parquet": Bad(_truncated, "sw.parquet"),
+    "parquet without text": Bad(_no_column, "sw.parquet", "text"),
+    "invalid UTF-8 in jsonl": Bad(_invalid_utf8, "sw.jsonl", "line 42", "UTF-8"),
+    "invalid JSON in jsonl": Bad(_invalid_json, "sw.jsonl.gz", "line 42"),
+    "missing shard": Bad(_missing_shard, "model-00003-of-00003.safetensors", "missing"),
+    "NaN in a weight": Bad(_nan, "dense_h_to_4h.weight", "NaN"),
+    "misspelt key": Bad(_set(segmants=3), "sweep.yaml", "segmants", "no such field"),
+    "m does not divide": Bad(_method(name="sparsegpt", pattern="2:5"), "block 0 self_attention.query_key_value", "5"),
+    "bits 1": Bad(_method(name="gptq", bits=1), "bits"),
+    "group does not divide": Bad(_method(name="gptq", bits=4, group_size=24), "query_key_value", "24"),
+    "sequence too long": Bad(_set(sequence_length=129), "sequence_length", "128"),
+    "fewer segments than languages": Bad(_set(segments=3), "3 segments", "4 languages"),
+    "model that is not there": Bad(_set(model="./nowhere"), "nowhere", "no such folder"),
+    "evaluation text that is not there": Bad(_set(evaluation={"v": {"corpus": "./gone"}}), "gone"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_code_2_before_any_actor_starts(
+    case: str, ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(hub_bloom, tmp_path / "model"))
+    corpus = write_corpus(tmp_path / "corpus")
+    sweep: dict[str, Any] = {
+        "name": "bad",
+        "model": "model",
+        "corpus": "corpus",
+        "languages": ["en", "fr", "hi", "sw"],
+        "segments": 8,
+        "sequence_length": 32,
+        "grid": {"method": ["wanda"], "sampling": ["equal"]},
+    }
+    BAD[case].spoil(model, corpus, sweep)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    before = set(actors())
+    result = invoke("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    for name in BAD[case].names:
+        assert name in result.stderr
+    assert set(actors()) == before
+    assert not (tmp_path / "out" / "bad").exists()
+
+
+def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path) -> None:
+    corpus, held_out = write_corpus(tmp_path / "corpus"), write_corpus(tmp_path / "held-out", first=HELD_OUT)
+    common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
+    options = ("--sequence-length", 32, "--threads", 1, "--evaluate", held_out, "--evaluation-segments", 2)
+    before = set(actors())
+    measured = ("--method", "wanda:pattern=2:4", "--per-language", "--true-sequential")
+    result = invoke("compress", *common, *options, *measured, "--out", tmp_path / "out")
+    assert set(actors()) - before
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "out" / "compress" / "runs" / "wanda-2-4-proportional"
+    assert (run / "checkpoint" / "config.json").is_file()
+    signature = json.loads((run / "signature.json").read_text())
+    assert (signature["true_sequential"], signature["per_language"]) == (True, True)
+    assert set(pd.read_parquet(run / "layer_errors.parquet")["language"]) == {"en", "fr", "hi", "sw"}
+    assert "geomean" in result.stdout
+    evaluated = invoke(
+        "evaluate", hub_bloom, "--corpus", corpus, "--languages", "sw", "--sequence-length", 32,
+        "--threads", 1, "--out", tmp_path / "out", "--join", "blank_line",
+    )  # fmt: skip
+    assert evaluated.exit_code == 0, evaluated.output
+    drawn = [json.loads(pq.read_schema(path).metadata[b"mbs_ray"]) for path in tmp_path.glob("out/segments/*.parquet")]
+    assert [one["request"]["join"] for one in drawn if one["allocation"].keys() == {"sw"}] == ["blank_line"]
+    assert "bits per byte" in evaluated.stdout and "sw" in evaluated.stdout
+
+
+def test_statistics_are_read_like_a_method_and_refused_by_the_field_they_clash_with(tmp_path: Path) -> None:
+    common = ("compress", "--model", tmp_path, "--corpus", tmp_path, "--method", "wanda", "--out", tmp_path / "out")
+    for options, message in (
+        (("--statistics", "dense:segments_per_language=4", "--true-sequential"), "error: true_sequential: "),
+        (("--statistics", "dense:segments_per_language=0"), "error: statistics.segments_per_language: "),
+        (("--statistics", "sparse"), "error: statistics: "),
+    ):
+        result = invoke(*common, *options)
+        assert result.exit_code == 2 and result.stderr.startswith(message), result.output
+
+
+def test_an_evaluation_set_that_shares_documents_with_the_calibration_is_refused_before_a_run_begins(
+    ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
+    options = ("--sequence-length", 32, "--threads", 1, "--evaluate", corpus, "--evaluation-segments", 40)
+    result = invoke("compress", *common, *options, "--method", "wanda", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: evaluation.corpus: language 'en' shares ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "compress").exists()
+
+
+def test_a_relative_out_is_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "x", "model": "m", "corpus": "c",
+        "grid": {"method": ["rtn"], "sampling": ["equal"]}}))  # fmt: skip
+    result = invoke("sweep", tmp_path / "sweep.yaml", "--out", "results")
+    assert result.exit_code == 2
+    assert "inside a Ray job give an absolute folder" in result.stderr
+
+
+def test_ui_serves_mlflow_on_loopback(tmp_path: Path) -> None:
+    MlflowConnection(database_uri(tmp_path), "experiment", tmp_path / "artifacts")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mbs_ray.cli", "ui", str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_until_healthy(port, server)
+            assert listening(port) == ["0100007F"]
+        finally:
+            server.terminate()
+
+
+def test_ui_refuses_a_folder_without_a_database(tmp_path: Path) -> None:
+    result = invoke("ui", tmp_path)
+    assert result.exit_code == 2 and "no mlflow.db" in result.stderr

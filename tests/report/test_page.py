@@ -1,0 +1,261 @@
+"""``mbs report``: a page that stands alone, holds every run, language and number, and escapes what it is given."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner, Result
+
+from mbs_ray.cli import app
+from mbs_ray.report.figures.loss_curves import loss_curves
+from mbs_ray.report.page import write_report
+from mbs_ray.report.run_results import read_sweep
+from mbs_ray.run.journal import Journal
+from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
+from mbs_ray.tracking.tracked_run import sweep_run
+
+LANGUAGES = ("en", "zh-Hans", "ta", "ur")
+INCREASES = {
+    "wanda-50-monolingual-en": (1.015625, 1.31, 2.71828182845904, 1.9),
+    "wanda-50-equal": (1.0444444444444445, 1.02, 1.111111111111111, 0.97),
+    "gptq-3bit-equal": (1.1, 1.1, 1.1, 1.1),
+}
+DENSE = dict(zip(LANGUAGES, (11.0, 22.0, 33.0, 44.0), strict=True))
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+def write_run(sweep: Path, label: str, model: str = "tiny", text: str = "f" * 64, **changes: Any) -> Path:
+    """A run directory with all that the report reads; ``changes`` of what MLflow was told of it."""
+    sampling = re.sub(r"^\w+-\w+-", "", label)
+    folder = sweep / "runs" / label
+    (folder / "checkpoint").mkdir(parents=True)
+    params = {
+        "languages": ",".join(LANGUAGES),
+        "segments": 64,
+        "sequence_length": 32,
+        "sampling": {"name": sampling.partition("-")[0]},
+        "fingerprint": {"model": "a" * 64, "calibration": (label.encode().hex() + "0" * 64)[:64]},
+        "resolved": {"compute_dtype": "float32", "microbatch": 8, "device": "cpu", "threads": 1, "torch": "2.13.0"},
+        "version": {"mbs_ray": "0.1.0", "ray": "2.60.0"},
+    }
+    tags = {"model": model, "method": label.removesuffix(f"-{sampling}"), "sampling": sampling, "seed": "0"}
+    sweep_told = {"key": "sweep", "name": sweep.name, "params": {"layout": {"stages": 2, "replicas": 3}}, "tags": {}}
+    run = {"key": label, "name": label, "params": params, "tags": {**tags, **changes}}
+    told = {"experiment": "an experiment", "sweep": sweep_told, "run": run}
+    (folder / "tracking.json").write_text(json.dumps(told))
+    (folder / "allocation.json").write_text(json.dumps({"en": 63, "ta": 1}))
+    journal = Journal(folder / "journal.jsonl")
+    for block in range(3):
+        journal.append({"block/relative_loss": 0.125 * (block + 1)}, step=block, timestamp=1_700_000_000_000)
+    finish(folder, label, text)
+    return folder
+
+
+def finish(folder: Path, label: str, text: str) -> None:
+    metrics: dict[str, float] = {}
+    for language, increase in zip(LANGUAGES, INCREASES[label], strict=True):
+        metrics[f"ppl_increase/{language}"] = increase
+        metrics[f"ppl_increase_ci95_low/{language}"] = increase - 0.0625
+        metrics[f"ppl_increase_ci95_high/{language}"] = increase + 0.0625
+        metrics[f"ppl/{language}"] = increase * DENSE[language]
+        metrics[f"scored_tokens/{language}"], metrics[f"scored_documents/{language}"] = 1000.0, 7.0
+    metrics["ppl_increase/geomean"], metrics["ppl_increase/worst"] = 1.2345678901234567, max(INCREASES[label])
+    card: dict[str, Any] = dict.fromkeys(("model", "base_model", "languages", "method", "sampling", "allocation"))
+    card |= dict.fromkeys(("sequence_length", "seed", "calibration", "version"))
+    perplexity = {language: (dense, metrics[f"ppl/{language}"]) for language, dense in DENSE.items()}
+    card["evaluation"] = [{"name": "held-out", "perplexity": perplexity, "bits_per_byte": {}}]
+    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "result.json").write_text(json.dumps({"evaluation": {"held-out": text}, "metrics": metrics}))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for label in INCREASES:
+        write_run(tmp_path / "tiny-sweep", label)
+    return tmp_path / "tiny-sweep"
+
+
+class Page(HTMLParser):
+    """Elements that are all closed in order, attributes, and tables as rows of (text, exact value, marked as best)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: list[list[list[dict[str, Any]]]] = []
+        self.text = ""
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            cell: dict[str, Any] = {"text": "", "value": None, "best": False, "title": dict(attrs).get("title")}
+            self.tables[-1][-1].append(cell)
+        elif tag == "strong" and "td" in self.open:
+            self.tables[-1][-1][-1]["best"] = True
+        elif tag == "data":
+            self.tables[-1][-1][-1]["value"] = float(dict(attrs)["value"] or "nan")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1]["text"] += data
+
+    def grids(self) -> list[dict[tuple[str, str], dict[str, Any]]]:
+        """Tables whose columns have titles: (language, title of the column) → cell."""
+        found = []
+        for rows in self.tables:
+            titles = next((row for row in rows if any(cell["title"] for cell in row)), None)
+            if titles is not None:
+                body = rows[rows.index(titles) + 1 :]
+                found.append(
+                    {
+                        (row[0]["text"].split()[0], title["title"]): cell
+                        for row in body
+                        for title, cell in zip(titles[1:], row[1:], strict=True)
+                    }
+                )
+        return found
+
+
+def invoke(*arguments: object, **environment: str) -> Result:
+    return CliRunner(env={"COLUMNS": "160", **environment}).invoke(app, ["report", *map(str, arguments)])
+
+
+def test_the_page_needs_nothing_else(sweep: Path) -> None:
+    page = Page(write_report(sweep))
+    assert not {tag for tag, _, _ in page.attributes} & {"script", "link", "iframe", "object"}
+    assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.source)
+    loaded = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert loaded and all(value.startswith("data:image/png;base64,") for value in loaded)
+    assert "url(" not in page.source and "@import" not in page.source
+
+
+def test_every_run_and_language_has_its_exact_numbers_and_the_best_is_marked(sweep: Path) -> None:
+    page = Page(write_report(sweep))
+    increase, perplexity = page.grids()
+    for label, values in INCREASES.items():
+        metrics = json.loads((sweep / "runs" / label / "result.json").read_text())["metrics"]
+        for row, value in zip(LANGUAGES, values, strict=True):
+            assert increase[row, label]["value"] == value
+            assert perplexity[row, label]["value"] == metrics[f"ppl/{row}"]
+            assert f"{value - 0.0625:.3f} … {value + 0.0625:.3f}" in increase[row, label]["text"]
+            best = value == min(own[LANGUAGES.index(row)] for own in INCREASES.values())
+            assert increase[row, label]["best"] == perplexity[row, label]["best"] == best
+        assert increase["geomean", label]["value"] == metrics["ppl_increase/geomean"]
+        assert increase["worst", label]["value"] == max(values)
+    assert {row: perplexity[row, "the dense model"]["value"] for row in LANGUAGES} == DENSE
+    for text in (
+        "Simplified Chinese",
+        "Tamil",
+        "Urdu",
+        "4,000 tokens of 28 documents",
+        "stages2",
+        "a" * 64,
+    ):
+        assert text in page.text
+    runs = {row[0]["text"]: row for row in page.tables[0][1:]}
+    assert set(runs) == set(INCREASES) and runs["wanda-50-monolingual-en"][-1]["text"] == "ta"
+
+
+def test_a_run_that_is_not_finished_is_listed_and_a_later_page_replaces_the_first(sweep: Path) -> None:
+    (sweep / "runs" / "wanda-50-equal" / "result.json").unlink()
+    (sweep / "runs" / "wanda-50-equal" / "allocation.json").unlink()  # killed early
+    page = Page(write_report(sweep))
+    assert "2 of 3 runs are finished" in page.text
+    assert ("en", "wanda-50-equal") not in page.grids()[0]
+    (row,) = [row for row in page.tables[0] if row[0]["text"] == "wanda-50-equal"]
+    assert row[-1]["text"] == "not finished"
+    finish(sweep / "runs" / "wanda-50-equal", "wanda-50-equal", "f" * 64)
+    assert ("en", "wanda-50-equal") in Page(write_report(sweep)).grids()[0]
+    assert sorted(path.name for path in sweep.iterdir()) == ["report.html", "runs"]
+
+
+def test_runs_that_do_not_compare_have_tables_of_their_own(tmp_path: Path) -> None:
+    """Other text under the same name of a set, and another model."""
+    write_run(tmp_path, "wanda-50-equal")
+    write_run(tmp_path, "gptq-3bit-equal", text="e" * 64)
+    write_run(tmp_path, "wanda-50-monolingual-en", model="other")
+    grids = Page(write_report(tmp_path)).grids()
+    columns = [tuple({title for _, title in grid} - {"the dense model"}) for grid in grids]
+    assert sorted(columns) == sorted([(label,) for label in INCREASES] * 2)
+
+
+def test_odd_names_are_shown_and_never_markup(tmp_path: Path) -> None:
+    odd = """<script>alert('x')</script> & "நதி" {{ 1 + 1 }}"""
+    folder = tmp_path / "<b>&amp;\"'"
+    write_run(folder, "wanda-50-equal", model=odd)
+    page = Page(write_report(folder))
+    assert odd in page.text and "<script" not in page.source
+    assert "<b>&amp;\"'" in page.text and "{{ 1 + 1 }}" in page.text
+
+
+def test_layer_errors_are_shown_where_the_journal_has_them(sweep: Path) -> None:
+    assert "Layer error" not in Page(write_report(sweep)).text
+    journal = Journal(sweep / "runs" / "wanda-50-equal" / "journal.jsonl")
+    errors = {(language, block): 0.001 * 3.0**block for language in ("ta", "en") for block in range(3)}
+    for (language, block), error in errors.items():
+        journal.append({f"layer_error/{language}": error}, step=block)
+    page = Page(write_report(sweep))
+    grid = page.grids()[2]
+    assert {(row, int(title.removeprefix("block "))): cell["value"] for (row, title), cell in grid.items()} == errors
+    assert list(dict.fromkeys(row for row, _ in grid)) == ["en", "ta"]
+
+
+def test_the_figure_of_losses_draws_every_run_over_its_blocks(sweep: Path) -> None:
+    runs = read_sweep(sweep).runs
+    figure = loss_curves(runs)
+    assert [axes.get_title() for axes in figure.axes] == ["gptq-3bit", "wanda-50"]
+    lines = [line for axes in figure.axes for line in axes.lines]
+    assert [list(line.get_ydata()) for line in lines] == [[0.125, 0.25, 0.375]] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["equal", "monolingual-en"]
+    assert len({line.get_color() for line in figure.axes[1].lines}) == 2
+
+
+def test_the_command_writes_where_it_is_told_and_refuses_other_folders(sweep: Path, tmp_path: Path) -> None:
+    result = invoke(sweep, "--out", tmp_path / "deep" / "page.html")
+    assert result.exit_code == 0 and result.stdout == f"written: {tmp_path / 'deep' / 'page.html'}\n"
+    assert not (tmp_path / "mlflow.db").exists()
+    for arguments, message in (
+        ([tmp_path / "nowhere"], "nowhere: not the folder of a sweep"),
+        ([sweep / "runs"], "not the folder of a sweep; give <out>/<sweep>"),
+        ([sweep, "--out", tmp_path / "deep"], "deep: cannot be written"),
+        ([sweep, "--out", tmp_path / "deep" / "page.html" / "x"], "x: cannot be written"),
+    ):
+        refused = invoke(*arguments)
+        assert refused.exit_code == 2, refused.output
+        assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1 and message in refused.stderr
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["page.html"]
+
+
+def test_the_page_is_given_to_the_sweeps_run_and_a_server_that_is_away_is_no_failure(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = database_uri(tmp_path)
+    parent = sweep_run(MlflowConnection(uri, "an experiment", tmp_path / "artifacts"), "sweep", sweep.name, {}, {})
+    result = invoke(sweep)
+    assert result.exit_code == 0 and "logged to the sweep's run in MLflow" in result.stdout, result.output
+    names = [file.path for file in MlflowClient(uri).list_artifacts(parent.run_id)]
+    assert names == ["report.html"]
+    away = invoke(sweep, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert away.exit_code == 0, away.output
+    assert "not logged: http://127.0.0.1:9: cannot be used for tracking" in away.stdout
+    assert (sweep / "report.html").is_file()

@@ -1,0 +1,192 @@
+"""Orders to kill something in a phase: drawn outside, obeyed in the processes of a sweep, which know their phase."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Target = Literal["stage", "node", "driver", "server"]
+TARGETS: tuple[Target, ...] = ("stage", "node", "driver", "server")
+PHASES = ("receive", "collect", "solve", "write", "propagate", "evaluate", "track")
+#: Where a process of a sweep finds the folder of orders.
+FOLDER = "MBS_CHAOS_ORDERS"
+_PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """Kill ``target`` so many seconds after a phase has begun; ``place``: where in tracking, for its phase."""
+
+    number: int
+    target: Target
+    phase: str
+    delay: float
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was going on when it was killed; ``node`` and ``process`` of whoever obeyed."""
+
+    order: Order
+    phase: str
+    run: str
+    block: int
+    node: str
+    process: int
+    time: float
+
+
+def draw(number: int, hits: Counter, away: Collection[Target], source: random.Random) -> Order:
+    """A phase that was hit least, and whom: in tracking there is only the driver, and the server it talks to.
+
+    Nobody is killed who is ``away`` already, and while the server is away nothing is tracked.
+    """
+    possible = [phase for phase in PHASES if phase != "track" or "server" not in away]
+    fewest = min(hits[phase] for phase in possible)
+    phase = source.choice([phase for phase in possible if hits[phase] == fewest])
+    targets: tuple[Target, ...] = ("driver", "server") if phase == "track" else TARGETS
+    target = source.choice([target for target in targets if target not in away])
+    delay = source.uniform(0, 0.002 if phase in ("write", "solve", "receive") else 0.03)
+    return Order(number, target, phase, delay, source.choice(("describe", "deliver")) if phase == "track" else "")
+
+
+class Orders:
+    """A folder with at most one order, and what became of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def post(self, order: Order) -> None:
+        _write(self.folder / "order.json", asdict(order))
+
+    def withdraw(self) -> bool:
+        """Take back what nobody has begun to obey."""
+        return self._take("withdrawn") is not None
+
+    def announced(self) -> Kill | None:
+        """The kill that is due, or done by a stage itself; once."""
+        path = self.folder / "kill.json"
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text())
+        path.unlink()
+        return Kill(**{**content, "order": Order(**content["order"])})
+
+    def confirm(self) -> None:
+        """Who waits in its phase goes on, if it still can."""
+        (self.folder / "confirmed").touch()
+
+    def solved(self) -> list[tuple[float, str, int]]:
+        """Time, run and block of every solving that was begun."""
+        path = self.folder / "solved.jsonl"
+        return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def note_solving(self, run: str, block: int) -> None:
+        with (self.folder / "solved.jsonl").open("a") as file:
+            file.write(json.dumps([time.time(), run, block]) + "\n")
+
+    def obey(self, phase: str, place: str, run: str, block: int, node: str) -> None:
+        """Obey an order for this phase; whoever is to be killed by others waits for it here."""
+        order = self._pending()
+        if order is None or order.phase != phase or order.place != place or self._take("taken") is None:
+            return
+        if order.target == "stage":
+            return
+        (self.folder / "confirmed").unlink(missing_ok=True)
+        self._announce(Kill(order, phase, run, block, node, os.getpid(), time.time()))
+        if order.target == "driver" and phase == "track":
+            os.kill(os.getpid(), signal.SIGKILL)
+        deadline = time.monotonic() + _PATIENCE
+        while not (self.folder / "confirmed").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def pending_for_stage(self, phase: str) -> Order | None:
+        """An order to the process that asks, which is taken by asking."""
+        order = self._pending()
+        if order is None or order.target != "stage" or order.phase != phase or self._take("taken") is None:
+            return None
+        return order
+
+    def die(self, order: Order, phase: str, run: str, block: int, node: str) -> None:
+        self._announce(Kill(order, phase, run, block, node, os.getpid(), time.time()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _pending(self) -> Order | None:
+        with contextlib.suppress(FileNotFoundError):
+            return Order(**json.loads((self.folder / "order.json").read_text()))
+        return None
+
+    def _take(self, name: str) -> Path | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "order.json").rename(self.folder / f"{name}.json")
+        return None
+
+    def _announce(self, kill: Kill) -> None:
+        _write(self.folder / "kill.json", asdict(kill))
+
+
+def install_in_worker() -> None:
+    """In every process of Ray's workers: phases of a stage ask for orders when they begin."""
+    import ray
+
+    from mbs_ray.cluster.stage.timeline import Timeline
+
+    orders, enter = Orders(Path(os.environ[FOLDER])), Timeline.part
+
+    @contextlib.contextmanager
+    def part(self: Timeline, run: str, block: int, part: str) -> Iterator[None]:
+        with enter(self, run, block, part):
+            node = ray.get_runtime_context().get_node_id()
+            if part == "solve":
+                orders.note_solving(run, block)
+            if (order := orders.pending_for_stage(part)) is not None:
+                threading.Thread(target=_die_later, args=(orders, order, self, node), daemon=True).start()
+            orders.obey(part, "", run, block, node)
+            yield
+
+    Timeline.part = part  # type: ignore[method-assign]
+
+
+def install_in_driver() -> None:
+    """The driver's phase: between finding or making a run in MLflow and describing it, and before metrics."""
+    from mbs_ray.tracking.tracked_run import TrackedRun
+
+    orders = Orders(Path(os.environ[FOLDER]))
+    describe, deliver = TrackedRun._describe, TrackedRun._deliver_metrics
+
+    def obeying_describe(self: TrackedRun, *arguments: object) -> None:
+        orders.obey("track", "describe", self._name, -1, "")
+        describe(self, *arguments)  # type: ignore[arg-type]
+
+    def obeying_deliver(self: TrackedRun, *arguments: object) -> None:
+        orders.obey("track", "deliver", self._name, -1, "")
+        deliver(self, *arguments)  # type: ignore[arg-type]
+
+    TrackedRun._describe = obeying_describe  # type: ignore[method-assign]
+    TrackedRun._deliver_metrics = obeying_deliver  # type: ignore[method-assign]
+
+
+def _die_later(orders: Orders, order: Order, timeline: object, node: str) -> None:
+    time.sleep(order.delay)
+    opened = list(timeline._open)  # type: ignore[attr-defined]
+    while not opened:  # between two runs
+        time.sleep(0.001)
+        opened = list(timeline._open)  # type: ignore[attr-defined]
+    run, block, phase = opened[-1]
+    orders.die(order, phase, run, block, node)
+
+
+def _write(path: Path, content: dict) -> None:
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)

@@ -1,0 +1,188 @@
+"""Sweeps under kills: the driver is started again as often as it dies, nodes and the MLflow server are replaced."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import yaml
+
+from tests.slow.chaos.nodes import Nodes
+from tests.slow.chaos.orders import FOLDER, Kill, Order, Orders, Target
+from tests.support.mlflow_server import free_port, start, wait_until_healthy
+
+_SERVER = "MBS_CHAOS_SERVER"
+_REPLACED_AFTER = 6.0
+# A driver that was killed needs half a minute to be back on a busy machine.
+_PATIENCE = 60.0
+_LONGEST = 900.0
+
+
+class Server:
+    """The MLflow server of tracking/, which can be killed and comes back at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._out, self._log = folder / "mlflow", (folder / "mlflow.log").open("wb")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+        wait_until_healthy(self.port, self._process)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._log.close()
+
+    def start(self) -> None:
+        log: BinaryIO = self._log
+        self._process = start(self._out, self.port, log, **{_SERVER: str(self.port)})
+
+    def wait(self) -> None:
+        wait_until_healthy(self.port, self._process)
+
+    def kill(self) -> None:
+        mark = f"{_SERVER}={self.port}\0".encode()
+        while left := [one for one in Path("/proc").glob("[0-9]*") if mark in _environment(one)]:
+            for one in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(one.name), signal.SIGKILL)
+            time.sleep(0.02)
+        self._process.wait(timeout=10)
+
+
+@dataclass
+class Endured:
+    """A sweep that was driven to its end: its kills in order, what was solved when, and starts of the driver."""
+
+    folder: Path
+    kills: list[Kill] = field(default_factory=list)
+    solved: list[tuple[float, str, int]] = field(default_factory=list)
+    starts: int = 0
+
+    def blocks_redone(self, index: int) -> int:
+        """Blocks that were solved again after a kill and before the next one."""
+        begin = self.kills[index].time
+        end = self.kills[index + 1].time if index + 1 < len(self.kills) else float("inf")
+        before = {(run, block) for moment, run, block in self.solved if moment <= begin}
+        return len({(run, block) for moment, run, block in self.solved if begin < moment < end} & before)
+
+
+def endure(
+    spec: dict,
+    out: Path,
+    nodes: Nodes,
+    server: Server,
+    orders: Callable[[Endured, set[Target]], Order | None],
+    log: Path,
+) -> Endured:
+    """Run a sweep under orders, each of which is asked for when a block was completed since the one before.
+
+    ``orders`` is told what was killed and is not back yet.
+
+    A driver that was killed is started again, and so is one that ended while the MLflow server was away, as its last
+    words ask for. AssertionError, with the end of the driver's log, where the sweep does not come to a good end.
+    """
+    file = log.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(spec))
+    folder = Orders(log.with_suffix(".orders"))
+    endured = Endured(out / spec["name"])
+    environment = nodes.environment | {FOLDER: str(folder.folder), "MLFLOW_TRACKING_URI": server.uri}
+    command = [sys.executable, "-m", "tests.slow.chaos.driver", str(file), str(out), nodes.address]
+    deadline = time.monotonic() + _LONGEST
+    posted: float | None = None
+    complete = 0
+    back: list[_Away] = []
+    with log.open("wb") as written:
+        while True:
+            endured.starts += 1
+            known = len(endured.kills)
+            driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
+            while driver.poll() is None:
+                assert time.monotonic() < deadline, _end(log)
+                if posted is None and _blocks(endured.folder) > complete:
+                    order = orders(endured, {one.target for one in back})
+                    if order is not None:
+                        folder.post(order)
+                        posted = time.monotonic()
+                if (kill := folder.announced()) is not None:
+                    endured.kills.append(kill)
+                    back += _execute(kill, driver, nodes, server)
+                    folder.confirm()
+                    posted, complete = None, _blocks(endured.folder)
+                elif posted is not None and time.monotonic() - posted > _PATIENCE and folder.withdraw():
+                    posted = None  # its phase did not come any more
+                back = list(_still_away(back))
+                time.sleep(0.005)
+            if (kill := folder.announced()) is not None:  # the driver killed itself
+                endured.kills.append(kill)
+                posted, complete = None, _blocks(endured.folder)
+            if driver.returncode == -signal.SIGKILL:
+                continue
+            assert driver.returncode == 0, _end(log)
+            if folder.withdraw():
+                posted = None
+            if all(kill.order.target != "server" for kill in endured.kills[known:]):
+                break
+            while back:
+                back = list(_still_away(back))
+                time.sleep(0.1)
+            server.wait()
+    while back:
+        back = list(_still_away(back))
+        time.sleep(0.1)
+    endured.solved = folder.solved()
+    return endured
+
+
+@dataclass(frozen=True)
+class _Away:
+    """What was killed and is started again at a time of the monotonic clock."""
+
+    target: Target
+    until: float
+    start: Callable[[], None]
+
+
+def _execute(kill: Kill, driver: subprocess.Popen[bytes], nodes: Nodes, server: Server) -> list[_Away]:
+    """Kill what is not dead yet; what is to be started again, and when."""
+    again = time.monotonic() + _REPLACED_AFTER
+    if kill.order.target == "driver":
+        driver.kill()
+    elif kill.order.target == "node":
+        nodes.kill(nodes.of_process(kill.process))
+        return [_Away("node", again, nodes.add)]
+    elif kill.order.target == "server":
+        server.kill()
+        return [_Away("server", again, server.start)]
+    return []
+
+
+def _still_away(back: list[_Away]) -> Iterator[_Away]:
+    for one in back:
+        if time.monotonic() >= one.until:
+            one.start()
+        else:
+            yield one
+
+
+def _blocks(sweep: Path) -> int:
+    return len(list(sweep.glob("runs/*/blocks/*.safetensors")))
+
+
+def _environment(process: Path) -> bytes:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        return (process / "environ").read_bytes()
+    return b""
+
+
+def _end(log: Path) -> str:
+    return log.read_text(errors="replace")[-6000:]

@@ -1,0 +1,217 @@
+"""Jobs for engine tests, and what their results are compared with."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForCausalLM
+
+from mbs_ray.cluster.activations.memory_tier import MemoryTier
+from mbs_ray.cluster.activations.store import ActivationStore
+from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.pipeline import Outcome, Pipeline
+from mbs_ray.cluster.sharding import shard_blocks
+from mbs_ray.cluster.stage.worker import Worker
+from mbs_ray.methods import Moment, build_method
+from mbs_ray.model.assemble import assemble
+from mbs_ray.model.block_files import write_outside
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.text.segment_draw import draw_segments
+from mbs_ray.text.segment_file import SegmentSet, write_segments
+from mbs_ray.text.segment_request import SegmentRequest
+from tests.support.texts import drawn_here
+
+LENGTH = 32
+LANGUAGES = ("en", "fr", "sw", "hi")
+
+
+def draw(corpus: Path, model: Path, folder: Path, count: int, seed: int = 0, length: int = LENGTH) -> SegmentSet:
+    request = SegmentRequest(
+        corpus=str(corpus),
+        tokenizer=str(model),
+        languages=LANGUAGES,
+        allocation=dict.fromkeys(LANGUAGES, count),
+        sequence_length=length,
+        seed=seed,
+    )
+    return draw_segments(request, folder)
+
+
+def draw_here(request: SegmentRequest, folder: Path) -> SegmentSet:
+    """The same file as :func:`draw_segments` would write, without Ray."""
+    path = folder / f"{request.fingerprint[:16]}.parquet"
+    told = {"sequence_length": request.sequence_length, "seed": request.seed}
+    return write_segments(path, request.fingerprint, told, drawn_here(request))
+
+
+def make_job(
+    key: str,
+    model: Path,
+    directory: Path,
+    stages: int,
+    calibration: SegmentSet | None,
+    evaluation: SegmentSet,
+    method: dict[str, Any] | None,
+    blocks: int = 4,
+    microbatch: int = 3,
+    true_sequential: bool = False,
+    replicas: int = 1,
+    per_language: bool = False,
+) -> Job:
+    (directory / "blocks").mkdir(parents=True, exist_ok=True)
+    return Job(
+        key=key,
+        model=model,
+        compute_dtype="float32",
+        microbatch=microbatch,
+        method=method,
+        calibration=None if calibration is None else segment_file("calibration", calibration),
+        evaluation=(segment_file("held-out", evaluation),),
+        directory=directory,
+        blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
+        true_sequential=true_sequential,
+        per_language=per_language,
+        replicas=replicas,
+    )
+
+
+def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome]:
+    outcomes = {}
+    with Pipeline(Layout(stages, jobs[0].replicas), threads) as pipeline:
+        for job in jobs:
+            pipeline.submit(job)
+        while pipeline.busy:
+            outcomes |= {outcome.key: outcome for outcome in pipeline.outcomes(1.0)}
+    return outcomes
+
+
+def run_here(stages: int, jobs: Sequence[Job]) -> None:
+    """Take jobs through all stages without Ray: in this process, one after the other."""
+    threads, places = torch.get_num_threads(), Layout(stages).places()
+    workers = [Worker(place, 1) for place in places]
+    try:
+        for job in jobs:
+            stores = [ActivationStore(MemoryTier(torch.device("cpu"))) for _ in places]
+            for worker, store, following in zip(workers, stores, [*stores[1:], None], strict=True):
+                worker.process(job, store, None if following is None else following.put)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def digest(directory: Path) -> dict[str, str]:
+    """sha256 of every block file, dense and packed, and of the nll of every token."""
+    digests = {
+        f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.glob("*/block-*.safetensors"))
+    }
+    scores = pq.read_table(directory / "evaluation" / "held-out.parquet").column("nll")
+    digests["nll"] = hashlib.sha256(scores.to_numpy().tobytes()).hexdigest()
+    return digests
+
+
+def assemble_run(model: Path, directory: Path, target: Path) -> Checkpoint:
+    """The checkpoint of the blocks in a run directory."""
+    source = Checkpoint(model)
+    outside = write_outside(source, Decoder(source, torch.float32), target.with_suffix(".safetensors"))
+    blocks = sorted((directory / "blocks").glob("*.safetensors"))
+    return Checkpoint(assemble(source, [outside, *blocks], target, "card"))
+
+
+def compress_plainly(
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int, path: str = "transformer.h"
+) -> dict[str, torch.Tensor]:
+    """The obvious way: the whole model in memory, block after block, hooks on its linears."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(model_folder)
+    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
+    solver = build_method(method)
+    result = {}
+    for index, block in enumerate(model.get_submodule(path)):
+        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
+        moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs, own=moments[name]: own.add(inputs[0]))
+            for name, module in linears.items()
+        ]
+        with torch.no_grad():
+            for rows in token_ids.split(microbatch):
+                model(rows)
+        for hook in hooks:
+            hook.remove()
+        for name, module in linears.items():
+            weight = stored.get_submodule(f"{path}.{index}.{name}").weight.detach()
+            compressed = solver.compress(weight, moments[name]).weight
+            module.weight.data = compressed.float()
+            result[f"{path}.{index}.{name}.weight"] = compressed
+    return result
+
+
+def compress_in_sequence(
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int
+) -> dict[str, torch.Tensor]:
+    """The obvious way for a BLOOM, whose linears have an input each: the whole model anew for every linear."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(model_folder)
+    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
+    solver = build_method(method)
+    result = {}
+    for index in range(len(model.transformer.h)):
+        for part in (
+            "self_attention.query_key_value",
+            "self_attention.dense",
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        ):
+            name = f"transformer.h.{index}.{part}"
+            linear = model.get_submodule(name)
+            moment = Moment.zeros(linear.in_features, solver.statistic)
+            hook = linear.register_forward_pre_hook(lambda _, inputs, own=moment: own.add(inputs[0]))
+            with torch.no_grad():
+                for rows in token_ids.split(microbatch):
+                    model(rows)
+            hook.remove()
+            compressed = solver.compress(stored.get_submodule(name).weight.detach(), moment).weight
+            linear.weight.data = compressed.float()
+            result[f"{name}.weight"] = compressed
+    return result
+
+
+def compress_in_parts(
+    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], parts: list[range], microbatch: int
+) -> dict[str, torch.Tensor]:
+    """The plain way with the segments in parts: a moment of each, added at the end."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(model_folder)
+    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
+    solver = build_method(method)
+    result = {}
+    for index, block in enumerate(model.transformer.h):
+        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
+        sums: dict[str, list[Moment]] = {name: [] for name in linears}
+        for part in parts:
+            moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
+            hooks = [
+                module.register_forward_pre_hook(lambda _, inputs, own=moments[name]: own.add(inputs[0]))
+                for name, module in linears.items()
+            ]
+            with torch.no_grad():
+                for rows in token_ids[part.start : part.stop].split(microbatch):
+                    model(rows)
+            for hook in hooks:
+                hook.remove()
+            for name, moment in moments.items():
+                sums[name].append(moment)
+        for name, module in linears.items():
+            whole, *others = sums[name]
+            for other in others:
+                whole.merge(other)
+            weight = stored.get_submodule(f"transformer.h.{index}.{name}").weight.detach()
+            compressed = solver.compress(weight, whole).weight
+            module.weight.data = compressed.float()
+            result[f"transformer.h.{index}.{name}.weight"] = compressed
+    return result
