@@ -25,7 +25,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from mbs_ray.errors import InputError
 from mbs_ray.languages.distribution import DISTRIBUTION_FILE
-from minis.training_checkpoint import Progress, restore, store
+from minis.training_checkpoint import TrainingCounters, restore, store
 from minis.training_text import SegmentDraw, make_tokenizer, shares, token_stream
 
 
@@ -128,13 +128,13 @@ def _train(
     segments: SegmentDraw,
     languages: Sequence[str],
     checkpoint: Path,
-) -> Progress:
+) -> TrainingCounters:
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     steps = int(arguments.tokens // (arguments.batch * arguments.sequence_length))
     progress = restore(checkpoint, parameters, optimizer)
     if progress is None:
-        progress = Progress(0, dict.fromkeys(languages, 0), 0.0)
+        progress = TrainingCounters(0, dict.fromkeys(languages, 0), 0.0)
     else:
         print(f"goes on from step {progress.step}", flush=True)
 
@@ -171,7 +171,9 @@ def _train(
     return progress
 
 
-def _publish(arguments: argparse.Namespace, model: BloomForCausalLM, tokenizer: Tokenizer, progress: Progress) -> None:
+def _publish(
+    arguments: argparse.Namespace, model: BloomForCausalLM, tokenizer: Tokenizer, progress: TrainingCounters
+) -> None:
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

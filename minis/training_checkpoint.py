@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 
 @dataclass
-class Progress:
+class TrainingCounters:
     """Counters of a training: ``drawn`` is the number of segments taken of each language."""
 
     step: int
@@ -21,7 +21,10 @@ class Progress:
 
 
 def store(
-    folder: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    progress: TrainingCounters,
 ) -> None:
     """Write ``folder`` anew; killed at any moment, it leaves this checkpoint or the one before."""
     partial = folder.with_name("checkpoint.tmp")
@@ -44,12 +47,12 @@ def store(
 
 def restore(
     folder: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Progress | None:
+) -> TrainingCounters | None:
     """Take weights and moments from ``folder``, or from the checkpoint before; None where there is neither."""
     found = next((path for path in (folder, _previous(folder)) if path.is_dir()), None)
     if found is None:
         return None
-    progress = Progress(**json.loads((found / "progress.json").read_text()))
+    progress = TrainingCounters(**json.loads((found / "progress.json").read_text()))
     with safe_open(found / "state.safetensors", framework="pt") as stored, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(stored.get_tensor(name))

@@ -19,21 +19,21 @@ from transformers import BloomConfig
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job, segment_file
-from mbs_ray.cluster.layout import Layout, Place
+from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.layout import Layout, StagePlace
 from mbs_ray.cluster.stage.stage_run import Send, StageRun
 from mbs_ray.cluster.stage.worker import Worker
-from mbs_ray.compression.block_report import BlockReport, read_reports
+from mbs_ray.compression.block_report import BlockReport, read_block_reports
 from mbs_ray.methods import Moment, Statistic, build_method
 from mbs_ray.methods.factor import inverse_factor
 from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.measured_rates import measure_rates
-from mbs_ray.plan.meta_checkpoint import OutlineDecoder, outline
+from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.solver_memory import preparing_bytes
 from mbs_ray.plan.stage_memory import hidden_bytes, phases_of
 from mbs_ray.plan.stage_time import stage_seconds
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 from mbs_ray.text.language_draw import LanguageSegments
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.shards import DIGEST_BYTES, Source
@@ -54,7 +54,7 @@ def write_model(folder: Path, hidden: int, heads: int, vocabulary: int) -> None:
     config = BloomConfig(vocab_size=vocabulary, hidden_size=hidden, n_layer=1, n_head=heads, dtype="bfloat16")
     config.architectures = ["BloomForCausalLM"]
     config.save_pretrained(folder)
-    names = outline(str(folder)).tensors
+    names = meta_checkpoint(str(folder)).tensors
     tensors = {}
     for name, info in names.items():
         value = torch.randn(info.shape, device="cuda") * 0.02
@@ -94,7 +94,7 @@ class WatchedRun(StageRun):
 class WatchedWorker(Worker):
     """``peaks`` of device memory by part."""
 
-    def __init__(self, place: Place, threads: int) -> None:
+    def __init__(self, place: StagePlace, threads: int) -> None:
         super().__init__(place, threads)
         self.peaks: dict[str, int] = {}
 
@@ -108,10 +108,10 @@ def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: in
     files = [
         write_random_segments(out / f"{name}.parquet", n, vocabulary) for name, n in (("c", segments), ("e", scored))
     ]
-    calibration, evaluation = (segment_file(path.stem, SegmentSet.open(path)) for path in files)
-    decoder = OutlineDecoder(outline(str(model)), torch.bfloat16)
-    batches = Batches(segments, LENGTH, MICROBATCH), (Batches(scored, LENGTH, MICROBATCH),)
-    works = [Work(str(spec["name"]), decoder, build_method(spec), *batches) for spec in METHODS]
+    calibration, evaluation = (job_text(path.stem, SegmentSet.open(path)) for path in files)
+    decoder = MetaDecoder(meta_checkpoint(str(model)), torch.bfloat16)
+    batches = TokenBatches(segments, LENGTH, MICROBATCH), (TokenBatches(scored, LENGTH, MICROBATCH),)
+    works = [PlannedRun(str(spec["name"]), decoder, build_method(spec), *batches) for spec in METHODS]
     hardware = Hardware((this_machine(),))
     begun = time.monotonic()
     rates = measure_rates(works, assumed_rates(hardware.device, True, 8, torch.bfloat16), out)
@@ -123,10 +123,10 @@ def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: in
         (directory / "blocks").mkdir(parents=True)
         job = Job(work.label, model, "bfloat16", MICROBATCH, spec, calibration, (evaluation,), directory, (range(1),))
         torch.cuda.empty_cache()
-        worker = WatchedWorker(Place(0, 0, Layout()), 8)
+        worker = WatchedWorker(StagePlace(0, 0, Layout()), 8)
         worker.process(job, ActivationStore(MemoryTier(torch.device("cuda"))), None)
         seconds = {"evaluate": sum(one.end - one.begin for one in worker.timeline.take() if one.part == "evaluate")}
-        seconds |= read_reports(job.blocks_folder)[0].seconds
+        seconds |= read_block_reports(job.blocks_folder)[0].seconds
         planned = stage_seconds(work, range(1), True, rates, "none", True).parts
         planned["collect"] += planned.pop("moments", 0.0)
         planned["solve"] += planned.pop("factorise", 0.0)

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import mbs_ray
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.evaluation.perplexity import language_scores
@@ -55,7 +55,9 @@ def bits(run: Path) -> list[str]:
 
 def largest_difference(one: Path, other: Path) -> tuple[float, float, float]:
     """Relative: of a linear's loss, of a language's perplexity; and the share of weights zero in both or in neither."""
-    linears = [[linear for report in read_reports(run / "blocks") for linear in report.linears] for run in (one, other)]
+    linears = [
+        [linear for report in read_block_reports(run / "blocks") for linear in report.linears] for run in (one, other)
+    ]
     losses = [(ours.loss, theirs.loss) for ours, theirs in zip(*linears, strict=True) if ours.loss and theirs.loss]
     loss = max((abs(theirs / ours - 1) for ours, theirs in losses), default=float("nan"))
     scores = [language_scores(run / "evaluation" / "parallel.parquet") for run in (one, other)]

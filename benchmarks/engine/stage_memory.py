@@ -19,11 +19,11 @@ from transformers import BloomConfig, PreTrainedTokenizerFast
 from transformers.models.bloom.modeling_bloom import BloomBlock
 
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
@@ -137,12 +137,12 @@ def main() -> None:
             method = {"name": name, "sparsity": 0.5}
             directory = arguments.out / name
             (directory / "blocks").mkdir(parents=True)
-            files = segment_file("calibration", segments), segment_file("evaluation", segments)
+            files = job_text("calibration", segments), job_text("evaluation", segments)
             blocks = (range(arguments.layers),)
             job = Job("memory", model, "float32", 8, method, files[0], files[1:], directory, blocks)
             samples = watched(job, arguments.threads)
             peak, seconds = max(value for _, value in samples), samples[-1][0]
-            assert len(read_reports(job.blocks_folder)) == arguments.layers
+            assert len(read_block_reports(job.blocks_folder)) == arguments.layers
             print(f"| {name} | {size / MIB:,.0f} | {peak / MIB:,.0f} | {size / peak:.1f} | {seconds:.0f} |")
             axes.plot([t for t, _ in samples], [v / MIB for _, v in samples], label=name)
     axes.axhline(size / MIB, color="black", linestyle="--", label="checkpoint")

@@ -20,17 +20,17 @@ import torch
 from benchmarks.engine.block_176b import LENGTH, write_random_segments
 from benchmarks.engine.stage_memory import watched, write_model
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.methods import build_method
 from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.make_plan import make_plan
 from mbs_ray.plan.measured_rates import measure_rates
-from mbs_ray.plan.meta_checkpoint import OutlineDecoder, outline
+from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.plan.rates import assumed_rates
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 from mbs_ray.text.segment_file import SegmentSet
 
 GIB = 2**30
@@ -69,9 +69,9 @@ def main() -> None:
             if not folder.is_dir():
                 hidden, heads = WIDTHS[model]
                 write_model(folder, hidden, arguments.layers or arguments.blocks, heads)
-            batches = Batches(arguments.segments, LENGTH, arguments.microbatch)
-            decoder = OutlineDecoder(outline(str(folder)), torch.float32)
-            works = [Work(one, decoder, build_method(spec), batches, ()) for one, spec in METHODS.items()]
+            batches = TokenBatches(arguments.segments, LENGTH, arguments.microbatch)
+            decoder = MetaDecoder(meta_checkpoint(str(folder)), torch.float32)
+            works = [PlannedRun(one, decoder, build_method(spec), batches, ()) for one, spec in METHODS.items()]
             assumed = assumed_rates("", False, arguments.threads, torch.float32)
             if arguments.memory_only:
                 rates[model] = assumed
@@ -107,13 +107,13 @@ def _measured(
 ) -> tuple[int, dict[str, float]]:
     directory = arguments.out / f"{model.name}-{name}-{tier}"
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
-    calibration = segment_file("calibration", segments)
+    calibration = job_text("calibration", segments)
     blocks = (range(arguments.blocks),)
     job = Job("plan", model, "float32", arguments.microbatch, METHODS[name], calibration, (), directory, blocks)
     offload = Offload(tier, arguments.out if tier == "nvme" else None).of([job], 1)  # type: ignore[arg-type]
     peak = max(value for _, value in watched(job, arguments.threads, offload))
     seconds: dict[str, float] = {}
-    for report in read_reports(job.blocks_folder):
+    for report in read_block_reports(job.blocks_folder):
         for part, taken in report.seconds.items():
             if part != "read":
                 seconds[part] = seconds.get(part, 0.0) + taken

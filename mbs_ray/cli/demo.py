@@ -60,7 +60,7 @@ def run_demo(out: Path, address: str | None, console: Console, models: Sequence[
     return conduct(demo_sweep(models or packaged_models()), out, address, Progress(console))
 
 
-def conclusion(result: SweepResult) -> str:
+def demo_sentence(result: SweepResult) -> str:
     """What the numbers of a demo say, in one sentence: the last model in full, all models counted."""
     tables = {title.removesuffix(f"-{EVALUATION}"): table for title, table in result.tables.items()}
     triples = {model: _triples(table) for model, table in tables.items()}

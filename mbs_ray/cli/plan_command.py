@@ -90,7 +90,7 @@ def _show(
     out: Path | None,
 ) -> None:
     from mbs_ray.plan.make_plan import advice
-    from mbs_ray.plan.plan_view import conclusion, tables
+    from mbs_ray.plan.plan_view import closing_lines, tables
     from mbs_ray.plan.sweep_plan import plan_sweep
     from mbs_ray.run.sweep_spec import load_sweep
 
@@ -101,7 +101,7 @@ def _show(
     console = Console()
     for table in tables(planned):
         console.print(table)
-    for line in conclusion(planned):
+    for line in closing_lines(planned):
         console.print(line, highlight=False, markup=False)
     if planned.problems:
         console.print(advice(planned), highlight=False, markup=False)

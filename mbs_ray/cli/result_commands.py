@@ -45,10 +45,10 @@ def report(
 ) -> None:
     """Show a sweep as one HTML page that needs nothing else. Needs no Ray; every sweep ends with it."""
     with one_line_errors():
-        from mbs_ray.report.page import write_report
+        from mbs_ray.report.page import write_report_page
         from mbs_ray.tracking.replay import track_report
 
-        page = write_report(folder, out)
+        page = write_report_page(folder, out)
         typer.echo(f"written: {page}")
         if said := track_report(folder, page):
             typer.echo(said)

@@ -146,11 +146,11 @@ def demo(
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
     with one_line_errors():
-        from mbs_ray.cli.demo import conclusion, run_demo
+        from mbs_ray.cli.demo import demo_sentence, run_demo
 
         console = Console()
         result = run_demo(absolute(out), address, console, model)
-        _show(result, out, console, conclusion(result))
+        _show(result, out, console, demo_sentence(result))
 
 
 def _conduct(spec: Any, out: Path, address: str | None, force: bool) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
-from mbs_ray.evaluation.language_angles import STATISTICS, Similarity
+from mbs_ray.evaluation.language_angles import ANGLES, Similarity
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages.facts import LANGUAGES
@@ -81,10 +81,10 @@ def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
 
 def similarity_table(title: str, similarity: Similarity, block: int) -> Table:
     """Of each language the nearest and the farthest other one, and its own two halves; by both statistics."""
-    columns = (f"{one}:\n{what}" for one in STATISTICS for what in ("nearest", "farthest", "halves"))
+    columns = (f"{one}:\n{what}" for one in ANGLES for what in ("nearest", "farthest", "halves"))
     table = _table(title, "language", *columns)
     shown: dict[str, list[str]] = {language: [] for language in similarity.languages}
-    for statistic in STATISTICS:
+    for statistic in ANGLES:
         for language, angles in similarity.degrees(statistic, block).items():
             others = angles.drop(language).sort_values()
             for end in (0, -1):

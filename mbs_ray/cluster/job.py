@@ -12,7 +12,7 @@ from mbs_ray.text.segment_file import SegmentSet
 
 
 @dataclass(frozen=True)
-class SegmentFile:
+class JobText:
     """A file of segments and what of it is asked; ``languages`` names one language per segment.
 
     ``microbatch``: segments in one forward, where it is not the job's. ``requests``: the segments are whole requests
@@ -27,10 +27,10 @@ class SegmentFile:
     requests: bool = False
 
 
-def segment_file(name: str, segments: SegmentSet) -> SegmentFile:
+def job_text(name: str, segments: SegmentSet) -> JobText:
     """A written set of segments as the stages are told of it; its rows go by language."""
     counted = (repeat(language, count) for language, count in segments.allocation.items())
-    return SegmentFile(name, segments.path, tuple(chain.from_iterable(counted)))
+    return JobText(name, segments.path, tuple(chain.from_iterable(counted)))
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Microbatch:
     """Segments ``start`` to ``stop`` of one segment file; ``index`` counts over all files, in one replica."""
 
     index: int
-    file: SegmentFile
+    file: JobText
     start: int
     stop: int
 
@@ -74,14 +74,14 @@ class Job:
     compute_dtype: str
     microbatch: int
     method: dict[str, Any] | None
-    calibration: SegmentFile | None
-    evaluation: tuple[SegmentFile, ...]
+    calibration: JobText | None
+    evaluation: tuple[JobText, ...]
     directory: Path
     blocks: tuple[range, ...]
     true_sequential: bool = False
     per_language: bool = False
     replicas: int = 1
-    pool: tuple[SegmentFile, ...] = ()
+    pool: tuple[JobText, ...] = ()
     targets: tuple[Target, ...] = ()
     moments: tuple[Source, ...] | None = None
     measured: tuple[Source, ...] = ()
@@ -108,20 +108,20 @@ class Job:
     def calibrating(self, replica: int = 0) -> list[Microbatch]:
         return [one for one in self.microbatches(replica) if one.file is self.calibration]
 
-    def evaluating(self, replica: int = 0) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+    def evaluating(self, replica: int = 0) -> Iterator[tuple[JobText, list[Microbatch]]]:
         return self._by_file(self.evaluation, replica)
 
-    def pooled(self, replica: int = 0) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+    def pooled(self, replica: int = 0) -> Iterator[tuple[JobText, list[Microbatch]]]:
         return self._by_file(self.pool, replica)
 
-    def _by_file(self, files: Iterable[SegmentFile], replica: int) -> Iterator[tuple[SegmentFile, list[Microbatch]]]:
+    def _by_file(self, files: Iterable[JobText], replica: int) -> Iterator[tuple[JobText, list[Microbatch]]]:
         microbatches = self.microbatches(replica)
         for file in files:
             yield file, [one for one in microbatches if one.file is file]
 
-    def _starts(self, file: SegmentFile, part: int) -> range:
+    def _starts(self, file: JobText, part: int) -> range:
         starts = range(0, len(file.languages), self._together(file))
         return starts[len(starts) * part // self.replicas : len(starts) * (part + 1) // self.replicas]
 
-    def _together(self, file: SegmentFile) -> int:
+    def _together(self, file: JobText) -> int:
         return file.microbatch or self.microbatch

@@ -19,15 +19,15 @@ class Layout:
     def actors(self) -> int:
         return self.stages * self.replicas
 
-    def places(self) -> "list[Place]":
-        return [Place(stage, replica, self) for stage in range(self.stages) for replica in range(self.replicas)]
+    def places(self) -> "list[StagePlace]":
+        return [StagePlace(stage, replica, self) for stage in range(self.stages) for replica in range(self.replicas)]
 
     def __str__(self) -> str:
         return f"{self.stages} × {self.replicas} (stages × replicas)"
 
 
 @dataclass(frozen=True)
-class Place:
+class StagePlace:
     """Which actor of a layout one is; stage and replica count from 0."""
 
     stage: int

@@ -37,7 +37,7 @@ class Offload:
     """Which tier is asked for, and the bytes that activations need at most in each stage.
 
     ``needed`` counts them as they are, ``pinned`` in pinned memory, which torch gives in powers of two;
-    ``microbatch`` is the largest one. ``beside`` is what a stage needs of device and of host memory besides, by its
+    ``microbatch`` is the largest one. ``reserved`` is what a stage needs of device and of host memory besides, by its
     plan; None where there is none.
     """
 
@@ -46,7 +46,7 @@ class Offload:
     needed: int = 0
     pinned: int = 0
     microbatch: int = 0
-    beside: tuple[int, int] | None = None
+    reserved: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.asked == "nvme" and self.nvme_path is None:
@@ -76,7 +76,7 @@ AUTO = Offload()
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """What is free for a stage on its node, in bytes: ``device`` is None on a CPU, ``disk`` where no nvme_path is."""
 
     node: str
@@ -86,21 +86,21 @@ class Room:
     aio_built: bool
 
 
-def look_around(nvme_path: Path | None) -> Room:
+def free_memory(nvme_path: Path | None) -> FreeMemory:
     """The room of the process that asks."""
     device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     disk = shutil.disk_usage(nvme_path).free if nvme_path is not None and nvme_path.is_dir() else None
     node = ray.get_runtime_context().get_node_id()
-    return Room(node, device, available_host_memory(), disk, nvme_path is not None and is_built())
+    return FreeMemory(node, device, available_host_memory(), disk, nvme_path is not None and is_built())
 
 
-def choose(offload: Offload, rooms: Sequence[Room]) -> list[TierName]:
+def choose(offload: Offload, rooms: Sequence[FreeMemory]) -> list[TierName]:
     """The tier of each stage. :class:`InputError` saying what is needed and what there is where it fits nowhere."""
     sharing = Counter(room.node for room in rooms)
     return [_choose(offload, index, room, sharing[room.node]) for index, room in enumerate(rooms)]
 
 
-def settle(offload: Offload, stages: Sequence[Any], say: Callable[[str], None]) -> None:
+def choose_tiers(offload: Offload, stages: Sequence[Any], say: Callable[[str], None]) -> None:
     """Have every stage make ready the tier that suits its node; ``stages`` are handles of actors.
 
     ``say`` is told before minutes are spent on a build. Raises :class:`InputError`, or :class:`StageDiedError`.
@@ -150,7 +150,7 @@ class StoreMaker:
             store.get(0, 0, torch.device("cpu"))
 
 
-def _choose(offload: Offload, index: int, room: Room, sharing: int) -> TierName:
+def _choose(offload: Offload, index: int, room: FreeMemory, sharing: int) -> TierName:
     """``sharing``: stages on this node, which have the host's memory and disk together."""
     if offload.asked == "nvme" and room.disk is None:
         raise InputError(f"nvme_path: no folder {offload.nvme_path} on the node of stage {index}; make it there")
@@ -170,7 +170,7 @@ def _choose(offload: Offload, index: int, room: Room, sharing: int) -> TierName:
         found.append(f"no folder {offload.nvme_path}")
     asked: str = offload.asked
     if offload.asked == "auto":
-        besides = "what else a stage needs" if offload.beside else f"{1 - _UNPLANNED_SHARE:.0%} of memory"
+        besides = "what else a stage needs" if offload.reserved else f"{1 - _UNPLANNED_SHARE:.0%} of memory"
         asked = f"auto (with {besides} left free)"
     raise InputError(
         f"offload: {asked}: activations of stage {index} need {_gib(offload.needed)}, its node has "
@@ -182,9 +182,9 @@ def _room(offload: Offload, tier: TierName, there: int, cuda: bool) -> float:
     """What activations may take of the bytes that are there."""
     if offload.asked != "auto" or tier == "nvme":
         return float(there)
-    if offload.beside is None:
+    if offload.reserved is None:
         return _UNPLANNED_SHARE * there
-    device, host = offload.beside
+    device, host = offload.reserved
     return _MEMORY_SHARE * there - (device if cuda and tier == "none" else host)
 
 

@@ -13,12 +13,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
 from mbs_ray.cluster.activations.store import RunAbandonedError
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.layout import Layout, Place
-from mbs_ray.cluster.offload import AUTO, Offload, settle
+from mbs_ray.cluster.layout import Layout, StagePlace
+from mbs_ray.cluster.offload import AUTO, Offload, choose_tiers
 from mbs_ray.cluster.stage.actor import Stage
 from mbs_ray.cluster.stage.replicas import START_SECONDS as GROUP_SECONDS
 from mbs_ray.cluster.stage.replicas import ReplicaLostError
-from mbs_ray.cluster.stage.stage_run import Status
+from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.errors import InputError, StageDiedError
 
@@ -57,15 +57,15 @@ class Pipeline:
         self._open: dict[str, int] = {}
         self._looking: dict[ray.ObjectRef, int] = {}
         self._answered = [0.0] * len(self._places)
-        self._seen = [Status() for _ in self._places]
-        self._spans: list[tuple[Place, Span]] = []
+        self._seen = [StageStatus() for _ in self._places]
+        self._spans: list[tuple[StagePlace, Span]] = []
         self._errors: dict[str, Exception] = {}
         self.process_ids: list[int] = []
 
     def __enter__(self) -> "Pipeline":
         try:
             self._start()
-            settle(self._offload, self._stages, self._say)
+            choose_tiers(self._offload, self._stages, self._say)
         except BaseException:
             self.__exit__()
             raise
@@ -182,7 +182,7 @@ class Pipeline:
     def busy(self) -> bool:
         return bool(self._pending)
 
-    def statuses(self) -> list[Status]:
+    def statuses(self) -> list[StageStatus]:
         """Where every stage is, or was when it last answered. Raises :class:`StageDiedError`."""
         idle = set(range(len(self._stages))) - set(self._looking.values())
         self._looking |= {self._stages[index].look.remote(): index for index in sorted(idle)}
@@ -200,7 +200,7 @@ class Pipeline:
                 raise StageDiedError(f"{place} has not answered for {ANSWER_SECONDS:.0f} s", seen.run)
         return self._seen[:: self._replicas]
 
-    def spans(self) -> list[tuple[Place, Span]]:
+    def spans(self) -> list[tuple[StagePlace, Span]]:
         """What the stages were seen to do since the last call."""
         taken, self._spans = self._spans, []
         return taken

@@ -8,7 +8,7 @@ from mbs_ray.methods import Statistic
 from mbs_ray.model.decoder import Decoder
 
 
-def deal(costs: Sequence[float], hands: int) -> list[int]:
+def assign_longest_first(costs: Sequence[float], hands: int) -> list[int]:
     """To whom each piece of work is dealt: the costliest first, to who has the least."""
     load = [0.0] * hands
     dealt = [0] * len(costs)

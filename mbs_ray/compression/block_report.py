@@ -86,17 +86,17 @@ class BlockReport:
         return cls(content["block"], linears, dict(content["seconds"]), layer_error)
 
 
-def report_file(folder: Path, block: int) -> Path:
+def block_report_file(folder: Path, block: int) -> Path:
     return folder / f"block-{block:05d}.json"
 
 
-def write_report(folder: Path, report: BlockReport) -> None:
-    path = report_file(folder, report.block)
+def write_block_report(folder: Path, report: BlockReport) -> None:
+    path = block_report_file(folder, report.block)
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(report.to_json()))
     partial.replace(path)
 
 
-def read_reports(folder: Path) -> list[BlockReport]:
+def read_block_reports(folder: Path) -> list[BlockReport]:
     """Reports of all finished blocks, in the order of the blocks."""
     return [BlockReport.from_json(json.loads(path.read_text())) for path in sorted(folder.glob("block-*.json"))]

@@ -105,6 +105,6 @@ def squared_norms(product: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(product, dim=-1, dtype=torch.float32).double().square()
 
 
-def turns(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:
+def sequential_groups(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:
     """Linears of a block by the input they share, in the order in which the forward calls them."""
     return collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs()

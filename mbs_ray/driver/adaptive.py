@@ -10,7 +10,7 @@ from typing import Any
 
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.sensitivity_task import sensitivity_on_cluster
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.sensitivity import Sensitivity, predicted_increase
 from mbs_ray.driver.pools import Pool
 from mbs_ray.driver.progress import Progress
@@ -77,9 +77,9 @@ class _RunSearch:
         of_model = [str(FORMAT), run.model.fingerprint, json.dumps(forward, sort_keys=True)]
         of_texts = [text.fingerprint for text in self._texts.values()]
         gradients = digest(*of_model, *of_texts, str(sampling.sensitivity_segments))
-        self._sensitivity_file = jobs.places.adaptive / f"sensitivity-{gradients}.json"
+        self._sensitivity_file = jobs.folders.adaptive / f"sensitivity-{gradients}.json"
         method = [json.dumps(one, sort_keys=True) for one in (method_spec(run.spec.method), sampling_spec(sampling))]
-        self._folder = jobs.places.adaptive / digest(gradients, *method, json.dumps(self._proportional()))
+        self._folder = jobs.folders.adaptive / digest(gradients, *method, json.dumps(self._proportional()))
         self._search: Search | None = None
         self._sensitivity: Sensitivity = {}
         self._tried: list[Trial] = []
@@ -129,7 +129,7 @@ class _RunSearch:
 
     def _increase(self, number: int) -> dict[str, float] | None:
         """What a trial predicts; None where it is not through all blocks."""
-        reports = read_reports(self._trial_folder(number) / "blocks")
+        reports = read_block_reports(self._trial_folder(number) / "blocks")
         if len(reports) < self._run.model.decoder.blocks:
             return None
         errors = [(report.block, one) for report in reports for one in report.layer_error]

@@ -37,7 +37,7 @@ class SweepResult:
 
 
 @contextmanager
-def written_or_said(what: str, say: Callable[[str], None], mend: str = "") -> Iterator[None]:
+def warned_if_unwritten(what: str, say: Callable[[str], None], mend: str = "") -> Iterator[None]:
     """Say why a file for people could not be written, and what makes up for it: the runs are finished all the same."""
     try:
         yield
@@ -46,7 +46,7 @@ def written_or_said(what: str, say: Callable[[str], None], mend: str = "") -> It
         say(f"{what} was not written: {reason}" + (f"; once that is mended: {mend}" if mend else ""))
 
 
-def conclude(
+def write_tables(
     runs: Sequence[PreparedRun],
     metrics: Mapping[str, Mapping[str, float]],
     jobs: SweepJobs,
@@ -64,12 +64,12 @@ def conclude(
             by_run = increase_table({run.label: _under(prefix, metrics[run.label]) for run in own})
             table = mean_over(by_run, {run.label: run.column for run in own})
             result.tables[title] = table
-            path = jobs.places.sweep / f"increase-{title}.csv"
-            with written_or_said(path.name, say, _AGAIN):
+            path = jobs.folders.sweep / f"increase-{title}.csv"
+            with warned_if_unwritten(path.name, say, _AGAIN):
                 by_run.to_csv(path, index_label="language")
                 result.files.append(path)
                 parent.artifact(path)
-            with written_or_said(f"increase-{title}.png", say, _AGAIN):
+            with warned_if_unwritten(f"increase-{title}.png", say, _AGAIN):
                 figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
                 _keep(figure, f"increase-{title}", jobs, parent, result)
             shown = to_markdown(_summaries_first(table))
@@ -77,7 +77,7 @@ def conclude(
     propagated = [run for run in runs if run.weights is None]
     allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
     if allocations:
-        with written_or_said("allocations.png", say, _AGAIN):
+        with warned_if_unwritten("allocations.png", say, _AGAIN):
             _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
     if notes:
         parent.note("\n".join(notes))
@@ -101,6 +101,6 @@ def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _keep(figure: Figure, name: str, jobs: SweepJobs, parent: TrackedRun, result: SweepResult) -> None:
-    path = save_figure(figure, jobs.places.sweep / "figures" / f"{name}.png")
+    path = save_figure(figure, jobs.folders.sweep / "figures" / f"{name}.png")
     parent.artifact(path, "figures")
     result.figures.append(path)

@@ -4,18 +4,18 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from mbs_ray.cluster.job import Job
-from mbs_ray.driver.conclusion import SweepResult, conclude, written_or_said
+from mbs_ray.driver.conclusion import SweepResult, warned_if_unwritten, write_tables
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
 from mbs_ray.driver.stage_driver import Driver
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.model.assemble import assemble
 from mbs_ray.model.block_files import block_file, write_outside
-from mbs_ray.report.page import write_report
+from mbs_ray.report.page import write_report_page
 from mbs_ray.run.card import DENSE_FORMAT, model_card
 from mbs_ray.run.directory import METRICS
 from mbs_ray.run.prepare import PreparedRun
-from mbs_ray.tracking.sweep_tracking import Status, SweepTracking
+from mbs_ray.tracking.sweep_tracking import Ending, SweepTracking
 
 SYNC_SECONDS = 10.0
 
@@ -38,7 +38,7 @@ class Conductor:
         self._metrics: dict[str, Mapping[str, float]] = {}
 
     def conduct(self, uri: str) -> SweepResult:
-        status: Status = "FAILED"
+        status: Ending = "FAILED"
         try:
             todo = self._open_jobs()
             if todo:
@@ -50,8 +50,8 @@ class Conductor:
             result = SweepResult(failed=self._failed, tracking_uri=uri)
             finished = [run for label, run in self._runs.items() if label in self._metrics]
             say = self._progress.say
-            conclude(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
-            self._driver.spans.conclude(self._jobs.places, self._tracked.parent, result, say)
+            write_tables(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
+            self._driver.spans.write_timeline(self._jobs.folders, self._tracked.parent, result, say)
             self._write_page(result)
             status = "FAILED" if self._failed else "FINISHED"
             return result
@@ -65,9 +65,9 @@ class Conductor:
 
     def _write_page(self, result: SweepResult) -> None:
         """The report of all runs."""
-        folder = self._jobs.places.sweep
-        with written_or_said("the report", self._progress.say, f"mbs report {folder}"):
-            page = write_report(folder)
+        folder = self._jobs.folders.sweep
+        with warned_if_unwritten("the report", self._progress.say, f"mbs report {folder}"):
+            page = write_report_page(folder)
             self._tracked.parent.artifact(page)
             result.files.append(page)
 
@@ -115,8 +115,8 @@ class Conductor:
         return True
 
     def _finish(self, run: PreparedRun) -> None:
-        places, model = self._jobs.places, run.model
-        directory = places.run(run.label)
+        folders, model = self._jobs.folders, run.model
+        directory = folders.run(run.label)
         metrics: dict[str, float] = {}
         scores: dict[str, Scores] = {}
         for position, name in enumerate(run.evaluation):
@@ -127,7 +127,7 @@ class Conductor:
         card = card_facts(run, scores, metrics)
         directory.keep_card(card)
         if run.spec.keep == "checkpoint":
-            outside = write_outside(model.checkpoint, model.decoder, places.outside(model.fingerprint))
+            outside = write_outside(model.checkpoint, model.decoder, folders.outside(model.fingerprint))
             shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
             assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
         self._keep_result(run, metrics)
@@ -135,7 +135,7 @@ class Conductor:
 
     def _keep_result(self, run: PreparedRun, metrics: Mapping[str, float]) -> None:
         """Write the result, and whether MLflow has taken all of it: if not, the next command tries again."""
-        directory = self._jobs.places.run(run.label)
+        directory = self._jobs.folders.run(run.label)
         evaluation = {name: text.fingerprint for name, text in run.evaluation.items()}
         keep = "checkpoint" if directory.checkpoint.is_dir() else run.spec.keep
         result = {"evaluation": evaluation, "metrics": metrics, "keep": keep, "tracked": False}

@@ -2,17 +2,17 @@
 
 from mbs_ray.cluster.job import Job
 
-#: Deaths of a stage in one run, without anything finished in between, after which the run is given up.
+#: StageDeaths of a stage in one run, without anything finished in between, after which the run is given up.
 DEATHS_ALLOWED = 3
 
 
-class Deaths:
+class StageDeaths:
     """Counts deaths of stages by run; whatever the run finished since the last one forgives it."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[int, int]] = {}
 
-    def hopeless(self, run: str, job: Job | None) -> bool:
+    def give_up(self, run: str, job: Job | None) -> bool:
         """Note a death during a run (``job`` None: while the stages were started). True when it was one too many."""
         finished = 0
         if job is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.layout import Layout, resolve_layout
 from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
 from mbs_ray.cluster.offload import AUTO, Offload
@@ -17,7 +17,7 @@ from mbs_ray.languages.distribution import parse_languages
 from mbs_ray.methods import Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.microbatch import auto_microbatch
-from mbs_ray.run.prepare import Texts, evaluation_requests, read_through
+from mbs_ray.run.prepare import CheckedTexts, evaluation_requests, read_through
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.text.segment_draw import draw_segments
 
@@ -46,14 +46,14 @@ def evaluate_model(
     asked = parse_languages(languages)
     opened = read_through(model, revision, out / "cache", progress.work)
     requests = evaluation_requests(sets, opened, asked, 0)
-    checked = Texts()
+    checked = CheckedTexts()
     texts = {name: checked.check(request) for name, request in requests.items()}
     with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
         files = []
         for name, text in texts.items():
             progress.say(f"drawing evaluation text {name}")
             drawn = draw_segments(text, out / "segments")
-            files.append(segment_file(name, drawn))
+            files.append(job_text(name, drawn))
         microbatch = auto_microbatch(max(request.sequence_length for request in requests.values()))
         layout = resolve_layout(
             stages,

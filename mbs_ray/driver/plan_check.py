@@ -6,10 +6,10 @@ from dataclasses import replace
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.plan.hardware import live_cluster
-from mbs_ray.plan.make_plan import beside_activations, make_plan, refuse
+from mbs_ray.plan.make_plan import make_plan, refuse, reserved_memory
 from mbs_ray.plan.plan_view import summary
 from mbs_ray.plan.rates import assumed_rates
-from mbs_ray.plan.work import Outlines, works_of
+from mbs_ray.plan.work import MetaDecoders, planned_runs
 from mbs_ray.run.prepare import PreparedRun
 
 
@@ -23,8 +23,8 @@ def planned(
     todo = [run for run in runs if jobs.finished_result(run) is None]
     if not todo:
         return offload
-    hardware = live_cluster(offload.nvme_path).storing(jobs.places.out)
-    works = works_of([run.spec for run in todo], [run.label for run in todo], Outlines(hardware.cuda))
+    hardware = live_cluster(offload.nvme_path).storing(jobs.folders.out)
+    works = planned_runs([run.spec for run in todo], [run.label for run in todo], MetaDecoders(hardware.cuda))
     rates = assumed_rates(hardware.device, hardware.cuda, jobs.numerics.threads, works[0].decoder.compute_dtype)
     plan = make_plan(works, hardware, jobs.layout, rates, offload.asked, offload.nvme_path is not None)
     say(summary(plan))
@@ -33,4 +33,4 @@ def planned(
             say(f"forced: {problem}")
     else:
         refuse(plan)
-    return replace(offload, beside=beside_activations(plan))
+    return replace(offload, reserved=reserved_memory(plan))

@@ -13,8 +13,8 @@ from mbs_ray.errors import InputError
 from mbs_ray.files import digest
 from mbs_ray.languages.facts import table_order
 from mbs_ray.methods import Statistic
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.segment_request import SegmentRequest
 
 FORMAT = 1  # raise it with any change that gives other moments for the same text
@@ -33,7 +33,7 @@ class Pool:
     @cached_property
     def languages(self) -> dict[str, SegmentRequest]:
         """What is drawn of each language."""
-        return {language: self.request.alone(language) for language in table_order(self.request.languages)}
+        return {language: self.request.for_language(language) for language in table_order(self.request.languages)}
 
     @property
     def tokens(self) -> int:
@@ -68,11 +68,11 @@ def _joint(runs: Sequence[PreparedRun]) -> SegmentRequest:
 
 
 @dataclass(frozen=True)
-class PoolStatistics:
+class PoolMoments:
     """The moments of a pool on disk; ``forward`` is all of machine and arithmetic that can change a bit of them."""
 
     pool: Pool
-    places: Places
+    folders: SweepFolders
     forward: Mapping[str, Any]
 
     def targets(self, runs: Iterable[PreparedRun]) -> list[Target]:
@@ -129,14 +129,14 @@ class PoolStatistics:
         return len({self._sampling(one, statistic).folder for one in alike}) >= len(languages)
 
     def _language(self, language: str, statistic: Statistic) -> Target:
-        return Target(self.places.statistics(self._key(language, statistic)), statistic, {language: 1.0})
+        return Target(self.folders.statistics(self._key(language, statistic)), statistic, {language: 1.0})
 
     def _sampling(self, run: PreparedRun, statistic: Statistic) -> Target:
         own = coefficients(run)
         if list(own.values()) == [1.0]:
             return self._language(next(iter(own)), statistic)
         parts = [f"{self._key(code, statistic)} {one!r}" for code, one in own.items()]
-        return Target(self.places.statistics(digest("sum", *parts)), statistic, own)
+        return Target(self.folders.statistics(digest("sum", *parts)), statistic, own)
 
     def _key(self, language: str, statistic: Statistic) -> str:
         model, text = self.pool.runs[0].model.fingerprint, self.pool.languages[language].fingerprint

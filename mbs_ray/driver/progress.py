@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.stage.stage_run import Status
+from mbs_ray.cluster.stage.stage_run import StageStatus
 
 PLAIN_SECONDS = 10.0
 
@@ -100,7 +100,7 @@ class RunsShown:
         """One more, that follows from others."""
         self._jobs[job.key] = job
 
-    def stages(self, statuses: Sequence[Status]) -> None:
+    def stages(self, statuses: Sequence[StageStatus]) -> None:
         furthest = _furthest(statuses)
         for key, (stage, status) in furthest.items():
             self._begun.setdefault(key, time.monotonic())
@@ -122,7 +122,7 @@ class RunsShown:
         if error is None:
             self._progress.say(f"{key}: done in {seconds:.0f} s ({self._ended} of {len(self._jobs)})")
 
-    def _update(self, bars: Bars, key: str, stage: int, status: Status) -> None:
+    def _update(self, bars: Bars, key: str, stage: int, status: StageStatus) -> None:
         if key not in self._tasks:
             self._tasks[key] = bars.add_task(key, total=1.0, where="", left="")
         bars.update(
@@ -135,18 +135,18 @@ class RunsShown:
     def _blocks(self, key: str) -> int:
         return self._jobs[key].blocks[-1].stop
 
-    def _where(self, key: str, stage: int, status: Status) -> str:
+    def _where(self, key: str, stage: int, status: StageStatus) -> str:
         block = f"block {status.block + 1}/{self._blocks(key)}" if status.part in _PARTS else "head"
         return f"stage {stage + 1}, {block}, {status.part} {status.language}".rstrip()
 
-    def _share(self, key: str, status: Status) -> float:
+    def _share(self, key: str, status: StageStatus) -> float:
         if status.part not in _PARTS:
             return 0.99
         first, last = _PARTS[status.part]
         within = first + (last - first) * status.done / max(status.total, 1)
         return min(0.99, (max(status.block, 0) + within) / self._blocks(key))
 
-    def _left(self, key: str, status: Status) -> str:
+    def _left(self, key: str, status: StageStatus) -> str:
         share = self._share(key, status)
         if share < 0.02:
             return ""
@@ -154,6 +154,6 @@ class RunsShown:
         return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 
-def _furthest(statuses: Sequence[Status]) -> dict[str, tuple[int, Status]]:
+def _furthest(statuses: Sequence[StageStatus]) -> dict[str, tuple[int, StageStatus]]:
     """For each run in flight the stage that is furthest in it."""
     return {status.run: (stage, status) for stage, status in enumerate(statuses) if status.run}

@@ -18,7 +18,7 @@ from mbs_ray.cluster.numerics import Numerics
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.language_angles import (
-    STATISTICS,
+    ANGLES,
     Similarity,
     cluster,
     measure_similarity,
@@ -179,7 +179,7 @@ def _write(similarity: Similarity, model: str, folder: Path) -> list[Path]:
     write_matrices(files[1], similarity)
     last = similarity.blocks - 1
     spans = []
-    for statistic in STATISTICS:
+    for statistic in ANGLES:
         for block in range(similarity.blocks):
             degrees = similarity.degrees(statistic, block)
             pairs = degrees.to_numpy()[np.triu_indices(len(degrees), 1)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.driver.deaths import DEATHS_ALLOWED, Deaths
+from mbs_ray.driver.deaths import DEATHS_ALLOWED, StageDeaths
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_spans import StageSpans
 from mbs_ray.driver.sweep_jobs import SweepJobs
@@ -31,12 +31,12 @@ class Driver:
         Where a stage dies, finished blocks are kept, and the job that was in work replays them.
         """
         todo = {job.key: job for job in jobs}
-        deaths = Deaths()
+        deaths = StageDeaths()
         while todo:
             try:
                 self._drive(todo, ended, tick)
             except StageDiedError as death:
-                if deaths.hopeless(death.run, todo.get(death.run)):
+                if deaths.give_up(death.run, todo.get(death.run)):
                     if death.run not in todo:
                         raise
                     reason = RuntimeError(f"its stage died {DEATHS_ALLOWED} times at one point; {_LIKELY}")
@@ -44,7 +44,7 @@ class Driver:
                     todo |= {job.key: job for job in ended(death.run, reason)}
                 else:
                     self._progress.say(f"{death}: starting the stages anew")
-                self.jobs = self.jobs.fitting(self._progress.say)
+                self.jobs = self.jobs.shrunk_to_cluster(self._progress.say)
                 todo = {key: self.jobs.sharded(job) for key, job in todo.items()}
 
     def _drive(self, todo: dict[str, Job], ended: Ended, tick: Callable[[], None]) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from mbs_ray.cluster.layout import Place
+from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.timeline import KINDS, Span, shares
-from mbs_ray.driver.conclusion import SweepResult, written_or_said
+from mbs_ray.driver.conclusion import SweepResult, warned_if_unwritten
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.stage_timeline import stage_timeline
-from mbs_ray.run.places import Places
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.tracking.tracked_run import TrackedRun
 
 
@@ -17,12 +17,14 @@ class StageSpans:
     """Spans of all actors of one command."""
 
     def __init__(self) -> None:
-        self._spans: list[tuple[Place, Span]] = []
+        self._spans: list[tuple[StagePlace, Span]] = []
 
-    def add(self, spans: Sequence[tuple[Place, Span]]) -> None:
+    def add(self, spans: Sequence[tuple[StagePlace, Span]]) -> None:
         self._spans += spans
 
-    def conclude(self, folders: Places, parent: TrackedRun, result: SweepResult, say: Callable[[str], None]) -> None:
+    def write_timeline(
+        self, folders: SweepFolders, parent: TrackedRun, result: SweepResult, say: Callable[[str], None]
+    ) -> None:
         """Say and log the share of each kind of work per stage; nothing where nothing was computed."""
         if not self._spans:
             return
@@ -37,10 +39,10 @@ class StageSpans:
             ]
         )
         path = folders.sweep / "timeline.parquet"
-        with written_or_said(path.name, say):
+        with warned_if_unwritten(path.name, say):
             table.to_parquet(path, index=False)
             parent.artifact(path)
-        with written_or_said("timeline.png", say):
+        with warned_if_unwritten("timeline.png", say):
             figure = save_figure(stage_timeline(table), folders.sweep / "figures" / "timeline.png")
             parent.artifact(figure, "figures")
             result.figures.append(figure)

@@ -18,8 +18,8 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_driver import Driver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec
 from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
@@ -37,18 +37,18 @@ def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress
 
 
 def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress, force: bool) -> SweepResult:
-    places = Places(out.resolve(), sweep.name)
+    folders = SweepFolders(out.resolve(), sweep.name)
     offload = Offload(sweep.offload, sweep.nvme_path)
     specs = sweep.runs()
-    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, progress.work)
+    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, progress.work)
     # Those of adaptive runs are told once they are found.
     for run in distinct_allocations([run for run in runs if run.adaptive is None]):
         progress.allocation(run.spec.sampling.label, run.allocation, run.shares)
-    uri = default_tracking_uri(places.out)
-    told = any(places.run(run.label).told() is not None for run in runs)
-    connection = MlflowConnection(uri, sweep.name, places.artifacts, patient=told)
-    threads = sweep.threads if sweep.threads != "auto" else _stored("threads", places, runs)
-    replicas = sweep.layout.replicas if sweep.layout.replicas != "auto" else _stored("replicas", places, runs)
+    uri = default_tracking_uri(folders.out)
+    told = any(folders.run(run.label).tracking_identity() is not None for run in runs)
+    connection = MlflowConnection(uri, sweep.name, folders.artifacts, patient=told)
+    threads = sweep.threads if sweep.threads != "auto" else _stored("threads", folders, runs)
+    replicas = sweep.layout.replicas if sweep.layout.replicas != "auto" else _stored("replicas", folders, runs)
     stages = sweep.layout.stages if sweep.layout.stages != "auto" else None
     with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
         layout = resolve_layout(
@@ -60,26 +60,26 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
             microbatches=min(run.shared_microbatches for run in runs),
         )
         segments: dict[str, SegmentSet] = {}
-        jobs = SweepJobs(places, resolve_numerics(layout.actors, threads), layout, segments, pools(runs))
+        jobs = SweepJobs(folders, resolve_numerics(layout.actors, threads), layout, segments, pools(runs))
         progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
         for run in runs:
             if run.adaptive is None:  # whose weights are not known yet
-                places.run(run.label).refuse_changed(jobs.signature(run))
-            places.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
+                folders.run(run.label).refuse_changed(jobs.signature(run))
+            folders.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
         offload = planned(offload, runs, jobs, progress.say, force)
         jobs.refuse_full_disk()
-        segments.update(draw_texts(runs, jobs.pools, places, progress))
+        segments.update(draw_texts(runs, jobs.pools, folders, progress))
         driver = Driver(jobs, offload, progress)
         runs = find_weights(runs, driver, progress)
         driver.jobs = replace(driver.jobs, pools=pools(runs))
         for run in runs:
-            places.run(run.label).refuse_changed(driver.jobs.signature(run))
-            places.run(run.label).claim(driver.jobs.signature(run))
-        tracked = SweepTracking(connection, places, {"layout": vars(layout), "runs": len(runs)})
+            folders.run(run.label).refuse_changed(driver.jobs.signature(run))
+            folders.run(run.label).claim(driver.jobs.signature(run))
+        tracked = SweepTracking(connection, folders, {"layout": vars(layout), "runs": len(runs)})
         return Conductor(runs, driver, tracked, progress).conduct(uri)
 
 
-def _stored(field: str, places: Places, runs: Sequence[PreparedRun]) -> int | None:
+def _stored(field: str, folders: SweepFolders, runs: Sequence[PreparedRun]) -> int | None:
     """What ``auto`` was resolved to when the sweep was begun."""
-    signatures = (places.run(run.label).stored_signature() for run in runs)
+    signatures = (folders.run(run.label).stored_signature() for run in runs)
     return next((int(signature[field]) for signature in signatures if signature is not None), None)

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from mbs_ray.cluster.job import Job, SegmentFile, segment_file
+from mbs_ray.cluster.job import Job, JobText, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.numerics import Numerics, room_for_actors
 from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
-from mbs_ray.driver.pools import Pool, PoolStatistics, refuse_full_disk
+from mbs_ray.driver.pools import Pool, PoolMoments, refuse_full_disk
 from mbs_ray.errors import InputError
 from mbs_ray.methods import method_spec
 from mbs_ray.model.block_files import block_file
 from mbs_ray.run.directory import METRICS, scores_file
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.text.segment_request import SegmentRequest
 
@@ -27,13 +27,13 @@ from mbs_ray.text.segment_request import SegmentRequest
 class SweepJobs:
     """Jobs of a sweep on a known cluster; ``segments`` holds what was drawn, by fingerprint."""
 
-    places: Places
+    folders: SweepFolders
     numerics: Numerics
     layout: Layout
     segments: Mapping[str, SegmentSet]
     pools: Sequence[Pool] = ()
 
-    def fitting(self, say: Callable[[str], None]) -> "SweepJobs":
+    def shrunk_to_cluster(self, say: Callable[[str], None]) -> "SweepJobs":
         """The same with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for.
 
         :class:`InputError` where there is no room for the replicas of one stage, on whose number the bits depend.
@@ -73,7 +73,7 @@ class SweepJobs:
         }
 
     def bits(self, run: PreparedRun) -> dict[str, Any]:
-        """The fields of :data:`~mbs_ray.run.places.FORWARD_FIELDS`."""
+        """The fields of :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`."""
         return {
             "compute_dtype": self._compute_dtype(run),
             "microbatch": run.microbatch,
@@ -84,7 +84,7 @@ class SweepJobs:
 
     def finished_result(self, run: PreparedRun) -> dict[str, Any] | None:
         """What an earlier command left of the run; None where the run, or one of its evaluations, is not done."""
-        result = self.places.run(run.label).result()
+        result = self.folders.run(run.label).result()
         wanted = {name: text.fingerprint for name, text in run.evaluation.items()}
         if result is None or result["evaluation"] != wanted:
             return None
@@ -93,7 +93,7 @@ class SweepJobs:
 
     def run_job(self, run: PreparedRun) -> Job:
         evaluation = tuple(self._file(name, text) for name, text in run.evaluation.items())
-        directory, method = self.places.run(run.label).path, method_spec(run.spec.method)
+        directory, method = self.folders.run(run.label).path, method_spec(run.spec.method)
         if run.weights is None:
             calibration = self._file("calibration", run.calibration)
             return self._job(run, run.label, method, calibration, evaluation, directory)
@@ -119,7 +119,7 @@ class SweepJobs:
             if not targets:
                 continue
             files = [self._file(code, text) for code, text in pool.languages.items() if code in languages]
-            job = self._job(pool.runs[0], pool.label, None, None, (), self.places.all_statistics)
+            job = self._job(pool.runs[0], pool.label, None, None, (), self.folders.all_statistics)
             jobs.append(replace(job, blocks=self._pool_shards(pool), pool=tuple(files), targets=tuple(targets)))
         return jobs
 
@@ -129,17 +129,17 @@ class SweepJobs:
         for pool in self.pools:
             statistics = self._statistics(pool)
             needed += statistics.missing_bytes(statistics.targets(filter(self._unsolved, pool.runs)))
-        refuse_full_disk(self.places.all_statistics, needed)
+        refuse_full_disk(self.folders.all_statistics, needed)
 
     def _unsolved(self, run: PreparedRun) -> bool:
         """Not finished, and not all of its blocks are there."""
         if self.finished_result(run) is not None:
             return False
-        blocks = self.places.run(run.label).blocks
+        blocks = self.folders.run(run.label).blocks
         return not all((blocks / block_file(index)).is_file() for index in range(run.model.decoder.blocks))
 
-    def _statistics(self, pool: Pool) -> PoolStatistics:
-        return PoolStatistics(pool, self.places, {**self.bits(pool.runs[0]), "replicas": self.layout.replicas})
+    def _statistics(self, pool: Pool) -> PoolMoments:
+        return PoolMoments(pool, self.folders, {**self.bits(pool.runs[0]), "replicas": self.layout.replicas})
 
     def _taking(self, job: Job, pool: Pool, run: PreparedRun) -> Job:
         """A job that takes the moments of a pool as the run weighs them."""
@@ -178,22 +178,22 @@ class SweepJobs:
 
     def scores(self, run: PreparedRun, name: str) -> Path:
         """File of the run's token scores on one evaluation set."""
-        return scores_file(self.places.run(run.label).path, name)
+        return scores_file(self.folders.run(run.label).path, name)
 
     def dense_scores(self, run: PreparedRun, name: str) -> Path:
         """File of the dense model's token scores on the same set."""
         return scores_file(self._dense_directory(run, name), name)
 
     def _dense_directory(self, run: PreparedRun, name: str) -> Path:
-        return self.places.dense(run.model.fingerprint, run.evaluation[name].fingerprint, self.bits(run))
+        return self.folders.dense(run.model.fingerprint, run.evaluation[name].fingerprint, self.bits(run))
 
     def _job(
         self,
         run: PreparedRun,
         key: str,
         method: dict[str, Any] | None,
-        calibration: SegmentFile | None,
-        evaluation: tuple[SegmentFile, ...],
+        calibration: JobText | None,
+        evaluation: tuple[JobText, ...],
         directory: Path,
     ) -> Job:
         return Job(
@@ -211,9 +211,7 @@ class SweepJobs:
             replicas=self.layout.replicas,
         )
 
-    def _shards(
-        self, run: PreparedRun, calibration: SegmentFile | None, evaluation: Iterable[SegmentFile]
-    ) -> list[range]:
+    def _shards(self, run: PreparedRun, calibration: JobText | None, evaluation: Iterable[JobText]) -> list[range]:
         decoder = run.model.decoder
         calibrating = 0 if calibration is None else len(calibration.languages) * run.calibration.sequence_length
         evaluating = sum(len(one.languages) * run.evaluation[one.name].sequence_length for one in evaluation)
@@ -222,8 +220,8 @@ class SweepJobs:
         costs = block_costs(decoder, run.spec.method.statistic, calibrating, evaluating + measuring)
         return shard_blocks(costs, head_cost(decoder, evaluating), self.layout.stages)
 
-    def _file(self, name: str, text: SegmentRequest) -> SegmentFile:
-        return segment_file(name, self.segments[text.fingerprint])
+    def _file(self, name: str, text: SegmentRequest) -> JobText:
+        return job_text(name, self.segments[text.fingerprint])
 
     def _compute_dtype(self, run: PreparedRun) -> str:
         return self.numerics.compute_dtype(run.spec.compute_dtype, run.model.decoder.stored_dtype)

@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from mbs_ray.driver.pools import Pool
 from mbs_ray.driver.progress import Progress
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.overlap import refuse_overlap
-from mbs_ray.text.segment_draw import draw_apart, draw_segments
+from mbs_ray.text.segment_draw import draw_per_language, draw_segments
 from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.text.segment_request import SegmentRequest
 
 
 def draw_texts(
-    runs: Sequence[PreparedRun], pools: Sequence[Pool], places: Places, progress: Progress
+    runs: Sequence[PreparedRun], pools: Sequence[Pool], folders: SweepFolders, progress: Progress
 ) -> dict[str, SegmentSet]:
     """Every distinct set of segments once, by the fingerprint of its request; of a pool one per language."""
     texts: dict[str, tuple[str, SegmentRequest]] = {}
@@ -26,11 +26,11 @@ def draw_texts(
     drawn: dict[str, SegmentSet] = {}
     for pool in pools:
         progress.work(f"drawing text of {len(pool.languages)} languages for {pool.label}", 0, 1)
-        apart = draw_apart(pool.request, places.segments)
+        apart = draw_per_language(pool.request, folders.segments)
         drawn |= {pool.languages[language].fingerprint: one for language, one in apart.items()}
     for done, (key, (what, text)) in enumerate(texts.items()):
         progress.work(f"drawing {what}", done, len(texts))
-        drawn[key] = draw_segments(text, places.segments)
+        drawn[key] = draw_segments(text, folders.segments)
     progress.work("drawing text", len(texts), len(texts))
     _refuse_overlaps(runs, pools, drawn)
     return drawn

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from mbs_ray.cluster.job import SegmentFile
+from mbs_ray.cluster.job import JobText
 from mbs_ray.evaluation.token_scores import RequestScore
 from mbs_ray.run.directory import scores_file
 from mbs_ray.run.microbatch import auto_microbatch
@@ -36,7 +36,7 @@ class TokenRequests:
         """Of all distinct sequences."""
         return sum(length * len(rows) for length, rows in self._by_length.items())
 
-    def write(self) -> tuple[SegmentFile, ...]:
+    def write(self) -> tuple[JobText, ...]:
         """A file of segments for each length, with a microbatch that suits it."""
         return tuple(self._write(length, rows) for length, rows in self._by_length.items())
 
@@ -44,12 +44,12 @@ class TokenRequests:
         """In the order of the sequences, from what a job left in its ``directory``."""
         found: dict[tuple[int, ...], RequestScore] = {}
         for length, rows in self._by_length.items():
-            table = pq.read_table(scores_file(directory, _name(length)), columns=["nll", "likeliest"])
-            columns = (table[name].to_numpy().reshape(len(rows), length - 1) for name in ("nll", "likeliest"))
+            table = pq.read_table(scores_file(directory, _name(length)), columns=["nll", "is_argmax"])
+            columns = (table[name].to_numpy().reshape(len(rows), length - 1) for name in ("nll", "is_argmax"))
             found |= {row: RequestScore(*scored) for row, *scored in zip(rows, *columns, strict=True)}
         return [found[sequence] for sequence in self._asked]
 
-    def _write(self, length: int, rows: Sequence[tuple[int, ...]]) -> SegmentFile:
+    def _write(self, length: int, rows: Sequence[tuple[int, ...]]) -> JobText:
         # No bytes: a request is no running text, whose bits per byte would be asked for.
         nothing = np.zeros(length, np.int32)
         source = Source(_KIND, bytes(DIGEST_BYTES), "")
@@ -57,7 +57,7 @@ class TokenRequests:
         facts: Mapping[str, LanguageSegments] = {_KIND: LanguageSegments(segments, {})}
         path = self._folder / f"{_name(length)}.parquet"
         write_segments(path, _name(length), {"sequence_length": length}, facts)
-        return SegmentFile(_name(length), path, (_KIND,) * len(rows), auto_microbatch(length), requests=True)
+        return JobText(_name(length), path, (_KIND,) * len(rows), auto_microbatch(length), requests=True)
 
 
 def _name(length: int) -> str:

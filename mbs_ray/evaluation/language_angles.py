@@ -21,7 +21,7 @@ from mbs_ray.model.decoder import Decoder
 #: Elements of each moment that are turned into float64 at once.
 _ELEMENTS_AT_ONCE = 2**20
 #: "diagonal": of the vectors, the diagonals of the moments; "full": of the moments, as matrices.
-STATISTICS = ("diagonal", "full")
+ANGLES = ("diagonal", "full")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Similarity:
     def metrics(self, block: int) -> dict[str, float]:
         """Mean angle of each language to the others, and of all pairs; angle between its own halves; in degrees."""
         values: dict[str, float] = {}
-        for statistic in STATISTICS:
+        for statistic in ANGLES:
             to_others = self.degrees(statistic, block).sum() / (len(self.languages) - 1)
             values |= {f"angle_{statistic}/{language}": float(angle) for language, angle in to_others.items()}
             values[f"angle_{statistic}/mean"] = float(to_others.mean())
@@ -98,8 +98,8 @@ def measure_similarity(
         for piece in own.split(microbatch)
     ]
     vectors: list[npt.NDArray[np.float32]] = []
-    cosines: dict[str, list[npt.NDArray[np.float64]]] = {statistic: [] for statistic in STATISTICS}
-    halves: dict[str, list[list[float]]] = {statistic: [] for statistic in STATISTICS}
+    cosines: dict[str, list[npt.NDArray[np.float64]]] = {statistic: [] for statistic in ANGLES}
+    halves: dict[str, list[list[float]]] = {statistic: [] for statistic in ANGLES}
     with torch.inference_mode():
         for index, (_, _, piece) in enumerate(pieces):
             store.put(index, 0, decoder.embed(piece))
@@ -107,7 +107,7 @@ def measure_similarity(
             # Nothing is asked of what the last block makes.
             following = None if block == decoder.blocks - 1 else decoder.load_block(block, decoder.read_block(block))
             moments = []
-            for statistic in STATISTICS:
+            for statistic in ANGLES:
                 halves[statistic].append([])
             for language in languages:
                 parts: dict[int, Moment] = {}
@@ -166,7 +166,7 @@ def write_matrices(path: Path, similarity: Similarity) -> None:
     """A row per block, statistic and ordered pair of languages: cosine, and angle in degrees. Whole or not at all."""
     rows: list[dict[str, Any]] = []
     for block in range(similarity.blocks):
-        for statistic in STATISTICS:
+        for statistic in ANGLES:
             degrees = similarity.degrees(statistic, block).to_numpy()
             for (row, column), cosine in np.ndenumerate(similarity.cosines[statistic][block]):
                 pair = {"language": similarity.languages[row], "other": similarity.languages[column]}

@@ -12,13 +12,13 @@ LOGIT_BYTES = 256 * 2**20
 
 
 class Scored(NamedTuple):
-    """Of tokens 2…n of a microbatch, [microbatch, length - 1]: ``nll`` in nats float32, ``likeliest`` bool.
+    """Of tokens 2…n of a microbatch, [microbatch, length - 1]: ``nll`` in nats float32, ``is_argmax`` bool.
 
-    ``likeliest``: no token of the vocabulary has a larger logit.
+    ``is_argmax``: no token of the vocabulary has a larger logit.
     """
 
     nll: torch.Tensor
-    likeliest: torch.Tensor
+    is_argmax: torch.Tensor
 
 
 def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[Scored]:

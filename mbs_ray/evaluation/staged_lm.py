@@ -75,7 +75,7 @@ class StagedLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any
     ) -> list[tuple[float, bool]]:
-        """(Σ log p of the continuation's tokens, whether each is the likeliest) for (texts, context, continuation)."""
+        """(Σ log p of the continuation's tokens, whether each is the is_argmax) for (texts, context, continuation)."""
         for texts, context, continuation in requests:
             self._check(texts, context, continuation)
         # The model never reads the last token: it takes max_length besides that.
@@ -83,9 +83,9 @@ class StagedLM(TemplateLM):
             [(context + continuation)[-self.max_length - 1 :] for _, context, continuation in requests]
         )
         answers = []
-        for (_, _, continuation), (nll, likeliest) in zip(requests, scored, strict=True):
+        for (_, _, continuation), (nll, is_argmax) in zip(requests, scored, strict=True):
             own = slice(-len(continuation), None)
-            answers.append((-float(nll[own].sum(dtype="float64")), bool(likeliest[own].all())))
+            answers.append((-float(nll[own].sum(dtype="float64")), bool(is_argmax[own].all())))
         return answers
 
     def _check(self, texts: Any, context: list[int], continuation: list[int]) -> None:

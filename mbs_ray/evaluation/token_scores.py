@@ -26,12 +26,12 @@ SCHEMA = pa.schema(
 
 
 def write_token_scores(
-    path: Path, segments: SegmentSet, nll: Sequence[torch.Tensor], likeliest: torch.Tensor | None = None
+    path: Path, segments: SegmentSet, nll: Sequence[torch.Tensor], is_argmax: torch.Tensor | None = None
 ) -> None:
     """Write nll in nats [segments, length - 1] (given in parts, in order) of all tokens that are text.
 
     A segment scores its tokens 2…n; separators between documents are left out. ``bytes`` are the
-    UTF-8 bytes of text the token stands for. ``likeliest`` [segments, length - 1] bool, where it is given, becomes
+    UTF-8 bytes of text the token stands for. ``is_argmax`` [segments, length - 1] bool, where it is given, becomes
     a column of that name.
     """
     content = segments.read()
@@ -52,8 +52,8 @@ def write_token_scores(
         },
         schema=SCHEMA,
     )
-    if likeliest is not None:
-        table = table.append_column("likeliest", pa.array(likeliest.numpy()[scored]))
+    if is_argmax is not None:
+        table = table.append_column("is_argmax", pa.array(is_argmax.numpy()[scored]))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     pq.write_table(table, partial, compression="zstd")
@@ -69,7 +69,7 @@ def _dictionary(names: Sequence[str], index: np.ndarray) -> pa.DictionaryArray:
 
 
 class RequestScore(NamedTuple):
-    """Of tokens 2…n of a sequence: ``nll`` in nats float32, ``likeliest`` bool."""
+    """Of tokens 2…n of a sequence: ``nll`` in nats float32, ``is_argmax`` bool."""
 
     nll: npt.NDArray[np.float32]
-    likeliest: npt.NDArray[np.bool_]
+    is_argmax: npt.NDArray[np.bool_]

@@ -78,7 +78,7 @@ class Hardware:
         """Name of the devices, empty where they are not known."""
         return next((node.device for node in self.workers), "")
 
-    def homes(self, actors: int) -> list[int]:
+    def node_of_actor(self, actors: int) -> list[int]:
         """Index among the workers of each actor's node: GPUs are filled node by node, CPUs dealt round."""
         workers = self.workers
         if not self.cuda:

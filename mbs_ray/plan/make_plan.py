@@ -17,28 +17,33 @@ from mbs_ray.plan.results_size import results_bytes
 from mbs_ray.plan.stage_memory import Phase, hidden_bytes, phases_of
 from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.stage_time import stage_seconds
-from mbs_ray.plan.units import gib
-from mbs_ray.plan.work import Work
+from mbs_ray.plan.units import format_gib
+from mbs_ray.plan.work import PlannedRun
 
 #: What a stage's process holds once the first model is loaded, whatever its size: libraries.
 LIBRARIES_BYTES = 64 * 2**20
 
 
 def make_plan(
-    works: Sequence[Work], hardware: Hardware, layout: Layout, rates: Rates, offload: str = "auto", nvme: bool = True
+    works: Sequence[PlannedRun],
+    hardware: Hardware,
+    layout: Layout,
+    rates: Rates,
+    offload: str = "auto",
+    nvme: bool = True,
 ) -> Plan:
     """Plan runs on a layout. ``offload``: the tier asked for; ``nvme``: whether a folder on a disk was given."""
     cuda = hardware.cuda
     shares = [work.of_replica(layout.replicas) for work in works]
     shards = [_shards(work, layout.stages) for work in works]
-    homes = hardware.homes(layout.actors)
+    node_of_actor = hardware.node_of_actor(layout.actors)
     stages: list[StagePlan] = []
     lacks: dict[str, list[int]] = {}
     for stage in range(layout.stages):
         last = stage == layout.stages - 1
-        own = [homes[stage * layout.replicas + replica] for replica in range(layout.replicas)]
-        sharing = max(homes.count(home) for home in own)
-        node = hardware.workers[max(own, key=homes.count)]
+        own = [node_of_actor[stage * layout.replicas + replica] for replica in range(layout.replicas)]
+        sharing = max(node_of_actor.count(home) for home in own)
+        node = hardware.workers[max(own, key=node_of_actor.count)]
         phases: dict[str, Phase] = {}
         for work, shard in zip(shares, shards, strict=True):
             for phase in phases_of(work, shard[stage], last):
@@ -58,8 +63,8 @@ def make_plan(
     storage = results_bytes(works, layout.stages)
     if hardware.storage is not None and storage > hardware.storage:
         problems.append(
-            f"results need {gib(storage)}, {gib(hardware.storage)} are free where they go; give another --out, or "
-            "keep: metrics for runs whose checkpoints nobody needs"
+            f"results need {format_gib(storage)}, {format_gib(hardware.storage)} are free where they go; "
+            "give another --out, or keep: metrics for runs whose checkpoints nobody needs"
         )
     seconds = [
         [
@@ -91,7 +96,7 @@ def fitting_plan(plan: Plan) -> Plan | None:
     return None
 
 
-def beside_activations(plan: Plan) -> tuple[int, int]:
+def reserved_memory(plan: Plan) -> tuple[int, int]:
     """What a stage needs of device and of host memory without its activations, at the most."""
     phases = [phase for stage in plan.stages for phase in stage.phases]
     return max(_besides(phase.device) for phase in phases), max(_besides(phase.host) for phase in phases)
@@ -101,14 +106,14 @@ def _besides(parts: Mapping[str, int]) -> int:
     return sum(size for part, size in parts.items() if part != "activations")
 
 
-def _one_segment(work: Work) -> Work:
+def _one_segment(work: PlannedRun) -> PlannedRun:
     calibration = None if work.calibration is None else replace(work.calibration, microbatch=1)
     return replace(
         work, calibration=calibration, evaluation=tuple(replace(one, microbatch=1) for one in work.evaluation)
     )
 
 
-def _shards(work: Work, stages: int) -> list[range]:
+def _shards(work: PlannedRun, stages: int) -> list[range]:
     calibrating = 0 if work.calibration is None else work.calibration.tokens
     evaluating = sum(one.tokens for one in work.evaluation)
     statistic = Statistic.NONE if work.method is None else work.method.statistic
@@ -129,7 +134,7 @@ def _with_tier(
     blocks: range,
     tier: TierName,
     phases: list[Phase],
-    works: Sequence[Work],
+    works: Sequence[PlannedRun],
     held: int,
     cuda: bool,
     handing_over: bool,
@@ -161,7 +166,7 @@ def _lacking(plan: StagePlan, device: int, host: int, nvme: int) -> list[str]:
     ):
         if needed > there:
             part = _main_part(plan, what)
-            lacks.append(f"{gib(needed)} of {what}{part}, {gib(max(there, 0))} are there")
+            lacks.append(f"{format_gib(needed)} of {what}{part}, {format_gib(max(there, 0))} are there")
     return lacks
 
 
@@ -175,10 +180,10 @@ def _main_part(plan: StagePlan, what: str) -> str:
         return ""
     phase = max(plan.phases, key=lambda one: sum(getattr(one, kind).values()))
     part, size = max(getattr(phase, kind).items(), key=lambda item: item[1])
-    return f" ({phase.name}: {part} {gib(size)})"
+    return f" ({phase.name}: {part} {format_gib(size)})"
 
 
-def _activations(work: Work, pinned: bool = False) -> int:
+def _activations(work: PlannedRun, pinned: bool = False) -> int:
     """Of all microbatches of a run; pinned memory comes in powers of two."""
     total = 0
     for one in work.batches:
@@ -187,11 +192,11 @@ def _activations(work: Work, pinned: bool = False) -> int:
     return total
 
 
-def _microbatch(work: Work) -> int:
+def _microbatch(work: PlannedRun) -> int:
     return max(hidden_bytes(work.decoder, one, one.rows) for one in work.batches)
 
 
-def _object_store(works: Sequence[Work], layout: Layout) -> int:
+def _object_store(works: Sequence[PlannedRun], layout: Layout) -> int:
     """Hidden states under way between stages: never more than the credits of every sender."""
     if layout.stages == 1:
         return 0

@@ -22,7 +22,7 @@ from mbs_ray.plan.meta_checkpoint import RandomOutline
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import hidden_size, inputs_of
 from mbs_ray.plan.stage_time import forward_seconds
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 #: Columns of the factor and the solved linear that are timed, rows of the latter, bytes of the file.
 _COLUMNS = {"cpu": 4096, "cuda": 16384}
@@ -30,7 +30,7 @@ _ROWS = 2048
 _FILE_BYTES = 256 * 2**20
 
 
-def measure_rates(works: Sequence[Work], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
+def measure_rates(works: Sequence[PlannedRun], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
     """Of this process's device, by the largest microbatch of the works, and of the disk of ``folder``.
 
     What cannot be measured here keeps its assumed rate. Takes the memory of one block and of its largest moment.
@@ -82,11 +82,11 @@ class _Timing:
 class _Random(Decoder):
     """Random weights on the device, and no more of the vocabulary than one chunk of it, read once."""
 
-    def __init__(self, outline: Decoder, device: torch.device) -> None:
-        checkpoint = outline.checkpoint
-        random = RandomOutline(str(checkpoint.folder), checkpoint.config, outline.stored_dtype)
+    def __init__(self, meta_checkpoint: Decoder, device: torch.device) -> None:
+        checkpoint = meta_checkpoint.checkpoint
+        random = RandomOutline(str(checkpoint.folder), checkpoint.config, meta_checkpoint.stored_dtype)
         self._held: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
-        super().__init__(random, outline.compute_dtype, device.type)
+        super().__init__(random, meta_checkpoint.compute_dtype, device.type)
 
     @property
     def vocabulary(self) -> int:
@@ -98,17 +98,17 @@ class _Random(Decoder):
         return self._held[start, stop]
 
 
-def _forward(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> float:
+def _forward(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timing) -> float:
     real = _Random(decoder, timing.device)
     block = real.load_block(0, real.read_block(0))
     hidden = torch.randn(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
     hidden = hidden.to(timing.device)
     seconds = timing(lambda: real.run_block(block, 0, hidden), repeats=3)
-    one = Batches(batches.rows, batches.length, batches.rows)
+    one = TokenBatches(batches.rows, batches.length, batches.rows)
     return forward_seconds(decoder, 0, one, replace(rates, forward=1.0)) / seconds
 
 
-def _head(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
+def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
     """Scoring of one microbatch with the first rows of the vocabulary."""
     real = _Random(decoder, timing.device)
     length = min(batches.length, 512)
@@ -118,7 +118,7 @@ def _head(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
     return 2.0 * real.vocabulary * real.width * (length - 1) / seconds
 
 
-def _moments(decoder: Decoder, batches: Batches, timing: _Timing) -> float:
+def _moments(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
     """At the input with the most columns: there lies the time."""
     columns = max(columns for columns, _ in inputs_of(decoder, 0))
     tokens = batches.rows * batches.length
@@ -157,7 +157,7 @@ def _product(square: torch.Tensor) -> torch.Tensor:
     return square[:_ROWS] @ square
 
 
-def _links(decoder: Decoder, batches: Batches, rates: Rates, timing: _Timing) -> Rates:
+def _links(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timing) -> Rates:
     hidden = torch.empty(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
     pinned, placed = hidden.pin_memory(), hidden.to(timing.device)
     return replace(

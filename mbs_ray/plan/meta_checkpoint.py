@@ -29,7 +29,7 @@ _DISTINCT = 2**20
 _META = torch.device("meta")
 
 
-class Outline(Checkpoint):
+class MetaCheckpoint(Checkpoint):
     """Reads like a checkpoint, but every tensor it gives is on the meta device.
 
     ``config`` is the model's configuration, ``dtype`` what its weights are stored in.
@@ -67,7 +67,7 @@ class Outline(Checkpoint):
         return self.read_rows(name, 0, len(rows))
 
 
-class RandomOutline(Outline):
+class RandomOutline(MetaCheckpoint):
     """One whose tensors are small random numbers in host memory: for measuring, not for results."""
 
     def read(self, name: str) -> torch.Tensor:
@@ -82,21 +82,21 @@ class RandomOutline(Outline):
         return numbers.repeat(-(-size.numel() // len(numbers)))[: size.numel()].view(size)
 
 
-class OutlineDecoder(Decoder):
-    """The decoder of an outline, on the meta device: it runs, and what comes out has a shape and no numbers."""
+class MetaDecoder(Decoder):
+    """The decoder of an meta_checkpoint, on the meta device: it runs, and what comes out has a shape and no numbers."""
 
-    def __init__(self, outline: Outline, compute_dtype: torch.dtype) -> None:
-        super().__init__(outline, compute_dtype, _META.type)
+    def __init__(self, meta_checkpoint: MetaCheckpoint, compute_dtype: torch.dtype) -> None:
+        super().__init__(meta_checkpoint, compute_dtype, _META.type)
 
     def _forward_outside(self, rows: torch.Tensor, position: torch.Tensor) -> Any:
-        with _AnsweringNo():
+        with _NoDataDependence():
             return super()._forward_outside(rows, position)
 
     def _check_forward(self) -> None:
         """Shapes alone tell nothing of that."""
 
 
-class _AnsweringNo(TorchDispatchMode):
+class _NoDataDependence(TorchDispatchMode):
     """A model asks whether sequences are packed or padded: where there are no numbers they are not."""
 
     def __torch_dispatch__(
@@ -114,7 +114,7 @@ _QUESTIONS = (
 )
 
 
-def outline(model: str, revision: str | None = None) -> Outline:
+def meta_checkpoint(model: str, revision: str | None = None) -> MetaCheckpoint:
     """Of a folder with a config.json, of a BLOOM of the hub (known without network), or of another repository.
 
     Raises :class:`InputError` where there is no configuration, or none of a model that can be compressed.
@@ -124,7 +124,7 @@ def outline(model: str, revision: str | None = None) -> Outline:
         hidden, blocks, heads = _BLOOM[model]
         config = BloomConfig(vocab_size=_BLOOM_VOCABULARY, hidden_size=hidden, n_layer=blocks, n_head=heads)
         # The 176B is stored in bfloat16, the others in float16: as wide.
-        return Outline(model, config, torch.bfloat16 if model == "bigscience/bloom" else torch.float16)
+        return MetaCheckpoint(model, config, torch.bfloat16 if model == "bigscience/bloom" else torch.float16)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise InputError(f"{model}: no such folder")
@@ -133,7 +133,7 @@ def outline(model: str, revision: str | None = None) -> Outline:
         raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return Outline(str(folder), config, _stored_dtype(folder, config))
+        return MetaCheckpoint(str(folder), config, _stored_dtype(folder, config))
     except (ValueError, OSError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder / 'config.json'}: {reason}") from error

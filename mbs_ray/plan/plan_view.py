@@ -6,7 +6,7 @@ from rich.table import Table
 
 from mbs_ray.plan.stage_memory import Phase
 from mbs_ray.plan.stage_plans import Plan, StagePlan
-from mbs_ray.plan.units import duration, gib
+from mbs_ray.plan.units import duration, format_gib
 
 #: Parts in the order in which they are shown; others follow.
 _ORDER = ("block", "moments", "factor", "solver", "weight", "forward", "masks", "microbatch", "head", "logits")
@@ -16,11 +16,15 @@ def summary(plan: Plan) -> str:
     """The plan in one line, for the start of every job."""
     device = max((stage.device for stage in plan.stages), default=0)
     host = max((stage.host for stage in plan.stages), default=0)
-    memory = f"{gib(device)} of a device and {gib(host)} of host memory" if plan.hardware.cuda else gib(host)
+    memory = (
+        f"{format_gib(device)} of a device and {format_gib(host)} of host memory"
+        if plan.hardware.cuda
+        else format_gib(host)
+    )
     stage, part = plan.bottleneck
     return (
-        f"plan: a stage needs {memory}, results {gib(plan.storage)} of disk, stages work about {duration(plan.wall)} "
-        f"({plan.rates.source}), stage {stage + 1} longest, on {part}"
+        f"plan: a stage needs {memory}, results {format_gib(plan.storage)} of disk, "
+        f"stages work about {duration(plan.wall)} ({plan.rates.source}), stage {stage + 1} longest, on {part}"
     )
 
 
@@ -39,9 +43,9 @@ def _memory(stage: StagePlan, kind: str) -> Table:
         table.add_column(phase.name, justify="right")
     names = dict.fromkeys(name for phase in phases for name, size in _parts(phase, kind).items() if size)
     for name in sorted(names, key=_position):
-        table.add_row(name, *(gib(size) if (size := _parts(phase, kind).get(name)) else "" for phase in phases))
+        table.add_row(name, *(format_gib(size) if (size := _parts(phase, kind).get(name)) else "" for phase in phases))
     table.add_section()
-    table.add_row("together", *(gib(sum(_parts(phase, kind).values())) for phase in phases))
+    table.add_row("together", *(format_gib(sum(_parts(phase, kind).values())) for phase in phases))
     return table
 
 
@@ -62,11 +66,10 @@ def _stages(plan: Plan) -> Table:
         seconds = sum(run[stage.stage].total for run in plan.seconds)
         tier = {"none": "device memory", "host": "host memory", "nvme": "disk"}[stage.tier]
         blocks = f"{stage.blocks[0]}–{stage.blocks[-1]}"
-        device = gib(stage.device) if plan.hardware.cuda else "–"
-        table.add_row(
-            str(stage.stage + 1), blocks, tier, device, gib(stage.host), gib(stage.nvme) if stage.nvme else "–",
-            duration(seconds),
-        )  # fmt: skip
+        device = format_gib(stage.device) if plan.hardware.cuda else "–"
+        disk = format_gib(stage.nvme) if stage.nvme else "–"
+        host, number = format_gib(stage.host), str(stage.stage + 1)
+        table.add_row(number, blocks, tier, device, host, disk, duration(seconds))
     return table
 
 
@@ -91,13 +94,13 @@ def _named(labels: Sequence[str]) -> str:
     return labels[0] if len(labels) == 1 else f"{labels[0]} and {len(labels) - 1} more"
 
 
-def conclusion(plan: Plan) -> Iterable[str]:
+def closing_lines(plan: Plan) -> Iterable[str]:
     """Lines below the tables."""
     stage, part = plan.bottleneck
     yield f"together: stages work about {duration(plan.wall)}; stage {stage + 1} works longest, most of it on {part}"
-    yield f"results: {gib(plan.storage)} of disk" + (
-        f", {gib(plan.hardware.storage)} are free" if plan.hardware.storage is not None else ""
+    yield f"results: {format_gib(plan.storage)} of disk" + (
+        f", {format_gib(plan.hardware.storage)} are free" if plan.hardware.storage is not None else ""
     )
     if plan.object_store:
-        yield f"object store: {gib(plan.object_store)} between stages at most"
+        yield f"object store: {format_gib(plan.object_store)} between stages at most"
     yield from (f"does not fit: {problem}" for problem in plan.problems)

@@ -18,7 +18,7 @@ from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK
 from mbs_ray.plan.live_bytes import LiveBytes
 from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Phase:
         return Phase(self.name, {}, together)
 
 
-def phases_of(work: Work, blocks: Iterable[int], last: bool) -> list[Phase]:
+def phases_of(work: PlannedRun, blocks: Iterable[int], last: bool) -> list[Phase]:
     """The largest of each phase over some blocks; activations are not among them. ``last``: the head follows."""
     largest: dict[str, Phase] = {}
     for index in sorted({alike(work.decoder, index) for index in blocks}):
@@ -58,7 +58,7 @@ def block_bytes(decoder: Decoder, index: int) -> int:
     return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
 
 
-def hidden_bytes(decoder: Decoder, batches: Batches, segments: int) -> int:
+def hidden_bytes(decoder: Decoder, batches: TokenBatches, segments: int) -> int:
     """Of the hidden states of so many segments."""
     return segments * batches.length * hidden_size(decoder) * decoder.compute_dtype.itemsize
 
@@ -77,7 +77,7 @@ def alike(decoder: Decoder, index: int) -> int:
     return next(other for other in range(index + 1) if decoder.linears(other) == decoder.linears(index))
 
 
-def _block_phases(work: Work, index: int) -> Iterator[Phase]:
+def _block_phases(work: PlannedRun, index: int) -> Iterator[Phase]:
     decoder, method = work.decoder, work.method
     stored = block_bytes(decoder, index)
     host = {"block as stored": stored, "next block": stored if decoder.blocks > 1 else 0}
@@ -104,7 +104,7 @@ def _block_phases(work: Work, index: int) -> Iterator[Phase]:
     yield Phase("propagate", {"block": block, "forward": scratch, "masks": masks, "microbatch": microbatch}, host)
 
 
-def _solve(work: Work, index: int, host: Mapping[str, int], masks: int) -> Phase:
+def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) -> Phase:
     """Inputs with the most columns first; a moment goes when its linears are done, a solved weight stays."""
     decoder, method = work.decoder, work.method
     assert method is not None
@@ -131,7 +131,7 @@ def _solve(work: Work, index: int, host: Mapping[str, int], masks: int) -> Phase
     return peak
 
 
-def _evaluate(work: Work) -> Phase:
+def _evaluate(work: PlannedRun) -> Phase:
     """The head, some rows of the vocabulary at a time, over all scored tokens; running sums of every token."""
     decoder = work.decoder
     rows, width = min(VOCABULARY_CHUNK, decoder.vocabulary), decoder.width
@@ -173,7 +173,7 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
             return live.peak - sum(moment.sum.nbytes for moment in moments)
 
 
-def _mask_bytes(work: Work) -> int:
+def _mask_bytes(work: PlannedRun) -> int:
     """What is recorded for the blocks, of every shape of microbatch."""
     shapes = {(rows, one.length) for one in work.batches for rows in one.shapes}
     with torch.inference_mode():

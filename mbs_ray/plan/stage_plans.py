@@ -8,7 +8,7 @@ from mbs_ray.plan.hardware import Hardware
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import Phase
 from mbs_ray.plan.stage_time import Seconds
-from mbs_ray.plan.work import Work
+from mbs_ray.plan.work import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StagePlan:
 class Plan:
     """What a sweep needs on a layout. ``problems`` say what does not fit, one line each."""
 
-    works: list[Work]
+    works: list[PlannedRun]
     hardware: Hardware
     layout: Layout
     rates: Rates

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mbs_ray.cluster.sharding import deal
+from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.methods import Statistic
 from mbs_ray.methods.factor import Factored
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import block_bytes, hidden_bytes, inputs_of
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 #: Bytes that a score of the attention moves through memory: written, masked, softmaxed in float32 and read again.
 _BYTES_OF_A_SCORE = 40
@@ -28,7 +28,7 @@ class Seconds:
 
 
 def stage_seconds(
-    work: Work, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
+    work: PlannedRun, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
 ) -> Seconds:
     """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie.
 
@@ -49,7 +49,7 @@ def stage_seconds(
     return Seconds(parts)
 
 
-def forward_seconds(decoder: Decoder, index: int, batches: Batches, rates: Rates) -> float:
+def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: Rates) -> float:
     """Of all microbatches through one block."""
     linears = decoder.linears(index).values()
     config = decoder.checkpoint.config.get_text_config()
@@ -72,7 +72,7 @@ def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
     return factors, solved, sum(columns for _, columns in shapes.values())
 
 
-def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
+def _block(work: PlannedRun, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
     decoder, method, calibration = work.decoder, work.method, work.calibration
     stored = block_bytes(decoder, index)
     parts = {"read": stored / rates.read}
@@ -107,14 +107,14 @@ def _block(work: Work, index: int, rates: Rates, tier: str, cuda: bool) -> dict[
     return parts
 
 
-def _largest_hand(work: Work, index: int, replicas: int) -> float:
+def _largest_hand(work: PlannedRun, index: int, replicas: int) -> float:
     """The share of a block's solving that the busiest replica has."""
     shapes = work.decoder.linears(index)
     costs = [
         2 / 3 * columns**3 + sum(shapes[name][0] for name in names) * columns**2
         for columns, names in inputs_of(work.decoder, index)
     ]
-    hands = deal(costs, replicas)
+    hands = assign_longest_first(costs, replicas)
     loads = [sum(cost for cost, hand in zip(costs, hands, strict=True) if hand == one) for one in range(replicas)]
     return max(loads) / sum(costs)
 
@@ -124,7 +124,7 @@ def _uploaded(size: float, rates: Rates, cuda: bool) -> float:
     return size / rates.upload if cuda else 0.0
 
 
-def _moving(decoder: Decoder, batches: Iterable[Batches], rates: Rates, tier: str, cuda: bool, ways: int) -> float:
+def _moving(decoder: Decoder, batches: Iterable[TokenBatches], rates: Rates, tier: str, cuda: bool, ways: int) -> float:
     """Activations to and from their tier; nothing where they lie in the memory that computes."""
     if tier == "none" or (tier == "host" and not cuda):
         return 0.0

@@ -10,7 +10,7 @@ from mbs_ray.plan.make_plan import make_plan
 from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.rates import Rates, assumed_rates
 from mbs_ray.plan.stage_plans import Plan
-from mbs_ray.plan.work import Outlines, Work, works_of
+from mbs_ray.plan.work import MetaDecoders, PlannedRun, planned_runs
 from mbs_ray.run.sweep_spec import SweepSpec
 
 
@@ -33,7 +33,7 @@ def plan_sweep(
     if out is not None:
         hardware = hardware.storing(out)
     specs = sweep.runs()
-    works = works_of(specs, sweep.labels(specs), Outlines(hardware.cuda))
+    works = planned_runs(specs, sweep.labels(specs), MetaDecoders(hardware.cuda))
     runs = [work for work in works if work.method is not None]
     layout = resolve_layout(
         None if sweep.layout.stages == "auto" else sweep.layout.stages,
@@ -63,7 +63,7 @@ def _asked(address: str | None, nvme_path: Path | None) -> Hardware:
 
 
 def _rates(
-    works: list[Work],
+    works: list[PlannedRun],
     hardware: Hardware,
     actors: int,
     threads: int | None,

@@ -23,7 +23,7 @@ def parse_rate(what: str, written: str) -> float:
     return float(parse_size(what, re.sub(r"(?i)(flops?|/s)", "", written)))
 
 
-def gib(size: float) -> str:
+def format_gib(size: float) -> str:
     """``12.3 GiB``; MiB below one, TiB from a thousand."""
     if size >= 1000 * 2**30:
         return f"{size / 2**40:,.2f} TiB"

@@ -9,7 +9,7 @@ from mbs_ray.evaluation.comparison import Difference, compare_scores
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.difference_forest import difference_forest
 from mbs_ray.run.directory import RunDirectory, scores_file
-from mbs_ray.run.places import Places
+from mbs_ray.run.sweep_folders import SweepFolders
 
 #: Folder of a run with the figures of comparisons in which it was B.
 FIGURES = "comparisons"
@@ -66,10 +66,10 @@ def _run(run: RunDirectory) -> Side:
 def _dense(run: RunDirectory) -> Side:
     card, signature = run.finished(), run.stored_signature()
     assert signature is not None
-    places = Places(run.path.parents[2], run.path.parents[1].name)
+    folders = SweepFolders(run.path.parents[2], run.path.parents[1].name)
     sets = {}
     for name, (fingerprint, _) in _run(run).sets.items():
-        sets[name] = fingerprint, scores_file(places.dense(signature["model"], fingerprint, signature), name)
+        sets[name] = fingerprint, scores_file(folders.dense(signature["model"], fingerprint, signature), name)
     return Side(f"{card.model} (dense)", sets)
 
 

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from mbs_ray.errors import InputError
 from mbs_ray.report.figures.loss_curves import loss_curves
 from mbs_ray.report.page_tables import allocations, by_text, layer_error_grid, overall, scored
-from mbs_ray.report.run_results import ReportedRun, SweepReport, read_sweep
+from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
 
 FILE = "report.html"
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report_page(folder: Path, out: Path | None = None) -> Path:
     """Write the page of a sweep's folder, whole or not at all; ``report.html`` in it by default.
 
     Raises :class:`InputError` where the folder is not that of a sweep, or ``out`` cannot be written.
@@ -39,9 +39,9 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
             partial.unlink()
 
 
-def render(report: SweepReport) -> str:
+def render(report: SweepRuns) -> str:
     """The page in HTML. Everything that comes from the sweep is escaped."""
-    loader = jinja2.PackageLoader("mbs_ray.compression.block_report")
+    loader = jinja2.PackageLoader("mbs_ray.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -62,7 +62,7 @@ def render(report: SweepReport) -> str:
     )
 
 
-def _summary(runs: Sequence[ReportedRun]) -> str:
+def _summary(runs: Sequence[RunResults]) -> str:
     lengths = dict.fromkeys(f"{run.segments:,} segments of {run.sequence_length:,} tokens" for run in runs)
     counts = [
         (len(set(values)), what)
@@ -84,7 +84,7 @@ def _date(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _losses(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+def _losses(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
     """A figure of the losses for each model: (model, the figure as an address of its own content)."""
     figures = []
     for model, own in groupby((run for run in runs if run.losses), key=lambda run: run.model):
@@ -92,7 +92,7 @@ def _losses(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
     return figures
 
 
-def _environment(report: SweepReport) -> list[tuple[str, str]]:
+def _environment(report: SweepRuns) -> list[tuple[str, str]]:
     """What the runs were made with; values in which they differ are all named."""
     facts: dict[str, dict[str, None]] = {}
     for run in report.runs:
@@ -103,7 +103,7 @@ def _environment(report: SweepReport) -> list[tuple[str, str]]:
     ]
 
 
-def _fingerprints(runs: Sequence[ReportedRun]) -> list[tuple[str, str]]:
+def _fingerprints(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
     """Of models, calibration sets and evaluation sets, each once, with the models that share a text."""
     models = {run.fingerprints["model"]: f"model {run.model}" for run in runs}
     texts: dict[str, tuple[str, dict[str, None]]] = {}

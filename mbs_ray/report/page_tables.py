@@ -11,7 +11,7 @@ from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.languages.facts import LANGUAGES, table_order
 from mbs_ray.report.increase_table import SUMMARIES
-from mbs_ray.report.run_results import ReportedRun
+from mbs_ray.report.run_results import RunResults
 
 _FULL_HEAT = 1.1  # the least increase that is drawn in the strongest colour, so that noise around 1 stays pale
 
@@ -36,7 +36,7 @@ class Grid:
     rows: list[tuple[str, str, list[Cell]]]
 
 
-def overall(run: ReportedRun) -> tuple[Cell, Cell, str]:
+def overall(run: RunResults) -> tuple[Cell, Cell, str]:
     """Mean and worst increase on the first set, and the name of the worst language."""
     increases = {} if run.metrics is None else _under(run.metrics, "ppl_increase/")
     languages = {code: value for code, value in increases.items() if code not in SUMMARIES}
@@ -47,16 +47,16 @@ def overall(run: ReportedRun) -> tuple[Cell, Cell, str]:
     return mean, _cell(run.metrics or {}, "ppl_increase/worst"), worst
 
 
-def by_text(runs: Iterable[ReportedRun]) -> list[tuple[str, list[ReportedRun]]]:
+def by_text(runs: Iterable[RunResults]) -> list[tuple[str, list[RunResults]]]:
     """Runs whose perplexities compare: of one model, on one evaluation set, on the same text of it."""
-    groups: dict[tuple[str, str, str, str], list[ReportedRun]] = {}
+    groups: dict[tuple[str, str, str, str], list[RunResults]] = {}
     for run in runs:
         for name, text in run.evaluation.items():
             groups.setdefault((run.model, run.fingerprints["model"], name, text), []).append(run)
     return [(key[2], own) for key, own in groups.items()]
 
 
-def scored(name: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
+def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
     """Both tables of one model on one evaluation set, and how much text that was."""
     codes = table_order({code for run in runs for code in run.dense[name]})
     dense = {code: value for run in runs for code, value in run.dense[name].items()}
@@ -71,7 +71,7 @@ def scored(name: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
 
 
 def _grid(
-    runs: Sequence[ReportedRun], name: str, metric: str, rows: Iterable[str], dense: Mapping[str, float] | None
+    runs: Sequence[RunResults], name: str, metric: str, rows: Iterable[str], dense: Mapping[str, float] | None
 ) -> Grid:
     """Rows × runs; where ``dense`` is given it is the first column."""
     values = {row: [_cell(run.metrics or {}, f"{metric}{run.tail(name)}/{row}") for run in runs] for row in rows}
@@ -112,7 +112,7 @@ def _form(value: float) -> str:
     return ".3f" if value < 10 else ".2f" if value < 100 else ".1f"
 
 
-def layer_error_grid(run: ReportedRun) -> Grid:
+def layer_error_grid(run: RunResults) -> Grid:
     """Languages × blocks; the colours of a run span its own errors, on a logarithmic scale."""
     blocks = sorted({block for errors in run.layer_errors.values() for block in errors})
     known = [value for errors in run.layer_errors.values() for value in errors.values() if value > 0]
@@ -132,7 +132,7 @@ def _heat(value: float, low: float, high: float) -> float:
     return min(math.log(value / low) / math.log(high / low), 1.0)
 
 
-def _short(run: ReportedRun) -> str:
+def _short(run: RunResults) -> str:
     """What tells a run from the others of its model and method: its label without both."""
     model, method = (re.sub(r"[^A-Za-z0-9._-]", "-", name) for name in (run.model, run.method))
     return run.label.removeprefix(f"{model}-").removeprefix(f"{method}-")
@@ -143,7 +143,7 @@ def _language(code: str) -> str:
     return LANGUAGES[code].name if code in LANGUAGES else names.get(code, "")
 
 
-def allocations(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+def allocations(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
     """Segments by sampling and language, and with dense statistics the weights of languages."""
     propagated, dense = [run for run in runs if not run.weights], [run for run in runs if run.weights]
     tables = []
@@ -157,7 +157,7 @@ def allocations(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     return tables
 
 
-def _bars(runs: Sequence[tuple[ReportedRun, Mapping[str, float]]], shown: Callable[[float], str]) -> dict[str, Any]:
+def _bars(runs: Sequence[tuple[RunResults, Mapping[str, float]]], shown: Callable[[float], str]) -> dict[str, Any]:
     """By sampling and language, each distinct allocation once, with the length of its bar in percent."""
     distinct: dict[tuple[tuple[str, float], ...], str] = {}
     for run, values in ((run, values) for run, values in runs if values):

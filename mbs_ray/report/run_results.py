@@ -16,7 +16,7 @@ _LAYER_ERROR = "layer_error/"
 
 
 @dataclass(frozen=True)
-class ReportedRun:
+class RunResults:
     """One run as its directory has it; ``metrics`` and ``evaluation`` are None and empty until it is finished.
 
     ``evaluation`` maps a set to the fingerprint of its text, the first set first; ``dense`` set → language →
@@ -54,26 +54,26 @@ class ReportedRun:
 
 
 @dataclass(frozen=True)
-class SweepReport:
+class SweepRuns:
     """A sweep: its runs by model, method and sampling, its layout, the picture of its stages where there is one."""
 
     name: str
-    runs: tuple[ReportedRun, ...]
+    runs: tuple[RunResults, ...]
     layout: Mapping[str, Any]
     timeline: bytes | None
 
 
-def read_sweep(folder: Path) -> SweepReport:
+def read_sweep(folder: Path) -> SweepRuns:
     """Everything the report shows. Raises :class:`InputError` where the folder is not that of a sweep."""
     directories = [RunDirectory(path) for path in sorted(folder.resolve().glob("runs/*")) if path.is_dir()]
-    told = {directory: facts for directory in directories if (facts := directory.told()) is not None}
+    told = {directory: facts for directory in directories if (facts := directory.tracking_identity()) is not None}
     if not told:
         raise InputError(f"{folder}: not the folder of a sweep; give <out>/<sweep> of mbs sweep, compress or demo")
     runs = sorted((_run(directory, facts["run"]) for directory, facts in told.items()), key=_order)
     timeline = folder / TIMELINE
     # Every run was told of the same sweep; the layout is that of the last command.
     latest = max(told, key=lambda directory: (directory.path / "tracking.json").stat().st_mtime_ns)
-    return SweepReport(
+    return SweepRuns(
         folder.resolve().name,
         tuple(runs),
         told[latest]["sweep"]["params"].get("layout", {}),
@@ -81,7 +81,7 @@ def read_sweep(folder: Path) -> SweepReport:
     )
 
 
-def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
+def _run(directory: RunDirectory, told: Mapping[str, Any]) -> RunResults:
     params, tags = told["params"], told["tags"]
     result, card = directory.result(), directory.card()
     scored = [] if result is None or card is None else card.evaluation
@@ -89,7 +89,7 @@ def _run(directory: RunDirectory, told: Mapping[str, Any]) -> ReportedRun:
     loss_name = next((name for name in _LOSSES if any(one.key == name for one in entries)), "")
     times = [one.timestamp for one in entries]
     allocation, weights = directory.allocation(), directory.weights()
-    return ReportedRun(
+    return RunResults(
         label=directory.path.name,
         model=tags["model"],
         method=tags["method"],
@@ -125,7 +125,7 @@ def _layer_errors(entries: list[Entry]) -> dict[str, dict[int, float]]:
     return {key.removeprefix(_LAYER_ERROR): _by_block(entries, key) for key in keys}
 
 
-def _order(run: ReportedRun) -> tuple[str, str, int, str]:
+def _order(run: RunResults) -> tuple[str, str, int, str]:
     samplings = [*SAMPLING_COLOURS]
     place = samplings.index(run.sampling_name) if run.sampling_name in samplings else len(samplings)
     return run.model, run.method, place, run.label

@@ -67,7 +67,7 @@ class RunDirectory:
 
         The first set has metrics without its name (``ppl/sw``): they would be taken for those of the other.
         """
-        told = self.told()
+        told = self.tracking_identity()
         first = "" if told is None else told["run"]["params"]["evaluation"].partition(",")[0]
         if first and name and name != first:
             raise InputError(
@@ -119,10 +119,10 @@ class RunDirectory:
             )
         return card
 
-    def keep_told(self, told: Mapping[str, Any]) -> None:
+    def keep_tracking_identity(self, told: Mapping[str, Any]) -> None:
         write_json(self.path / TRACKING, told)
 
-    def told(self) -> dict[str, Any] | None:
+    def tracking_identity(self) -> dict[str, Any] | None:
         """Under which keys and names MLflow knows the run and its sweep; None where it was never told of them."""
         path = self.path / TRACKING
         return json.loads(path.read_text()) if path.is_file() else None

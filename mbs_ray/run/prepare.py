@@ -26,7 +26,7 @@ from mbs_ray.text.segment_request import SegmentRequest
 EVALUATION_SEED = 0
 _LIMITS = ("max_position_embeddings", "n_positions", "seq_length")
 
-Notify = Callable[[str, int, int], None]
+NotifyStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Model:
             raise InputError(f"{field}: {length} tokens are more than the {longest} that {self.name} takes")
 
 
-class Texts:
+class CheckedTexts:
     """Checks every distinct request once, however many runs ask for it."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class PreparedRun:
 
 
 def prepare_runs(
-    specs: Sequence[RunSpec], labels: Sequence[str], columns: Sequence[tuple[str, str]], cache: Path, notify: Notify
+    specs: Sequence[RunSpec], labels: Sequence[str], columns: Sequence[tuple[str, str]], cache: Path, notify: NotifyStep
 ) -> list[PreparedRun]:
     """Check everything a sweep needs. Raises :class:`InputError` naming the file, field or language.
 
@@ -112,7 +112,7 @@ def prepare_runs(
     answer kept under ``cache``.
     """
     models: dict[tuple[str, str | None], Model] = {}
-    texts = Texts()
+    texts = CheckedTexts()
     prepared = []
     # What is cheap is checked for all runs before the first checkpoint is read through.
     settled = [_settle(spec) for spec in specs]
@@ -158,7 +158,7 @@ def _check_adaptive(spec: RunSpec, dense: DenseStatistics) -> None:
         )
 
 
-def read_through(model: str, revision: str | None, cache: Path, notify: Notify) -> Model:
+def read_through(model: str, revision: str | None, cache: Path, notify: NotifyStep) -> Model:
     """Open a checkpoint and read it through once, for NaN and for its fingerprint.
 
     A model that cannot be taken apart into blocks, or lacks a tensor, is refused before it is read through.
@@ -177,7 +177,7 @@ def _with_texts(
     model: Model,
     languages: tuple[str, ...],
     allocation: dict[str, int],
-    texts: Texts,
+    texts: CheckedTexts,
 ) -> PreparedRun:
     model.check_length("sequence_length", spec.sequence_length)
     requests = evaluation_requests(spec.evaluation, model, languages, spec.sequence_length)

@@ -88,11 +88,11 @@ class SweepSpec(FrozenSpec):
     def _column(self, run: RunSpec, telling: set[str]) -> tuple[str, str]:
         """The method, and the sampling with whatever else varies in the grid."""
         others = [field for field in self.grid if field in telling - {"method", "sampling", "model"}]
-        varying = [_told(field, run) for field in others if len(self.grid[field]) > 1]
+        varying = [_label_part(field, run) for field in others if len(self.grid[field]) > 1]
         return run.method.label, "-".join([run.sampling.label, *varying])
 
 
-def _told(field: str, run: RunSpec) -> str:
+def _label_part(field: str, run: RunSpec) -> str:
     """A field's value as part of a run's name."""
     return run.statistics_label if field == "statistics" else f"{field.replace('_', '-')}{getattr(run, field)}"
 

@@ -15,7 +15,7 @@ from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.unit_draw import Ask, UnitTokens
 
-Progress = Callable[[int, int], None]
+Notify = Callable[[int, int], None]
 Reader = Callable[[Sequence[Located]], Iterable[tuple[Ask, UnitTokens]]]
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def check_request(request: SegmentRequest) -> None:
         request.opened.validate(language, (ask.unit for ask in draw.asks()))
 
 
-def draw_segments(request: SegmentRequest, directory: Path, progress: Progress | None = None) -> SegmentSet:
+def draw_segments(request: SegmentRequest, directory: Path, progress: Notify | None = None) -> SegmentSet:
     """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it; Ray must be initialized.
 
     Rows are ordered by language (table order), shard, unit; segments that no single unit fills come last.
@@ -43,13 +43,15 @@ def draw_segments(request: SegmentRequest, directory: Path, progress: Progress |
     return write_segments(path, request.fingerprint, request.plain(), _drawn(request, progress))
 
 
-def draw_apart(request: SegmentRequest, directory: Path, progress: Progress | None = None) -> dict[str, SegmentSet]:
-    """As :func:`draw_segments` for every language of the allocation :meth:`alone <SegmentRequest.alone>`.
+def draw_per_language(
+    request: SegmentRequest, directory: Path, progress: Notify | None = None
+) -> dict[str, SegmentSet]:
+    """As :func:`draw_segments` for every language of the allocation :meth:`alone <SegmentRequest.for_language>`.
 
     A set for each language, with all that are not written yet drawn in one reading.
     """
     assert request.allocation is not None
-    apart = {language: request.alone(language) for language in request.opened.shards}
+    apart = {language: request.for_language(language) for language in request.opened.shards}
     paths = {language: directory / f"{one.fingerprint[:16]}.parquet" for language, one in apart.items()}
     found = {language: _written(path, apart[language].fingerprint) for language, path in paths.items()}
     missing = {language: request.allocation[language] for language, one in found.items() if one is None}
@@ -61,7 +63,7 @@ def draw_apart(request: SegmentRequest, directory: Path, progress: Progress | No
     return {language: one for language, one in found.items() if one is not None}
 
 
-def _drawn(request: SegmentRequest, progress: Progress | None) -> dict[str, LanguageSegments]:
+def _drawn(request: SegmentRequest, progress: Notify | None) -> dict[str, LanguageSegments]:
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
@@ -97,7 +99,12 @@ def language_draws(request: SegmentRequest) -> dict[str, LanguageDraw]:
     return draws
 
 
-def fill(request: SegmentRequest, draws: Mapping[str, LanguageDraw], read: Reader, progress: Progress | None) -> None:
+def fill(
+    request: SegmentRequest,
+    draws: Mapping[str, LanguageDraw],
+    read: Reader,
+    progress: Notify | None,
+) -> None:
     """Round after round, one reading for all languages, until no language asks for more."""
     done = asked = 0
     while asks := [ask for draw in draws.values() for ask in draw.asks()]:

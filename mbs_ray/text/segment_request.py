@@ -64,7 +64,7 @@ class SegmentRequest:
         """Hex SHA-256 of the tokenizer, loaded once for this request."""
         return DocumentTokenizer(self.tokenizer).digest()
 
-    def alone(self, language: str) -> "SegmentRequest":
+    def for_language(self, language: str) -> "SegmentRequest":
         """The same for one language of the allocation, whose segments do not depend on the others."""
         assert self.allocation is not None
         one = replace(self, languages=(language,), allocation={language: self.allocation[language]})

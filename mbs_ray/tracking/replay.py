@@ -33,7 +33,7 @@ def track_report(folder: Path, page: Path) -> str:
     MLFLOW_TRACKING_URI nor a database in the sweep's ``--out`` is there.
     """
     directories = (RunDirectory(path.parent) for path in sorted(folder.resolve().glob(f"runs/*/{TRACKING}")))
-    told = next((facts for directory in directories if (facts := directory.told()) is not None), None)
+    told = next((facts for directory in directories if (facts := directory.tracking_identity()) is not None), None)
     out = folder.resolve().parent
     if told is None or not (os.environ.get("MLFLOW_TRACKING_URI") or (out / DATABASE).is_file()):
         return ""
@@ -47,7 +47,7 @@ def track_report(folder: Path, page: Path) -> str:
 
 
 def _track(directory: RunDirectory, uri: str | None) -> bool:
-    told, result = directory.told(), directory.result()
+    told, result = directory.tracking_identity(), directory.result()
     assert told is not None
     out = directory.path.parents[2]
     connection = MlflowConnection(uri or default_tracking_uri(out), told["experiment"], out / "artifacts")

@@ -11,8 +11,8 @@ from mbs_ray.files import digest, write_json
 from mbs_ray.report.colours import OTHER_SAMPLING, SAMPLING_COLOURS
 from mbs_ray.run.directory import ALLOCATION, SEARCH, SPEC, WEIGHTS
 from mbs_ray.run.journal import Journal
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.tracking.mlflow_client import MlflowConnection
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking.tracked_run import TrackedRun, child_run, sweep_run
@@ -22,19 +22,19 @@ from mbs_ray.tracking.views import RUN_COLOUR_TAG, publish_view
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class SweepTracking:
     """The parent run of a sweep and its open children, by label."""
 
-    def __init__(self, connection: MlflowConnection, places: Places, params: Mapping[str, Any]) -> None:
-        self._connection, self._places = connection, places
+    def __init__(self, connection: MlflowConnection, folders: SweepFolders, params: Mapping[str, Any]) -> None:
+        self._connection, self._folders = connection, folders
         self._told: dict[str, Any] = {
-            "key": digest(str(places.sweep)),
-            "name": places.name,
+            "key": digest(str(folders.sweep)),
+            "name": folders.name,
             "params": {**params, "mbs_ray": __version__},
-            "tags": {"mbs.folder": str(places.sweep)},
+            "tags": {"mbs.folder": str(folders.sweep)},
         }
         self.parent = sweep_run(connection, **self._told)
         self._open: dict[str, TrackedRun] = {}
@@ -42,7 +42,7 @@ class SweepTracking:
 
     def begin(self, run: PreparedRun, signature: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         """Open, or find again, the MLflow run of a run that is about to be worked on."""
-        directory = self._places.run(run.label)
+        directory = self._folders.run(run.label)
         spec = run.spec.model_dump(mode="json")
         told: dict[str, Any] = {
             "key": digest(str(directory.path), str(sorted(signature.items()))),
@@ -65,7 +65,7 @@ class SweepTracking:
                 RUN_COLOUR_TAG: SAMPLING_COLOURS.get(run.spec.sampling.name, OTHER_SAMPLING),
             },
         }
-        directory.keep_told({"experiment": self._places.name, "sweep": self._told, "run": told})
+        directory.keep_tracking_identity({"experiment": self._folders.name, "sweep": self._told, "run": told})
         tracked = child_run(self._connection, self.parent, **told, journal=Journal(directory.journal))
         self._open[run.label] = tracked
         inputs = dataset_inputs(run)
@@ -88,13 +88,13 @@ class SweepTracking:
     def sync(self) -> None:
         """Journal the blocks that were finished since, and bring MLflow up to date."""
         for label, tracked in self._open.items():
-            journal_blocks(self._places.run(label), over=False)
+            journal_blocks(self._folders.run(label), over=False)
             tracked.sync()
 
     def finish(self, label: str, metrics: Mapping[str, float]) -> bool:
         """Deliver a finished run; False when MLflow has not taken all of it yet."""
         tracked = self._open.pop(label)
-        track_results(self._places.run(label), metrics, tracked)
+        track_results(self._folders.run(label), metrics, tracked)
         tracked.finish("FINISHED")
         return tracked.sync()
 
@@ -103,7 +103,7 @@ class SweepTracking:
         tracked.note(f"failed: {reason}")
         tracked.finish("FAILED")
 
-    def close(self, status: Status) -> bool:
+    def close(self, status: Ending) -> bool:
         """End what is still open; False when MLflow has not taken everything yet."""
         for tracked in self._open.values():
             tracked.finish(status)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.model.manifest import MANIFEST
@@ -22,7 +22,7 @@ from mbs_ray.tracking.tracked_run import TrackedRun
 def journal_blocks(directory: RunDirectory, over: bool) -> None:
     """Journal the reports of blocks that are through, or of all where the run is ``over``."""
     # Without this part the block is being worked on, or its stage was killed right after writing it.
-    reports = [one for one in read_reports(directory.blocks) if over or "propagate" in one.seconds]
+    reports = [one for one in read_block_reports(directory.blocks) if over or "propagate" in one.seconds]
     values = {
         one.block: {f"block/{name}": value for name, value in one.metrics().items()}
         | {f"layer_error/{language}": value for language, value in one.language_errors().items()}
@@ -34,10 +34,11 @@ def journal_blocks(directory: RunDirectory, over: bool) -> None:
 def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked: TrackedRun) -> None:
     """Journal all that a finished run measured and its journal lacks, and give MLflow what else it left.
 
-    The run must have been told of (:meth:`RunDirectory.keep_told`). Safe to repeat: nothing is doubled. Where the text
-    of an evaluation set became another since, ``metrics`` follow those of the old text, which stay in their history.
+    The run must have its identity in MLflow (:meth:`RunDirectory.keep_tracking_identity`). Safe to repeat: nothing is
+    doubled. Where the text of an evaluation set became another since, ``metrics`` follow those of the old text, which
+    stay in their history.
     """
-    told = directory.told()
+    told = directory.tracking_identity()
     assert told is not None
     journal_blocks(directory, over=True)
     Journal(directory.journal).append_changed(metrics)
@@ -91,7 +92,7 @@ def _linears_table(directory: RunDirectory) -> Path:
     """Block reports as one parquet file, a row per linear."""
     rows = [
         {"block": report.block, **vars(linear)}
-        for report in read_reports(directory.blocks)
+        for report in read_block_reports(directory.blocks)
         for linear in report.linears
     ]
     return _table(rows, directory.path / "linears.parquet")
@@ -99,7 +100,7 @@ def _linears_table(directory: RunDirectory) -> Path:
 
 def _track_layer_errors(directory: RunDirectory, name: str, tracked: TrackedRun) -> None:
     """Table and figure of what each language lost in each block, where that was measured."""
-    reports = read_reports(directory.blocks)
+    reports = read_block_reports(directory.blocks)
     rows = [
         {"block": report.block, **vars(one), "relative": one.relative}
         for report in reports

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from mbs_ray.driver.demo_sentence import SweepResult
 from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app, demo
-from mbs_ray.cli.demo import MODELS, conclusion, demo_sweep, packaged_models
-from mbs_ray.driver.conclusion import SweepResult
+from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import PAPER_LANGUAGES
 from tests.support.models import write_bloom
@@ -72,7 +72,7 @@ def result(**methods_of_models: dict[str, pd.DataFrame]) -> SweepResult:
 
 
 def test_the_sentence_is_computed_from_the_numbers() -> None:
-    said = conclusion(
+    said = demo_sentence(
         result(
             small={"wanda-50": increases((1.0, 1.5), (1.1, 1.1), (1.1, 1.1))},
             large={
@@ -93,8 +93,8 @@ def test_the_sentence_is_computed_from_the_numbers() -> None:
 
 def test_a_method_without_all_three_samplings_is_not_counted() -> None:
     whole, part = increases((1.0, 2.0), (1.5, 1.5), (1.5, 1.5)), increases((9.0, 9.0), (1.0, 1.0))
-    assert "over 1 pairs" in conclusion(result(mini={"wanda-50": whole, "gptq-3bit": part}))
-    assert conclusion(result(mini={"gptq-3bit": part})).startswith("No method finished with all three samplings")
+    assert "over 1 pairs" in demo_sentence(result(mini={"wanda-50": whole, "gptq-3bit": part}))
+    assert demo_sentence(result(mini={"gptq-3bit": part})).startswith("No method finished with all three samplings")
 
 
 def test_mbs_demo_ends_with_table_sentence_and_the_way_to_the_ui(ray_cluster: Cluster, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_mbs_demo_ends_with_table_sentence_and_the_way_to_the_ui(ray_cluster: Cl
     assert list(table.index) == [*PAPER_LANGUAGES, "geomean", "worst"]
     columns = [(method, sampling) for method in METHODS for sampling in SAMPLINGS]
     read = SweepResult(tables={"tiny-bloom-parallel": table.set_axis(pd.MultiIndex.from_tuples(columns), axis=1)})
-    assert conclusion(read) in " ".join(done.output.split())
+    assert demo_sentence(read) in " ".join(done.output.split())
     assert "perplexity increase: tiny-bloom-parallel" in done.output
     assert f"written: {out}/demo/figures/increase-tiny-bloom-parallel.png" in done.output
     assert f"tracking: sqlite:///{out}/mlflow.db   (mbs ui {out})" in done.output

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.numerics import resolve_numerics
 from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
@@ -87,7 +87,7 @@ def test_two_equal_runs_in_one_pipeline_are_bit_identical_and_reported_block_by_
     outcomes = run_all(2, jobs)
     assert all(outcomes[job.key].error is None for job in jobs)
     assert digest(jobs[0].directory) == digest(jobs[1].directory) == digest(jobs[2].directory)
-    reports = read_reports(jobs[0].blocks_folder)
+    reports = read_block_reports(jobs[0].blocks_folder)
     assert [report.block for report in reports] == [0, 1, 2, 3]
     for report in reports:
         assert [linear.sparsity for linear in report.linears] == [0.5] * 4

@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.activations.host_memory import available_host_memory, left_by_groups
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.offload import AUTO, Offload, Room, choose, look_around
+from mbs_ray.cluster.offload import AUTO, FreeMemory, Offload, choose, free_memory
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError
 from mbs_ray.text.segment_file import SegmentSet
@@ -23,9 +23,9 @@ def segments(ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: 
     return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 5)
 
 
-def room(device: float | None, host: float, disk: float | None = None, node: str = "a") -> Room:
+def room(device: float | None, host: float, disk: float | None = None, node: str = "a") -> FreeMemory:
     sizes = (None if size is None else int(size * GIB) for size in (device, host, disk))
-    return Room(node, *sizes, aio_built=True)  # type: ignore[arg-type, misc]
+    return FreeMemory(node, *sizes, aio_built=True)  # type: ignore[arg-type, misc]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def room(device: float | None, host: float, disk: float | None = None, node: str
         (room(None, 5, 1000), "nvme"),
     ],
 )
-def test_auto_takes_the_first_tier_with_room_and_leaves_memory_for_the_rest(there: Room, tier: str) -> None:
+def test_auto_takes_the_first_tier_with_room_and_leaves_memory_for_the_rest(there: FreeMemory, tier: str) -> None:
     assert choose(Offload("auto", NVME, 4 * GIB, 4 * GIB), [there]) == [tier]
 
 
@@ -111,10 +111,10 @@ def test_limits_of_control_groups_are_seen(tmp_path: Path) -> None:
 
 
 def test_a_stage_looks_around_on_its_node(ray_cluster: Cluster, tmp_path: Path) -> None:
-    found = look_around(tmp_path)
+    found = free_memory(tmp_path)
     assert found.disk and found.host and found.node
-    assert look_around(tmp_path / "nowhere").disk is None
-    assert look_around(None).disk is None
+    assert free_memory(tmp_path / "nowhere").disk is None
+    assert free_memory(None).disk is None
 
 
 def test_jobs_that_fit_nowhere_are_refused_before_they_start(ray_cluster: Cluster, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
-from mbs_ray.cluster.sharding import deal
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.cluster.sharding import assign_longest_first
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
@@ -72,7 +72,7 @@ def test_replicas_change_no_more_than_the_order_of_sums(
     }
     for job in jobs.values():
         assert run_all(1, [job])["run"].error is None
-    for one, shared in zip(*(read_reports(job.blocks_folder) for job in jobs.values()), strict=True):
+    for one, shared in zip(*(read_block_reports(job.blocks_folder) for job in jobs.values()), strict=True):
         assert [linear.name for linear in one.linears] == [linear.name for linear in shared.linears]
         for alone, split in zip(one.linears, shared.linears, strict=True):
             assert split.tokens == alone.tokens == 20 * 32
@@ -179,7 +179,7 @@ def test_an_actor_that_hangs_counts_as_dead(
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 3))
 def test_work_is_dealt_out_almost_as_evenly_as_can_be(costs: list[int], hands: int) -> None:
-    dealt = deal(costs, hands)
+    dealt = assign_longest_first(costs, hands)
     assert set(dealt) <= set(range(hands))
     best = min(_makespan(costs, one, hands) for one in itertools.product(range(hands), repeat=len(costs)))
     # Graham (1969): longest first is within 4/3 - 1/(3 m) of the best.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mbs_ray.compression.block_report import BlockReport, LinearReport, read_reports, write_report
+from mbs_ray.compression.block_report import BlockReport, LinearReport, read_block_reports, write_block_report
 from mbs_ray.compression.layer_error import LayerError
 
 LINEAR = LinearReport("dense", 4, 8, 96, 0.5, 0.25, 0.5, 0.01, 0, 1.5)
@@ -14,15 +14,15 @@ LINEAR = LinearReport("dense", 4, 8, 96, 0.5, 0.25, 0.5, 0.01, 0, 1.5)
 def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     errors = [LayerError("en", "dense", 1.0, 4.0), LayerError("zh-Hans", "dense", 0.1, 0.3)]
     report = BlockReport(3, [LINEAR], {"read": 0.25}, errors)
-    write_report(tmp_path, report)
-    assert read_reports(tmp_path) == [report]
+    write_block_report(tmp_path, report)
+    assert read_block_reports(tmp_path) == [report]
 
 
 def test_a_report_without_languages_is_read_too(tmp_path: Path) -> None:
     content = BlockReport(0, [LINEAR], {"read": 0.25}).to_json()
     del content["layer_error"]
     (tmp_path / "block-00000.json").write_text(json.dumps(content))
-    (report,) = read_reports(tmp_path)
+    (report,) = read_block_reports(tmp_path)
     assert report == BlockReport(0, [LINEAR], {"read": 0.25}) and report.language_errors() == {}
 
 

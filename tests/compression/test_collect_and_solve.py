@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.compression.collect import Collected, collect, turns
+from mbs_ray.compression.collect import Collected, collect, sequential_groups
 from mbs_ray.compression.layer_error import language_sums, layer_errors, weight_changes
 from mbs_ray.compression.solve import solve
 from mbs_ray.errors import InputError
@@ -119,7 +119,9 @@ def test_what_is_quantized_is_given_packed_as_well(bloom: Path) -> None:
     assert packed.keys() == weights.keys() == {f"{name}.weight" for name in decoder.linears(1)}
     for name, parts in packed.items():
         result = method.compress(tensors[name], None)
-        expected = pack_linear(result, IntegerScheme(bits=4, group_size=16, symmetric=False))
+        expected = pack_linear(
+            result.codes, result.scales, result.zeros, IntegerScheme(bits=4, group_size=16, symmetric=False)
+        )
         assert parts.keys() == expected.keys()
         assert all(torch.equal(parts[part], expected[part]) for part in parts)
 
@@ -156,7 +158,7 @@ def test_the_turns_of_a_block_follow_its_forward(llama: Path) -> None:
     decoder = Decoder(Checkpoint(llama), torch.float32)
     with torch.inference_mode():
         hidden = decoder.embed(token_ids(1))
-        order = turns(decoder, decoder.load_block(0, decoder.read_block(0)), 0, hidden)
+        order = sequential_groups(decoder, decoder.load_block(0, decoder.read_block(0)), 0, hidden)
     assert [[name.split(".")[1] for name in turn] for turn in order] == [
         ["q_proj", "k_proj", "v_proj"],
         ["o_proj"],

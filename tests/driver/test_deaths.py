@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mbs_ray.cluster.job import Job
-from mbs_ray.driver.deaths import DEATHS_ALLOWED, Deaths
+from mbs_ray.driver.deaths import DEATHS_ALLOWED, StageDeaths
 from mbs_ray.driver.interrupt import interrupted_by_sigterm
 
 
@@ -16,25 +16,25 @@ def job(directory: Path) -> Job:
 
 
 def test_a_run_that_finishes_nothing_between_deaths_is_given_up(tmp_path: Path) -> None:
-    deaths = Deaths()
-    given_up = [deaths.hopeless("run", job(tmp_path)) for _ in range(DEATHS_ALLOWED)]
+    deaths = StageDeaths()
+    given_up = [deaths.give_up("run", job(tmp_path)) for _ in range(DEATHS_ALLOWED)]
     assert given_up == [False] * (DEATHS_ALLOWED - 1) + [True]
 
 
 def test_a_block_or_an_evaluation_finished_in_between_forgives(tmp_path: Path) -> None:
-    deaths = Deaths()
+    deaths = StageDeaths()
     for name in ("blocks/block-00000.safetensors", "evaluation/held-out.parquet"):
-        assert not deaths.hopeless("run", job(tmp_path))
-        assert not deaths.hopeless("run", job(tmp_path))
+        assert not deaths.give_up("run", job(tmp_path))
+        assert not deaths.give_up("run", job(tmp_path))
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    assert not deaths.hopeless("run", job(tmp_path))
+    assert not deaths.give_up("run", job(tmp_path))
 
 
 def test_other_runs_do_not_count() -> None:
-    deaths = Deaths()
-    assert not any(deaths.hopeless(name, None) for name in ("a", "b", "", "a", "b", ""))
-    assert deaths.hopeless("a", None)
+    deaths = StageDeaths()
+    assert not any(deaths.give_up(name, None) for name in ("a", "b", "", "a", "b", ""))
+    assert deaths.give_up("a", None)
 
 
 def test_sigterm_interrupts_and_is_as_it_was_afterwards() -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mbs_ray.cli.terminal_tables import increase_views
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.stage.stage_run import Status
+from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.driver.progress import PLAIN_SECONDS, Progress
 
 
@@ -45,7 +45,7 @@ def test_plain_lines_tell_stage_block_language_and_time_left() -> None:
     progress = Progress(Console(file=text, width=200))
     with progress.runs({"first": job("first"), "second": job("second")}) as show:
         show._printed -= PLAIN_SECONDS + 1
-        show.stages([Status("second", 1, "collect", 1, 4, "sw"), Status("first", 6, "propagate", 3, 4, "yo")])
+        show.stages([StageStatus("second", 1, "collect", 1, 4, "sw"), StageStatus("first", 6, "propagate", 3, 4, "yo")])
         show.ended("first", None)
         show.ended("second", ValueError("no"))
     lines = text.getvalue().splitlines()
@@ -58,8 +58,8 @@ def test_a_terminal_gets_live_bars() -> None:
     text = io.StringIO()
     progress = Progress(Console(file=text, width=120, force_terminal=True))
     with progress.runs({"first": job("first")}) as show:
-        show.stages([Status("first", 3, "solve", 0, 1, "")])
-        show.stages([Status("first", 7, "propagate", 1, 2, "ig")])
+        show.stages([StageStatus("first", 3, "solve", 0, 1, "")])
+        show.stages([StageStatus("first", 7, "propagate", 1, 2, "ig")])
     assert "first" in text.getvalue() and "block 8/8, propagate ig" in text.getvalue()
 
 

@@ -33,8 +33,8 @@ from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
 from mbs_ray.report.compare import compare_runs, compare_with_dense
-from mbs_ray.run.places import Places
 from mbs_ray.run.spec import EvaluationSpec
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec, validated
 from mbs_ray.tracking.replay import track_runs
 from tests.support.models import HELD_OUT, write_corpus
@@ -389,16 +389,16 @@ def test_a_single_run_is_shared_by_replicas_and_goes_on_with_as_many(
 def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    def fitting(stages: int, replicas: int) -> tuple[int, int]:
-        jobs = SweepJobs(Places(tmp_path, "x"), Numerics("cpu", 1), Layout(stages, replicas), {})
-        layout = jobs.fitting(print).layout
+    def shrunk_to_cluster(stages: int, replicas: int) -> tuple[int, int]:
+        jobs = SweepJobs(SweepFolders(tmp_path, "x"), Numerics("cpu", 1), Layout(stages, replicas), {})
+        layout = jobs.shrunk_to_cluster(print).layout
         return layout.stages, layout.replicas
 
-    assert fitting(6, 1) == (6, 1)
-    assert fitting(9, 1) == (6, 1)
-    assert fitting(3, 3) == (2, 3)
+    assert shrunk_to_cluster(6, 1) == (6, 1)
+    assert shrunk_to_cluster(9, 1) == (6, 1)
+    assert shrunk_to_cluster(3, 3) == (2, 3)
     with pytest.raises(InputError, match="has room for 6 of the 7 replicas with which this was begun"):
-        fitting(1, 7)
+        shrunk_to_cluster(1, 7)
 
 
 def stage_processes() -> set[int]:

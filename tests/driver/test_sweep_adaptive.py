@@ -12,7 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.sensitivity_task import measure_files
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver.pools import pools
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
@@ -89,7 +89,7 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     assert isinstance(known, dict)
     for one in runs:
         increase = dict.fromkeys(LANGUAGES, 0.0)
-        for report in read_reports(jobs.places.run(one.label).blocks):
+        for report in read_block_reports(jobs.places.run(one.label).blocks):
             for error in report.layer_error:
                 s = known[report.block][error.linear][error.language]
                 increase[error.language] += 0.5 * s * error.error / (5 * 32)

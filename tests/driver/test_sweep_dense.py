@@ -20,7 +20,7 @@ from rich.console import Console
 
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.numerics import Numerics
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver import pools as sweep_statistics
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.pools import pools
@@ -28,8 +28,8 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.support.engine import draw_here, run_here
 from tests.support.models import HELD_OUT, write_corpus
@@ -103,20 +103,20 @@ def moments(out: Path) -> dict[str, list[str]]:
 
 def prepared(sweep: SweepSpec, out: Path, stages: int) -> tuple[SweepJobs, list[PreparedRun]]:
     """The jobs of a sweep, its text drawn without Ray into where the sweep would draw it."""
-    specs, places = sweep.runs(), Places(out, sweep.name)
-    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), places.cache, lambda *_: None)
+    specs, folders = sweep.runs(), SweepFolders(out, sweep.name)
+    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, lambda *_: None)
     found = pools(runs)
     requests = [text for run in runs for text in run.evaluation.values()]
     requests += [text for pool in found for text in pool.languages.values()]
-    segments = {one.fingerprint: draw_here(one, places.segments) for one in requests}
-    return SweepJobs(places, Numerics("cpu", 1), Layout(stages), segments, found), runs
+    segments = {one.fingerprint: draw_here(one, folders.segments) for one in requests}
+    return SweepJobs(folders, Numerics("cpu", 1), Layout(stages), segments, found), runs
 
 
 def solve_here(sweep: SweepSpec, out: Path, stages: int) -> list[str]:
     """All runs of a sweep without Ray; the keys of the jobs that collect statistics."""
     jobs, runs = prepared(sweep, out, stages)
     for one in runs:
-        jobs.places.run(one.label).claim(jobs.signature(one))
+        jobs.folders.run(one.label).claim(jobs.signature(one))
     collecting = jobs.statistics_jobs()
     run_here(stages, [*collecting, *(jobs.run_job(run) for run in runs)])
     return [job.key for job in collecting]
@@ -181,7 +181,7 @@ def test_weights_decide_and_what_each_language_loses_needs_moments_by_language(
     assert list(moments(tmp_path).values()) == [BLOCKS] * 8
     _, (one, _) = prepared(spec(run, 1, None, samplings=("proportional", "equal"), methods=(SPARSE,)), tmp_path, 1)
     for label in (LABELS[1], LABELS[3]):
-        for report in read_reports(tmp_path / "tiny" / "runs" / label / "blocks"):
+        for report in read_block_reports(tmp_path / "tiny" / "runs" / label / "blocks"):
             assert list(report.language_errors()) == ["en", "fr", "hi", "sw"]
             for linear in report.linears:
                 weighed = sum(
@@ -231,7 +231,7 @@ def test_changed_statistics_are_refused_by_name(
     run: dict[str, Any], tmp_path: Path, statistics: Any, field: str
 ) -> None:
     jobs, (before,) = prepared(spec(run, 1, DENSE, (SPARSE,), ("proportional",)), tmp_path, 1)
-    directory = jobs.places.run(before.label)
+    directory = jobs.folders.run(before.label)
     directory.claim(jobs.signature(before))
     directory.refuse_changed(jobs.signature(before))
     jobs, (now,) = prepared(spec(run, 1, statistics, (SPARSE,), ("proportional",)), tmp_path, 1)

@@ -52,8 +52,8 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     expected = torch.logsumexp(logits[:, :-1], -1) - logits[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
     assert [tuple(part.nll.shape) for part in parts] == [(3, 11), (2, 11)]
     torch.testing.assert_close(torch.cat([part.nll for part in parts]).double(), expected, atol=2e-5, rtol=1e-5)
-    likeliest = logits[:, :-1].argmax(-1) == ids[:, 1:]
-    assert likeliest.sum() >= 2 and torch.equal(torch.cat([part.likeliest for part in parts]), likeliest)
+    is_argmax = logits[:, :-1].argmax(-1) == ids[:, 1:]
+    assert is_argmax.sum() >= 2 and torch.equal(torch.cat([part.is_argmax for part in parts]), is_argmax)
 
 
 def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,11 +127,11 @@ def test_requests_are_encoded_truncated_and_summed_as_hflm_does(bloom: Path, har
     )
     assert_same(lm.loglikelihood(requests), harness.loglikelihood(requests, disable_tqdm=True))
     with torch.inference_mode():
-        likeliest = int(harness.model(torch.tensor([[7, 8, 9]])).logits[0, -1].argmax())
+        is_argmax = int(harness.model(torch.tensor([[7, 8, 9]])).logits[0, -1].argmax())
     tokens = [
         (("", ""), [9], list(range(30, 30 + MAX_LENGTH))),  # as long a continuation as there may be
-        (("", ""), [7, 8, 9], [likeliest]),
-        (("", ""), [6, 8], [9, likeliest]),
+        (("", ""), [7, 8, 9], [is_argmax]),
+        (("", ""), [6, 8], [9, is_argmax]),
     ]
     ours = lm._loglikelihood_tokens(tokens)
     assert_same(ours, harness._loglikelihood_tokens(tokens, disable_tqdm=True))
@@ -169,18 +169,18 @@ def test_requests_that_hflm_asserts_away_are_refused_before_any_is_scored(
 
 
 def some_sequences(plain: Any) -> list[list[int]]:
-    """Many of one length and one of another; one twice; one whose token is the likeliest; the longest of 17 tokens."""
+    """Many of one length and one of another; one twice; one whose token is the is_argmax; the longest of 17 tokens."""
     generator = np.random.default_rng(0)
     sequences = [generator.integers(4, 400, length).tolist() for length in (2, 9, 2, 17, 9, 9, 5)]
-    sequences[2][1] = next(token for token in range(400) if plain([[sequences[2][0], token]])[0].likeliest[0])
+    sequences[2][1] = next(token for token in range(400) if plain([[sequences[2][0], token]])[0].is_argmax[0])
     return [*sequences, sequences[1]]
 
 
 def assert_scored(scored: list[RequestScore], expected: list[RequestScore]) -> None:
     for one, other in zip(scored, expected, strict=True):
         np.testing.assert_allclose(one.nll, other.nll, atol=2e-5, rtol=1e-5)
-        assert one.likeliest.tolist() == other.likeliest.tolist()
-    assert scored[2].likeliest.all() and not scored[1].likeliest.all()
+        assert one.is_argmax.tolist() == other.is_argmax.tolist()
+    assert scored[2].is_argmax.all() and not scored[1].is_argmax.all()
 
 
 @pytest.mark.parametrize("kind", ["bloom", "gpt2"])

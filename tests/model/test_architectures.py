@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from mbs_ray.compression.collect import Collected, collect, turns
+from mbs_ray.compression.collect import Collected, collect, sequential_groups
 from mbs_ray.compression.layer_error import language_sums, weight_changes
 from mbs_ray.compression.solve import solve
 from mbs_ray.errors import InputError
@@ -188,7 +188,9 @@ def test_conv1ds_are_measured_by_language_and_taken_in_turn(written: dict[str, P
     with torch.inference_mode():
         hidden = decoder.embed(IDS)
         block = decoder.load_block(0, tensors)
-        assert turns(decoder, block, 0, hidden) == [[name] for name in inputs] == [[name] for name in linears]
+        assert (
+            sequential_groups(decoder, block, 0, hidden) == [[name] for name in inputs] == [[name] for name in linears]
+        )
         after = {f"{name}.weight": tensors[f"{name}.weight"] * 0.5 for name in linears}
         changes = weight_changes(decoder, linears, tensors, after)
         spoken = [(("en", "sw", "en"), hidden)]

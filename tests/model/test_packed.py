@@ -52,7 +52,7 @@ def test_the_library_unpacks_exactly_the_weight_that_was_written(
     columns = group_size * (groups or 3)
     method = RTN(bits=bits, symmetric=symmetric, group_size=None if groups is None else group_size)
     result = compress(method, rows, columns, dtype, seed)
-    parts = pack_linear(result, scheme_of(method))
+    parts = pack_linear(result.codes, result.scales, result.zeros, scheme_of(method))
     try:
         check_loadable(rows, columns, scheme_of(method), "up")
     except InputError:
@@ -73,7 +73,8 @@ def test_what_the_library_cannot_unpack_is_named_with_the_fields_that_help() -> 
 
 def test_packed_tensors_have_the_shapes_and_types_that_loaders_expect() -> None:
     method = RTN(bits=3, group_size=8)
-    parts = pack_linear(compress(method, 96, 40, torch.bfloat16), scheme_of(method))
+    result = compress(method, 96, 40, torch.bfloat16)
+    parts = pack_linear(result.codes, result.scales, result.zeros, scheme_of(method))
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in parts.items()} == {
         "weight_packed": ((96, 4), torch.int32),
         "weight_scale": ((96, 5), torch.bfloat16),
@@ -81,7 +82,8 @@ def test_packed_tensors_have_the_shapes_and_types_that_loaders_expect() -> None:
         "weight_zero_point": ((9, 5), torch.int32),
     }
     symmetric = RTN(bits=3, symmetric=True)
-    parts = pack_linear(compress(symmetric, 96, 40, torch.bfloat16), scheme_of(symmetric))
+    result = compress(symmetric, 96, 40, torch.bfloat16)
+    parts = pack_linear(result.codes, result.scales, result.zeros, scheme_of(symmetric))
     assert parts.keys() == {"weight_packed", "weight_scale", "weight_shape"}
     assert parts["weight_scale"].shape == (96, 1)
 
@@ -89,7 +91,7 @@ def test_packed_tensors_have_the_shapes_and_types_that_loaders_expect() -> None:
 def test_more_rows_than_are_packed_at_once_keep_their_order() -> None:
     method = RTN(bits=4)
     result = compress(method, 2050, 8, torch.float32)
-    parts = pack_linear(result, scheme_of(method))
+    parts = pack_linear(result.codes, result.scales, result.zeros, scheme_of(method))
     assert result.codes is not None
     assert torch.equal(unpack_from_int32(parts["weight_packed"], 4, (2050, 8)) + 8, result.codes.to(torch.int8))
     assert torch.equal(unpacked_by_the_library(parts, scheme_of(method)), result.weight)
@@ -104,13 +106,15 @@ def test_every_method_that_quantizes_packs_as_exactly(name: str, symmetric: bool
     moment.add(torch.randn(200, 32, generator=generator))
     method = build_method({"name": name, "bits": 3, "group_size": 8, "symmetric": symmetric})
     result, scheme = method.compress(weight, moment), scheme_of(method)
-    assert torch.equal(unpacked_by_the_library(pack_linear(result, scheme), scheme), result.weight)
+    assert torch.equal(
+        unpacked_by_the_library(pack_linear(result.codes, result.scales, result.zeros, scheme), scheme), result.weight
+    )
 
 
 def test_a_zero_point_that_a_symmetric_form_cannot_say_is_an_error() -> None:
     result = compress(RTN(bits=4), 8, 16, torch.float32)
     with pytest.raises(AssertionError):
-        pack_linear(result, IntegerScheme(bits=4, group_size=None, symmetric=True))
+        pack_linear(result.codes, result.scales, result.zeros, IntegerScheme(bits=4, group_size=None, symmetric=True))
 
 
 def test_a_pruning_method_has_no_scheme() -> None:

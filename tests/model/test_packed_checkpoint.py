@@ -30,7 +30,7 @@ def compressed(source: Checkpoint, method: RTN, folder: Path) -> tuple[Path, Pat
         for linear in decoder.linears(index):
             result = method.compress(tensors[f"{linear}.weight"], None)
             tensors[f"{linear}.weight"] = result.weight
-            packed[names[f"{linear}.weight"]] = pack_linear(result, scheme)
+            packed[names[f"{linear}.weight"]] = pack_linear(result.codes, result.scales, result.zeros, scheme)
         dense = {names[name]: tensor for name, tensor in tensors.items()}
         write_block(folder / "packed", index, packed_block(dense, packed))
         write_block(folder / "blocks", index, dense)

@@ -11,15 +11,15 @@ from mbs_ray.cluster.layout import Layout
 from mbs_ray.errors import InputError
 from mbs_ray.methods import build_method
 from mbs_ray.plan.hardware import Hardware, Node, cluster_file, this_machine
-from mbs_ray.plan.make_plan import beside_activations, fitting_plan, make_plan, refuse
+from mbs_ray.plan.make_plan import fitting_plan, make_plan, refuse, reserved_memory
 from mbs_ray.plan.measured_rates import measure_rates
-from mbs_ray.plan.meta_checkpoint import OutlineDecoder, outline
-from mbs_ray.plan.plan_view import conclusion, summary, tables
+from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
+from mbs_ray.plan.plan_view import closing_lines, summary, tables
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.results_size import blocks_bytes, kept_bytes, packed_bytes, results_bytes
 from mbs_ray.plan.stage_time import Seconds, moment_operations, solve_operations, stage_seconds
-from mbs_ray.plan.units import duration, gib, parse_rate, parse_size
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.units import duration, format_gib, parse_rate, parse_size
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 GB = 10**9
 RATES = assumed_rates("A100", True, 1, torch.bfloat16)
@@ -27,16 +27,18 @@ EIGHT = Hardware((Node(8, 80 * GB, 1000 * GB, 8000 * GB, 96, "A100"),))
 
 
 @pytest.fixture(scope="module")
-def decoder() -> OutlineDecoder:
-    return OutlineDecoder(outline("bigscience/bloom"), torch.bfloat16)
+def decoder() -> MetaDecoder:
+    return MetaDecoder(meta_checkpoint("bigscience/bloom"), torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
-def works(decoder: OutlineDecoder) -> list[Work]:
-    calibration, evaluation = Batches(256, 2048, 2), (Batches(160, 2048, 2),)
+def works(decoder: MetaDecoder) -> list[PlannedRun]:
+    calibration, evaluation = TokenBatches(256, 2048, 2), (TokenBatches(160, 2048, 2),)
     return [
-        Work("sparsegpt", decoder, build_method("sparsegpt"), calibration, evaluation),
-        Work("gptq", decoder, build_method({"name": "gptq", "bits": 4, "group_size": 128}), calibration, evaluation),
+        PlannedRun("sparsegpt", decoder, build_method("sparsegpt"), calibration, evaluation),
+        PlannedRun(
+            "gptq", decoder, build_method({"name": "gptq", "bits": 4, "group_size": 128}), calibration, evaluation
+        ),
     ]
 
 
@@ -81,7 +83,7 @@ def test_what_does_not_fit_is_refused_with_what_does(works):
 
 
 def test_a_smaller_microbatch_is_proposed_where_attention_is_too_large(decoder):
-    large = [Work("run", decoder, build_method("wanda"), Batches(64, 2048, 16), ())]
+    large = [PlannedRun("run", decoder, build_method("wanda"), TokenBatches(64, 2048, 16), ())]
     node = Hardware((Node(1, 60 * GB, 500 * GB),))
     plan = make_plan(large, node, Layout(1), RATES, nvme=False)
     assert "forward" in plan.problems[0]
@@ -103,8 +105,8 @@ def test_stages_of_one_node_share_its_host_memory(works):
     assert all("of host memory" in problem for problem in plan.problems)
     apart = Hardware((Node(1, 80 * GB, 400 * GB),) * 8)
     assert not make_plan(works, apart, Layout(8), RATES, nvme=False).problems
-    assert apart.homes(8) == list(range(8))
-    assert Hardware((Node(0, 0, GB), Node(0, 0, GB))).homes(3) == [0, 1, 0]
+    assert apart.node_of_actor(8) == list(range(8))
+    assert Hardware((Node(0, 0, GB), Node(0, 0, GB))).node_of_actor(3) == [0, 1, 0]
 
 
 def test_results_by_what_is_kept(works, decoder):
@@ -143,7 +145,7 @@ def test_runs_follow_one_another_through_the_stages(works):
 
 
 def test_more_evaluation_makes_the_last_stage_the_longest(works):
-    long = [replace(work, evaluation=(Batches(2000, 2048, 2),)) for work in works]
+    long = [replace(work, evaluation=(TokenBatches(2000, 2048, 2),)) for work in works]
     last = stage_seconds(long[0], range(69, 70), True, RATES, "host", True).parts
     inner = stage_seconds(long[0], range(69, 70), False, RATES, "host", True).parts
     assert last.keys() - inner.keys() == {"evaluate"}
@@ -165,16 +167,16 @@ def test_the_plan_is_said_and_shown(works):
     for word in ("moments", "factor", "block as stored", "activations", "layout 8 × 1", "sparsegpt", "gptq"):
         assert word in text
     assert "stage needs" in summary(plan)
-    assert any("results:" in line for line in conclusion(plan))
-    device, host = beside_activations(plan)
+    assert any("results:" in line for line in closing_lines(plan))
+    device, host = reserved_memory(plan)
     assert device == max(stage.device for stage in plan.stages)
     assert host < max(stage.host for stage in plan.stages)
 
 
 def test_rates_are_measured_with_the_models_own_shapes(bloom, tmp_path):
-    decoder = OutlineDecoder(outline(str(bloom)), torch.float32)
+    decoder = MetaDecoder(meta_checkpoint(str(bloom)), torch.float32)
     works = [
-        Work(name, decoder, build_method(name), Batches(4, 32, 2), (Batches(2, 32, 2),))
+        PlannedRun(name, decoder, build_method(name), TokenBatches(4, 32, 2), (TokenBatches(2, 32, 2),))
         for name in ("sparsegpt", "wanda")
     ]
     rates = measure_rates(works, assumed_rates("", False, 2, torch.float32), tmp_path)
@@ -226,11 +228,11 @@ def test_no_sizes(written):
 def test_numbers_for_people():
     assert parse_rate("--flops", "300T") == 300e12
     assert parse_rate("--disk-bandwidth", "2GB/s") == 2e9
-    assert [gib(12.25 * 2**30), gib(3 * 2**20), gib(3e12)] == ["12.2 GiB", "3 MiB", "2.73 TiB"]
+    assert [format_gib(12.25 * 2**30), format_gib(3 * 2**20), format_gib(3e12)] == ["12.2 GiB", "3 MiB", "2.73 TiB"]
     assert [duration(s) for s in (0.01, 4.21, 190, 19_000)] == ["10.0 ms", "4.2 s", "3 min 10 s", "5 h 16 min"]
 
 
-def test_a_search_for_weights_solves_all_linears_once_a_trial(works: list[Work]) -> None:
+def test_a_search_for_weights_solves_all_linears_once_a_trial(works: list[PlannedRun]) -> None:
     once, often = (
         stage_seconds(replace(works[0], solvings=count), range(2), False, RATES, "none", True).parts for count in (1, 9)
     )

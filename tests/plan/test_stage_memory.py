@@ -8,9 +8,9 @@ from mbs_ray.methods import Statistic, build_method
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.live_bytes import LiveBytes
-from mbs_ray.plan.meta_checkpoint import Outline, OutlineDecoder, outline
+from mbs_ray.plan.meta_checkpoint import MetaCheckpoint, MetaDecoder, meta_checkpoint
 from mbs_ray.plan.stage_memory import Phase, block_bytes, inputs_of, phases_of
-from mbs_ray.plan.work import Batches, Work
+from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 #: Parameters of the repositories on the hub.
 _PARAMETERS = {
@@ -24,17 +24,19 @@ _PARAMETERS = {
 
 
 @pytest.fixture(scope="module")
-def largest() -> OutlineDecoder:
-    return OutlineDecoder(outline("bigscience/bloom"), torch.bfloat16)
+def largest() -> MetaDecoder:
+    return MetaDecoder(meta_checkpoint("bigscience/bloom"), torch.bfloat16)
 
 
-def _work(decoder, method="sparsegpt", **more) -> Work:
-    return Work("run", decoder, build_method(method), Batches(256, 2048, 2), (Batches(160, 2048, 2),), **more)
+def _work(decoder, method="sparsegpt", **more) -> PlannedRun:
+    return PlannedRun(
+        "run", decoder, build_method(method), TokenBatches(256, 2048, 2), (TokenBatches(160, 2048, 2),), **more
+    )
 
 
 @pytest.mark.parametrize("model", _PARAMETERS)
 def test_sizes_of_the_hubs_models_are_known_without_it(model):
-    tensors = outline(model).tensors.values()
+    tensors = meta_checkpoint(model).tensors.values()
     assert sum(torch.Size(info.shape).numel() for info in tensors) == _PARAMETERS[model]
     assert {info.dtype.itemsize for info in tensors} == {2}
 
@@ -60,8 +62,8 @@ def test_a_forward_holds_as_much_as_the_same_one_with_numbers(bloom, statistic):
     """The planner's forward without memory against the stage's own, tensor for tensor."""
     checkpoint = Checkpoint(bloom)
     real = Decoder(checkpoint, torch.float32)
-    planned = OutlineDecoder(outline(str(bloom)), torch.float32)
-    work = Work("run", planned, build_method("sparsegpt"), Batches(6, 96, 3), ())
+    planned = MetaDecoder(meta_checkpoint(str(bloom)), torch.float32)
+    work = PlannedRun("run", planned, build_method("sparsegpt"), TokenBatches(6, 96, 3), ())
     phases = {phase.name: phase.device for phase in phases_of(work, [1], last=False)}
     with torch.inference_mode():
         hidden = [torch.randn(3, 96, 32) for _ in range(2)]
@@ -81,10 +83,10 @@ def test_a_forward_holds_as_much_as_the_same_one_with_numbers(bloom, statistic):
 
 
 def test_memory_follows_the_block_and_not_the_model():
-    shapes = outline("bigscience/bloom-7b1"), outline("bigscience/bloom-7b1")
+    shapes = meta_checkpoint("bigscience/bloom-7b1"), meta_checkpoint("bigscience/bloom-7b1")
     shapes[0].config.n_layer = 3
-    outlines = (Outline("seven", one.config, torch.bfloat16) for one in shapes)
-    short, long = (OutlineDecoder(one, torch.float32) for one in outlines)
+    outlines = (MetaCheckpoint("seven", one.config, torch.bfloat16) for one in shapes)
+    short, long = (MetaDecoder(one, torch.float32) for one in outlines)
     assert (short.blocks, long.blocks) == (3, 30)
     of_short, of_long = (phases_of(_work(one), range(one.blocks), last=True) for one in (short, long))
     assert of_short == of_long

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from mbs_ray.cli import app
 from mbs_ray.report.figures.loss_curves import loss_curves
-from mbs_ray.report.page import write_report
+from mbs_ray.report.page import write_report_page
 from mbs_ray.report.run_results import read_sweep
 from mbs_ray.run.journal import Journal
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
@@ -141,7 +141,7 @@ def invoke(*arguments: object, **environment: str) -> Result:
 
 
 def test_the_page_needs_nothing_else(sweep: Path) -> None:
-    page = Page(write_report(sweep))
+    page = Page(write_report_page(sweep))
     assert not {tag for tag, _, _ in page.attributes} & {"script", "link", "iframe", "object"}
     assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.source)
     loaded = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "action")]
@@ -150,7 +150,7 @@ def test_the_page_needs_nothing_else(sweep: Path) -> None:
 
 
 def test_every_run_and_language_has_its_exact_numbers_and_the_best_is_marked(sweep: Path) -> None:
-    page = Page(write_report(sweep))
+    page = Page(write_report_page(sweep))
     increase, perplexity = page.grids()
     for label, values in INCREASES.items():
         metrics = json.loads((sweep / "runs" / label / "result.json").read_text())["metrics"]
@@ -179,13 +179,13 @@ def test_every_run_and_language_has_its_exact_numbers_and_the_best_is_marked(swe
 def test_a_run_that_is_not_finished_is_listed_and_a_later_page_replaces_the_first(sweep: Path) -> None:
     (sweep / "runs" / "wanda-50-equal" / "result.json").unlink()
     (sweep / "runs" / "wanda-50-equal" / "allocation.json").unlink()  # killed early
-    page = Page(write_report(sweep))
+    page = Page(write_report_page(sweep))
     assert "2 of 3 runs are finished" in page.text
     assert ("en", "wanda-50-equal") not in page.grids()[0]
     (row,) = [row for row in page.tables[0] if row[0]["text"] == "wanda-50-equal"]
     assert row[-1]["text"] == "not finished"
     finish(sweep / "runs" / "wanda-50-equal", "wanda-50-equal", "f" * 64)
-    assert ("en", "wanda-50-equal") in Page(write_report(sweep)).grids()[0]
+    assert ("en", "wanda-50-equal") in Page(write_report_page(sweep)).grids()[0]
     assert sorted(path.name for path in sweep.iterdir()) == ["report.html", "runs"]
 
 
@@ -194,7 +194,7 @@ def test_runs_that_do_not_compare_have_tables_of_their_own(tmp_path: Path) -> No
     write_run(tmp_path, "wanda-50-equal")
     write_run(tmp_path, "gptq-3bit-equal", text="e" * 64)
     write_run(tmp_path, "wanda-50-monolingual-en", model="other")
-    grids = Page(write_report(tmp_path)).grids()
+    grids = Page(write_report_page(tmp_path)).grids()
     columns = [tuple({title for _, title in grid} - {"the dense model"}) for grid in grids]
     assert sorted(columns) == sorted([(label,) for label in INCREASES] * 2)
 
@@ -203,18 +203,18 @@ def test_odd_names_are_shown_and_never_markup(tmp_path: Path) -> None:
     odd = """<script>alert('x')</script> & "நதி" {{ 1 + 1 }}"""
     folder = tmp_path / "<b>&amp;\"'"
     write_run(folder, "wanda-50-equal", model=odd)
-    page = Page(write_report(folder))
+    page = Page(write_report_page(folder))
     assert odd in page.text and "<script" not in page.source
     assert "<b>&amp;\"'" in page.text and "{{ 1 + 1 }}" in page.text
 
 
 def test_layer_errors_are_shown_where_the_journal_has_them(sweep: Path) -> None:
-    assert "Layer error" not in Page(write_report(sweep)).text
+    assert "Layer error" not in Page(write_report_page(sweep)).text
     journal = Journal(sweep / "runs" / "wanda-50-equal" / "journal.jsonl")
     errors = {(language, block): 0.001 * 3.0**block for language in ("ta", "en") for block in range(3)}
     for (language, block), error in errors.items():
         journal.append({f"layer_error/{language}": error}, step=block)
-    page = Page(write_report(sweep))
+    page = Page(write_report_page(sweep))
     grid = page.grids()[2]
     assert {(row, int(title.removeprefix("block "))): cell["value"] for (row, title), cell in grid.items()} == errors
     assert list(dict.fromkeys(row for row, _ in grid)) == ["en", "ta"]

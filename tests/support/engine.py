@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
 from mbs_ray.cluster.sharding import shard_blocks
@@ -70,8 +70,8 @@ def make_job(
         compute_dtype="float32",
         microbatch=microbatch,
         method=method,
-        calibration=None if calibration is None else segment_file("calibration", calibration),
-        evaluation=(segment_file("held-out", evaluation),),
+        calibration=None if calibration is None else job_text("calibration", calibration),
+        evaluation=(job_text("held-out", evaluation),),
         directory=directory,
         blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
         true_sequential=true_sequential,

@@ -17,7 +17,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.text import segment_file
 from mbs_ray.text.corpus import open_corpus
 from mbs_ray.text.ray_data import Recipe, gather
-from mbs_ray.text.segment_draw import check_request, draw_apart, draw_segments, fill, language_draws
+from mbs_ray.text.segment_draw import check_request, draw_per_language, draw_segments, fill, language_draws
 from mbs_ray.text.segment_file import Segments, SegmentSet
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.tokenization import DocumentTokenizer
@@ -80,9 +80,9 @@ def test_languages_drawn_apart_are_those_drawn_together_one_file_each_and_only_m
 ) -> None:
     together, segments = request(corpus, tokenizer, ALLOCATION), drawn.read()
     some = request(corpus, tokenizer, {"en": 30, "sw": 12})
-    first = draw_apart(some, tmp_path)
+    first = draw_per_language(some, tmp_path)
     written = {one.path: one.path.stat().st_mtime_ns for one in first.values()}
-    apart = draw_apart(together, tmp_path)
+    apart = draw_per_language(together, tmp_path)
     assert list(apart) == list(LANGUAGES) and len(list(tmp_path.iterdir())) == len(LANGUAGES)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     for language, one in apart.items():

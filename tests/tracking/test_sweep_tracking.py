@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mbs_ray.compression.block_report import BlockReport, LinearReport, write_report
+from mbs_ray.compression.block_report import BlockReport, LinearReport, write_block_report
 from mbs_ray.compression.layer_error import LayerError
 from mbs_ray.model.manifest import MANIFEST
-from mbs_ray.run.places import Places
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from mbs_ray.tracking.replay import track_runs
@@ -43,10 +43,10 @@ def prepared(models: list[Path], corpus: Path, cache: Path, evaluated: bool = Tr
     return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), cache, lambda *_: None)
 
 
-def begun(connection: MlflowConnection, places: Places, runs: list[PreparedRun]) -> SweepTracking:
-    tracked = SweepTracking(connection, places, {})
+def begun(connection: MlflowConnection, folders: SweepFolders, runs: list[PreparedRun]) -> SweepTracking:
+    tracked = SweepTracking(connection, folders, {})
     for run in runs:
-        places.run(run.label).blocks.mkdir(parents=True, exist_ok=True)
+        folders.run(run.label).blocks.mkdir(parents=True, exist_ok=True)
         tracked.begin(run, {"label": run.label}, {})
     return tracked
 
@@ -57,20 +57,20 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def places(out: Path) -> Places:
+def folders(out: Path) -> SweepFolders:
     """A sweep of this test alone."""
-    return Places(out, f"sweep-{uuid.uuid4()}")
+    return SweepFolders(out, f"sweep-{uuid.uuid4()}")
 
 
 @pytest.fixture
-def connection(places: Places) -> MlflowConnection:
-    return MlflowConnection(database_uri(places.out), places.name, places.artifacts)
+def connection(folders: SweepFolders) -> MlflowConnection:
+    return MlflowConnection(database_uri(folders.out), folders.name, folders.artifacts)
 
 
 def test_runs_of_several_models_are_named_by_what_was_done_with_the_model_last(
-    connection: MlflowConnection, places: Places, bloom: Path, hub_bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, hub_bloom: Path, corpus: Path
 ) -> None:
-    begun(connection, places, prepared([bloom, hub_bloom], corpus, places.cache))
+    begun(connection, folders, prepared([bloom, hub_bloom], corpus, folders.cache))
     runs = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
     assert {run.info.run_name for run in runs} == {
         f"magnitude-50-{sampling} ({model})"
@@ -86,20 +86,20 @@ def test_runs_of_several_models_are_named_by_what_was_done_with_the_model_last(
 
 
 def test_a_run_of_the_only_model_is_named_as_its_folder(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
-    begun(connection, places, prepared([bloom], corpus, places.cache))
+    begun(connection, folders, prepared([bloom], corpus, folders.cache))
     runs = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
     assert all(run.info.run_name == Path(run.data.tags["mbs.folder"]).name for run in runs)
     assert {run.info.run_name for run in runs} == {"magnitude-50-equal", "magnitude-50-monolingual-sw"}
 
 
 def test_the_texts_of_a_run_are_logged_once_with_fingerprint_and_allocation(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
-    runs = prepared([bloom], corpus, places.cache)
+    runs = prepared([bloom], corpus, folders.cache)
     for _ in range(2):
-        begun(connection, places, runs).close("KILLED")
+        begun(connection, folders, runs).close("KILLED")
     by_name = {run.label: run for run in runs}
     for stored in connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'"):
         run = by_name[stored.info.run_name]
@@ -115,10 +115,10 @@ def test_the_texts_of_a_run_are_logged_once_with_fingerprint_and_allocation(
 
 
 def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
-    runs = prepared([bloom], corpus, places.cache)
-    tracked = begun(connection, places, runs)
+    runs = prepared([bloom], corpus, folders.cache)
+    tracked = begun(connection, folders, runs)
     for run in runs:
         assert tracked.finish(run.label, METRICS | INTERVAL | SUMMARIES)
     assert tracked.close("FINISHED")
@@ -131,10 +131,10 @@ def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
 
 
 def test_a_run_without_evaluation_has_a_view_and_a_note_too(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
-    runs = prepared([bloom], corpus, places.cache, evaluated=False)
-    tracked = begun(connection, places, runs)
+    runs = prepared([bloom], corpus, folders.cache, evaluated=False)
+    tracked = begun(connection, folders, runs)
     for run in runs:
         tracked.finish(run.label, {})
     notes = [
@@ -147,15 +147,15 @@ def test_a_run_without_evaluation_has_a_view_and_a_note_too(
 
 
 def test_what_each_language_loses_in_each_block_is_tracked_as_metrics_table_and_figure(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
-    runs = prepared([bloom], corpus, places.cache)
-    tracked = begun(connection, places, runs)
+    runs = prepared([bloom], corpus, folders.cache)
+    tracked = begun(connection, folders, runs)
     measured, unmeasured = runs
     for block in range(2):
         errors = [LayerError("en", "dense", 1.0, 4.0 + block), LayerError("sw", "dense", 3.0, 4.0)]
         report = BlockReport(block, seconds={"propagate": 1.0}, layer_error=errors)
-        write_report(places.run(measured.label).blocks, report)
+        write_block_report(folders.run(measured.label).blocks, report)
         tracked.sync()
     for run in runs:
         assert tracked.finish(run.label, METRICS | SUMMARIES)
@@ -182,15 +182,15 @@ def test_what_each_language_loses_in_each_block_is_tracked_as_metrics_table_and_
 
 
 def test_mbs_track_gives_another_database_all_that_the_live_run_gave(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path, tmp_path: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    runs = prepared([bloom], corpus, places.cache)
-    tracked = begun(connection, places, runs)
+    runs = prepared([bloom], corpus, folders.cache)
+    tracked = begun(connection, folders, runs)
     for run in runs:
-        directory = places.run(run.label)
+        directory = folders.run(run.label)
         errors = [LayerError("en", "dense", 1.0, 4.0), LayerError("sw", "dense", 3.0, 4.0)]
         linear = LinearReport("dense", 2, 3, 96, 0.5, 0.1, 0.5, 0.0, 0, 1.0)
-        write_report(directory.blocks, BlockReport(0, [linear], {"propagate": 1.0}, errors))
+        write_block_report(directory.blocks, BlockReport(0, [linear], {"propagate": 1.0}, errors))
         directory.checkpoint.mkdir()
         for name in ("config.json", MANIFEST):
             (directory.checkpoint / name).write_text("{}")
@@ -200,20 +200,22 @@ def test_mbs_track_gives_another_database_all_that_the_live_run_gave(
     assert tracked.close("FINISHED")
     elsewhere = f"sqlite:///{tmp_path}/mlflow.db"
     for _ in range(2):
-        assert dict(track_runs(places.sweep, elsewhere)) == {run.label: True for run in runs}
-    live, replayed = (told(client, places.name) for client in (connection.client, MlflowClient(elsewhere)))
+        assert dict(track_runs(folders.sweep, elsewhere)) == {run.label: True for run in runs}
+    live, replayed = (
+        tracking_identity(client, folders.name) for client in (connection.client, MlflowClient(elsewhere))
+    )
     assert replayed == live
     added = {"reports/layer_errors.parquet", "figures/layer_error.png", "reports/linears.parquet", "allocation.json"}
     assert set(live) == {run.label for run in runs} and all(added <= set(one["artefacts"]) for one in live.values())
 
 
 def test_mlflow_shows_what_was_measured_last_where_the_text_of_a_set_became_another(
-    connection: MlflowConnection, places: Places, bloom: Path, corpus: Path
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
-    runs = prepared([bloom], corpus, places.cache)[:1]
+    runs = prepared([bloom], corpus, folders.cache)[:1]
     for metrics in (METRICS | SUMMARIES, METRICS | SUMMARIES | {"ppl/sw": 29.0}):
         for _ in range(2):
-            tracked = begun(connection, places, runs)
+            tracked = begun(connection, folders, runs)
             assert tracked.finish(runs[0].label, metrics) and tracked.close("FINISHED")
     (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
     assert stored.data.metrics["ppl/sw"] == 29.0 and stored.data.metrics["ppl/en"] == METRICS["ppl/en"]
@@ -221,7 +223,7 @@ def test_mlflow_shows_what_was_measured_last_where_the_text_of_a_set_became_anot
     assert [one.value for one in history["ppl/sw"]] == [30.0, 29.0] and len(history["ppl/en"]) == 1
 
 
-def told(client: MlflowClient, experiment: str) -> dict[str, dict[str, Any]]:
+def tracking_identity(client: MlflowClient, experiment: str) -> dict[str, dict[str, Any]]:
     """All that MLflow holds of the runs of a sweep, by name, but for what it makes up itself."""
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
     runs = client.search_runs([experiment_id], "tags.`mbs.kind` = 'run'")

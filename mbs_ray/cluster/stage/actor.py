@@ -14,11 +14,17 @@ from ray.exceptions import RayTaskError
 from mbs_ray.cluster.activations.store import ActivationStore, RunAbandonedError
 from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.layout import Place
-from mbs_ray.cluster.offload import AUTO, Offload, Room, StoreMaker, look_around
+from mbs_ray.cluster.layout import StagePlace
+from mbs_ray.cluster.offload import AUTO, FreeMemory, Offload, StoreMaker, free_memory
 from mbs_ray.cluster.stage.ray_metrics import StageMetrics
-from mbs_ray.cluster.stage.replicas import ReplicaGaveUpError, ReplicaLostError, Replicas, hosted_store, joined_store
-from mbs_ray.cluster.stage.stage_run import Status
+from mbs_ray.cluster.stage.replicas import (
+    ReplicaGaveUpError,
+    ReplicaGroup,
+    ReplicaLostError,
+    hosted_store,
+    joined_store,
+)
+from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.cluster.stage.worker import Worker
 
@@ -35,7 +41,7 @@ class Stage:
     Of several replicas of a stage each is such an actor, and hands over to the one of its number in the next stage.
     """
 
-    def __init__(self, place: Place, threads: int) -> None:
+    def __init__(self, place: StagePlace, threads: int) -> None:
         self._place = place
         self._worker = Worker(place, threads)
         self._metrics = StageMetrics(place)
@@ -65,11 +71,11 @@ class Stage:
         """Build the group of this stage's replicas; returns when all of them have come."""
         store = self._store or joined_store(host, port)
         rank, size = self._place.replica, self._place.layout.replicas
-        self._worker.replicas = Replicas(rank, size, store, ray.util.get_node_ip_address())
+        self._worker.replicas = ReplicaGroup(rank, size, store, ray.util.get_node_ip_address())
 
     @ray.method(concurrency_group="control")
-    def room(self, nvme_path: Path | None) -> Room:
-        return look_around(nvme_path)
+    def room(self, nvme_path: Path | None) -> FreeMemory:
+        return free_memory(nvme_path)
 
     @ray.method(concurrency_group="control")
     def offload(self, offload: Offload, tier: TierName) -> None:
@@ -77,7 +83,7 @@ class Stage:
         self._new_store = StoreMaker(offload, tier)
 
     @ray.method(concurrency_group="control")
-    def look(self) -> tuple[Status, list[Span]]:
+    def look(self) -> tuple[StageStatus, list[Span]]:
         """Where this stage is, and what it did since the last call."""
         with self._changed:
             held = sum(store.held() for store in self._stores.values())

@@ -2,11 +2,11 @@
 
 import torch
 
-from mbs_ray.cluster.sharding import deal
+from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.cluster.stage.dense_collecting import measure_stored
-from mbs_ray.cluster.stage.stage_run import StageRun, Status
-from mbs_ray.compression.block_report import BlockReport, write_report
-from mbs_ray.compression.collect import Collected, collect, turns
+from mbs_ray.cluster.stage.stage_run import StageRun, StageStatus
+from mbs_ray.compression.block_report import BlockReport, write_block_report
+from mbs_ray.compression.collect import Collected, collect, sequential_groups
 from mbs_ray.compression.layer_error import LayerError, language_sums, layer_errors, weight_changes
 from mbs_ray.compression.solve import Solved, check_called, solve, solving_costs
 from mbs_ray.compression.stored_moments import RunMoments
@@ -27,7 +27,7 @@ def compress_block(
     index, packed = report.block, {}
     linears = list(decoder.linears(index))
     dense = dict(tensors) if job.per_language else {}
-    for turn in _turns(run, method, index, tensors):
+    for turn in _groups(run, method, index, tensors):
         collected: Collected | RunMoments
         if job.moments and method.statistic is not Statistic.NONE:
             collected = RunMoments(job.moments, index)
@@ -57,7 +57,7 @@ def write_solved(
     """The block file last: where it lies, all else of the block lies too."""
     job, decoder = run.job, run.decoder
     index = report.block
-    write_report(job.blocks_folder, report)
+    write_block_report(job.blocks_folder, report)
     stored = decoder.to_stored(index, tensors)
     # Nothing can load the packed form of a Conv1D: mbs export says so.
     if packed and not decoder.transposed(index):
@@ -110,7 +110,7 @@ def _solve(
     where, statistic, inputs = f"block {report.block}", method.statistic, collected.inputs()
     check_called(turn, inputs, statistic, where)
     costs = solving_costs(decoder.linears(report.block), turn, inputs, statistic)
-    dealt = deal([cost for _, cost in costs], run.replicas.size)
+    dealt = assign_longest_first([cost for _, cost in costs], run.replicas.size)
     owners = {name: owner for (group, _), owner in zip(costs, dealt, strict=True) for name in group}
     own = [name for name in turn if owners[name] == run.replicas.rank]
     if isinstance(collected, RunMoments):
@@ -121,14 +121,14 @@ def _solve(
             run.agree(report.block)
             collected = run.replicas.gather(collected, owners)
     with run.timed(report, "solve"):
-        run.tell(Status(run.job.key, report.block, "solve", 0, 1))
+        run.tell(StageStatus(run.job.key, report.block, "solve", 0, 1))
         solved = solve(tensors, own, collected, method, decoder.device, where)
     with run.exchanged(report, "broadcast"):
         run.agree(report.block)
         return run.replicas.share(solved, owners, tensors)
 
 
-def _turns(
+def _groups(
     run: StageRun,
     method: Method,
     index: int,
@@ -140,4 +140,4 @@ def _turns(
         return [list(decoder.linears(index))]
     first = run.calibrating[0]
     hidden = run.store.get(first.index, index, decoder.device)
-    return turns(decoder, decoder.load_block(index, tensors), index, hidden)
+    return sequential_groups(decoder, decoder.load_block(index, tensors), index, hidden)

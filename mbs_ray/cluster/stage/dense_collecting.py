@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from mbs_ray.cluster.activations.host_memory import available_host_memory, return_freed_memory
-from mbs_ray.cluster.sharding import deal
+from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.collect import Collected, collecting
 from mbs_ray.compression.solve import check_called
@@ -20,7 +20,7 @@ from mbs_ray.model.decoder import Decoder
 def collect_dense(run: StageRun, index: int, tensors: dict[str, torch.Tensor]) -> None:
     """Moments of a dense block for what of the job's targets lacks it, and in the same forward the next one's input.
 
-    The device holds the moments of one language. Replicas add up theirs at the first one, which writes. Raises
+    The device holds the moments of one language. ReplicaGroup add up theirs at the first one, which writes. Raises
     :class:`InputError` where host memory has no room for the sums, or a replica's tokens miss a linear.
     """
     job, decoder, replicas, timeline = run.job, run.decoder, run.replicas, run.timeline
@@ -68,7 +68,7 @@ def measure_stored(
 
     ``dense`` and ``compressed`` are tensors of the block as stored.
     """
-    owners = deal([1.0] * len(linears), run.replicas.size)
+    owners = assign_longest_first([1.0] * len(linears), run.replicas.size)
     own = [name for name, owner in zip(linears, owners, strict=True) if owner == run.replicas.rank]
     changes = {
         name: (compressed[f"{name}.weight"].float() - dense[f"{name}.weight"].float()).to(run.decoder.device)

@@ -5,13 +5,13 @@ import time
 from ray.util.metrics import Counter, Gauge
 
 from mbs_ray.cluster.bounds import TierName
-from mbs_ray.cluster.layout import Place
+from mbs_ray.cluster.layout import StagePlace
 
 
 class StageMetrics:
     """``mbs_blocks_done``, ``mbs_tokens_per_second`` and ``mbs_activation_bytes``, by stage and replica (from 1)."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StagePlace) -> None:
         tags = {"stage": str(place.stage + 1), "replica": str(place.replica + 1)}
         keys = tuple(tags)
         self._blocks = Counter("mbs_blocks_done", "Compressed blocks that were written.", keys)

@@ -32,7 +32,7 @@ class ReplicaGaveUpError(RunAbandonedError):
     """Another replica of this stage could not go on with the run, and says why itself."""
 
 
-class Alone:
+class SingleReplica:
     """The only replica of its stage: it agrees with itself and has everything."""
 
     rank = 0
@@ -63,7 +63,7 @@ class Alone:
         """Sum a tensor in host memory at replica 0, in place; what is zero but at one replica keeps its bits."""
 
 
-class Replicas(Alone):
+class ReplicaGroup(SingleReplica):
     """The process group of a stage of several replicas (gloo, and nccl for what lies on CUDA).
 
     ``store`` is where they find each other: the first replica's, see :func:`hosted_store`, the others have joined it.

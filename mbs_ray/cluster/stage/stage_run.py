@@ -9,8 +9,8 @@ import torch
 from mbs_ray.cluster.activations.host_memory import return_freed_memory
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.job import Job, Microbatch
-from mbs_ray.cluster.layout import Place
-from mbs_ray.cluster.stage.replicas import Alone
+from mbs_ray.cluster.layout import StagePlace
+from mbs_ray.cluster.stage.replicas import SingleReplica
 from mbs_ray.cluster.stage.timeline import Timeline
 from mbs_ray.compression.block_report import BlockReport
 from mbs_ray.model.decoder import Decoder
@@ -20,7 +20,7 @@ Send = Callable[[int, int, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
-class Status:
+class StageStatus:
     """Where a stage is: ``done`` of ``total`` microbatches in ``part`` of a block of a run."""
 
     run: str = ""
@@ -40,13 +40,13 @@ class StageRun:
     """
 
     job: Job
-    place: Place
-    replicas: Alone
+    place: StagePlace
+    replicas: SingleReplica
     decoder: Decoder
     store: ActivationStore
     send: Send | None
     timeline: Timeline
-    tell: Callable[[Status], None]
+    tell: Callable[[StageStatus], None]
     count: Callable[[int], None]
 
     @property
@@ -68,7 +68,7 @@ class StageRun:
     def follow(self, block: int, part: str, microbatches: list[Microbatch]) -> Iterator[Microbatch]:
         """The microbatches one by one, telling whoever asks where this stage is."""
         for done, microbatch in enumerate(microbatches):
-            self.tell(Status(self.job.key, block, part, done, len(microbatches), microbatch.language))
+            self.tell(StageStatus(self.job.key, block, part, done, len(microbatches), microbatch.language))
             yield microbatch
 
     def get(self, microbatch: Microbatch, block: int) -> torch.Tensor:

@@ -31,16 +31,16 @@ def score_evaluation(run: StageRun) -> None:
     for file, microbatches in evaluating:
         segments = SegmentSet.open(file.path)
         nll = torch.zeros(len(segments), segments.sequence_length - 1)
-        likeliest = torch.zeros_like(nll)
+        is_argmax = torch.zeros_like(nll)
         for microbatch in microbatches:
             rows = slice(microbatch.start, microbatch.stop)
-            nll[rows], likeliest[rows] = next(scored)
+            nll[rows], is_argmax[rows] = next(scored)
         run.agree(end)
         run.replicas.add_up(nll)
         if file.requests:
-            run.replicas.add_up(likeliest)
+            run.replicas.add_up(is_argmax)
         if run.writes:
-            kept = likeliest.bool() if file.requests else None
+            kept = is_argmax.bool() if file.requests else None
             write_token_scores(job.scores_file(file.name), segments, [nll], kept)
 
 

@@ -7,15 +7,15 @@ import torch
 from mbs_ray.cluster.activations.host_memory import return_large_tensors
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.layout import Place
+from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.block_solver import compress_block, write_solved
 from mbs_ray.cluster.stage.dense_collecting import collect_dense
-from mbs_ray.cluster.stage.replicas import Alone
-from mbs_ray.cluster.stage.stage_run import Send, StageRun, Status
+from mbs_ray.cluster.stage.replicas import SingleReplica
+from mbs_ray.cluster.stage.stage_run import Send, StageRun, StageStatus
 from mbs_ray.cluster.stage.stage_scoring import read_tokens, score_evaluation, token_ids_of
 from mbs_ray.cluster.stage.stored_blocks import StoredBlock, read_dense, read_stored
 from mbs_ray.cluster.stage.timeline import Timeline
-from mbs_ray.compression.block_report import BlockReport, report_file, write_report
+from mbs_ray.compression.block_report import BlockReport, block_report_file, write_block_report
 from mbs_ray.methods import Method, build_method
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -28,13 +28,13 @@ class Worker:
     are summed, and each solves linears for all. The first one writes.
     """
 
-    def __init__(self, place: Place, threads: int, replicas: Alone | None = None) -> None:
+    def __init__(self, place: StagePlace, threads: int, replicas: SingleReplica | None = None) -> None:
         self._place, self._threads = place, threads
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleReplica()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._decoder: tuple[tuple, Decoder] | None = None
         self._ahead = ThreadPoolExecutor(1)
-        self.status = Status()
+        self.status = StageStatus()
         self.timeline = Timeline()
         #: Blocks written, and tokens taken through a block, since the start.
         self.blocks_done = 0
@@ -55,7 +55,7 @@ class Worker:
                 else:
                     self._process(run, method)
         finally:
-            self.status = Status()
+            self.status = StageStatus()
 
     def stage_run(self, job: Job, store: ActivationStore, send: Send | None) -> StageRun:
         """A run as this worker takes it."""
@@ -64,7 +64,7 @@ class Worker:
             job, self._place, self.replicas, decoder, store, send, self.timeline, self._tell, self._count_tokens
         )
 
-    def _tell(self, status: Status) -> None:
+    def _tell(self, status: StageStatus) -> None:
         self.status = status
 
     def _count_tokens(self, tokens: int) -> None:
@@ -102,7 +102,7 @@ class Worker:
         with run.timed(report, "propagate"):
             _propagate(run, index, tensors)
         if solving and run.writes:
-            write_report(run.job.blocks_folder, report)
+            write_block_report(run.job.blocks_folder, report)
 
     def _solved(
         self, run: StageRun, method: Method | None, report: BlockReport, stored: StoredBlock
@@ -127,14 +127,14 @@ class Worker:
     def _try(self, run: StageRun, method: Method) -> None:
         """Solve the blocks for the sake of their reports alone."""
         for index in run.blocks:
-            if run.agree(index, report_file(run.job.blocks_folder, index).is_file()):
+            if run.agree(index, block_report_file(run.job.blocks_folder, index).is_file()):
                 continue
             report = BlockReport(index)
             with run.timed(report, "read"):
                 tensors = read_dense(run.decoder, index).tensors
             compress_block(run, method, report, tensors)
             if run.writes:
-                write_report(run.job.blocks_folder, report)
+                write_block_report(run.job.blocks_folder, report)
 
     def _load_decoder(self, job: Job) -> Decoder:
         key = (job.model, job.compute_dtype)

@@ -8,13 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mbs_ray.report.colours import OTHER_SAMPLING, SAMPLING_COLOURS
-from mbs_ray.report.run_results import ReportedRun
+from mbs_ray.report.run_results import RunResults
 
 _PANEL_WIDTH, _HEIGHT = 3.0, 3.2  # inches
 _STYLES = ("-", "--", ":", "-.")
 
 
-def loss_curves(runs: Sequence[ReportedRun]) -> Figure:
+def loss_curves(runs: Sequence[RunResults]) -> Figure:
     """Loss over blocks on a logarithmic axis: a panel per method, a colour per kind of sampling, a line per run.
 
     Samplings of one kind (two temperatures) differ in their style; seeds of one sampling do not.
@@ -52,7 +52,7 @@ def loss_curves(runs: Sequence[ReportedRun]) -> Figure:
     return figure
 
 
-def _styles(runs: Sequence[ReportedRun]) -> Mapping[str, str]:
+def _styles(runs: Sequence[RunResults]) -> Mapping[str, str]:
     of_kind: dict[str, list[str]] = {}
     for run in runs:
         own = of_kind.setdefault(run.sampling_name, [])

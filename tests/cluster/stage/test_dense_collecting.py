@@ -12,9 +12,9 @@ import torch
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.cluster.job import Job, segment_file
+from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.sharding import shard_blocks
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.stored_moments import RunMoments, Source, Target
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic, build_method
@@ -34,7 +34,7 @@ def pool(bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Seven segments of each language: microbatches of three, three and one."""
     folder = tmp_path_factory.mktemp("segments")
     request = SegmentRequest(str(corpus), str(bloom), LANGUAGES, dict.fromkeys(LANGUAGES, 7), LENGTH)
-    return {language: draw_here(request.alone(language), folder) for language in LANGUAGES}
+    return {language: draw_here(request.for_language(language), folder) for language in LANGUAGES}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def statistics_job(bloom: Path, folder: Path, pool: dict[str, SegmentSet], stage
         directory=folder,
         blocks=tuple(shard_blocks([1.0] * 4, 0.0, stages)),
         replicas=replicas,
-        pool=tuple(segment_file(language, one) for language, one in pool.items()),
+        pool=tuple(job_text(language, one) for language, one in pool.items()),
         targets=tuple(targets),
     )
 
@@ -136,7 +136,7 @@ def test_moments_are_those_of_the_plain_dense_model_whatever_the_stages_and_what
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert digest(runs[0].directory) == digest(runs[1].directory)
     dense = AutoModelForCausalLM.from_pretrained(bloom)
-    for report in read_reports(runs[0].blocks_folder):
+    for report in read_block_reports(runs[0].blocks_folder):
         written = read_block(runs[0].blocks_folder, report.block) or {}
         for linear in report.linears:
             name = f"transformer.h.{report.block}.{linear.name}.weight"
@@ -171,7 +171,7 @@ def test_replicas_share_every_languages_text_and_the_linears_of_a_run(
         name = f"transformer.h.{index}.{part}.weight"
         expected = build_method(SPARSE).compress(dense.get_parameter(name).detach(), weighed).weight
         assert torch.equal((read_block(run.blocks_folder, index) or {})[name], expected)
-    for report in read_reports(run.blocks_folder):
+    for report in read_block_reports(run.blocks_folder):
         assert [one.linear for one in report.layer_error] == list(PARTS)
         assert all(one.error > 0 for one in report.layer_error)
 

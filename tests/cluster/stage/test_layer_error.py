@@ -8,7 +8,7 @@ from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.job import Job
-from mbs_ray.compression.block_report import read_reports
+from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.model.block_files import read_block
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import LANGUAGES, digest, draw, make_job, run_all
@@ -54,7 +54,7 @@ def assert_plain(job: Job, model: Path, calibration: SegmentSet) -> None:
     expected = plain_errors(model, calibration, job.blocks_folder)
     measured = {
         (report.block, one.language, one.linear): [one.error, one.energy]
-        for report in read_reports(job.blocks_folder)
+        for report in read_block_reports(job.blocks_folder)
         for one in report.layer_error
     }
     assert measured.keys() == expected.keys() and len(measured) == 4 * len(LANGUAGES) * 4
@@ -72,14 +72,14 @@ def test_errors_are_those_of_the_plain_model_and_measuring_changes_no_bit_also_w
     assert all(outcome.error is None for outcome in run_all(2, [job, unmeasured]).values())
     assert_plain(job, bloom, calibration)
     assert digest(job.directory) == digest(unmeasured.directory)
-    assert not any(report.layer_error for report in read_reports(unmeasured.blocks_folder))
-    whole = read_reports(job.blocks_folder)
+    assert not any(report.layer_error for report in read_block_reports(unmeasured.blocks_folder))
+    whole = read_block_reports(job.blocks_folder)
     assert all("measure" in report.seconds for report in whole)
     for index in (2, 3):
         for path in job.blocks_folder.glob(f"block-{index:05d}.*"):
             path.unlink()
     assert run_all(2, [job])["run"].error is None
-    again = read_reports(job.blocks_folder)
+    again = read_block_reports(job.blocks_folder)
     assert again[:2] == whole[:2]
     assert [report.layer_error for report in again] == [report.layer_error for report in whole]
     assert digest(job.directory) == digest(unmeasured.directory)

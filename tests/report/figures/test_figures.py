@@ -177,7 +177,9 @@ def test_a_saved_figure_is_a_png_that_depends_on_the_data_alone(tmp_path: Path) 
 def test_drawing_and_saving_never_load_pyplot(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, pandas\n"
-        "from mbs_ray.report.figures.increase_heatmap import *\n"
+        "from mbs_ray.report.figures.allocation_bars import allocation_bars\n"
+        "from mbs_ray.report.figures.canvas import save_figure\n"
+        "from mbs_ray.report.figures.increase_heatmap import increase_heatmap\n"
         "frame = pandas.DataFrame({'run': [1.5]}, index=['en'])\n"
         "save_figure(increase_heatmap(frame, 'title'), pathlib.Path(sys.argv[1]))\n"
         "allocation_bars({'equal': {'en': 1}})\n"

@@ -14,7 +14,7 @@ FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "torch")
 
 
 @dataclass(frozen=True)
-class Places:
+class SweepFolders:
     """Sweeps under one ``out`` share segments, dense evaluations and untouched tensors."""
 
     out: Path
