@@ -1,7 +1,7 @@
 """``mbs evaluate | similarity``: what is asked of a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -67,29 +67,45 @@ def evaluate(
     --corpus: perplexity and bits per byte. --tasks: accuracy.
     """
     with one_line_errors():
-        from mbs_ray.cluster.offload import Offload
+        from mbs_ray.cli.terminal_tables import accuracy_table, score_table
+        from mbs_ray.cluster.cluster_options import ClusterOptions
+        from mbs_ray.driver.evaluate import TextQuestion
+        from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
+        from mbs_ray.driver.evaluate_tasks import TaskQuestion
         from mbs_ray.driver.progress import Progress
+        from mbs_ray.run.spec import EvaluationSpec
+        from mbs_ray.run.sweep_spec import validated
 
         if not corpus and tasks is None:
             raise InputError("nothing to score: give --corpus with text, or --tasks, or both")
         console = Console()
-        how: dict[str, Any] = {
-            "revision": revision,
-            "compute_dtype": compute_dtype,
-            "stages": stages,
-            "replicas": replicas,
-            "threads": threads,
-            "out": absolute(out),
-            "address": address,
-            "progress": Progress(console),
-            "offload": Offload(offload, nvme_path and nvme_path.absolute()),
-        }
+        text = None
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
-            _score_text(model_given(model), evaluation_sets(corpus, segments), asked, languages, how)
+            sets = evaluation_sets(corpus, segments).items()
+            named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
+            text = TextQuestion(languages, named)
+        question = None
         if tasks is not None:
             names = [name.strip() for name in tasks.split(",") if name.strip()]
-            _score_tasks(model_given(model), names, {"shots": shots, "limit": limit, "include_path": include_path}, how)
+            question = TaskQuestion(names, shots, limit, include_path)
+        result = evaluate_checkpoint(
+            model_given(model),
+            revision=revision,
+            text=text,
+            tasks=question,
+            compute_dtype=compute_dtype,
+            cluster=ClusterOptions(stages, replicas, threads, offload, nvme_path and nvme_path.absolute(), address),
+            out=absolute(out),
+            progress=Progress(console),
+        )
+        for set_name, (path, scores) in result.texts.items():
+            console.print(score_table(f"{Path(model).name} on {set_name}", scores))
+            console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+        if result.tasks is not None:
+            path, accuracies = result.tasks
+            console.print(accuracy_table(f"accuracy of {Path(model).name}, {shots} shots", accuracies))
+            console.print(f"written: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")
@@ -135,28 +151,3 @@ def similarity(
         console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)
         if not result.tracked:
             console.print("MLflow has not taken everything yet; the same command tries again")
-
-
-def _score_text(
-    model: str, corpora: dict[str, dict[str, Any]], asked: dict[str, Any], languages: str, how: dict[str, Any]
-) -> None:
-    from mbs_ray.cli.terminal_tables import score_table
-    from mbs_ray.driver.evaluate import evaluate_model
-    from mbs_ray.run.spec import EvaluationSpec
-    from mbs_ray.run.sweep_spec import validated
-
-    console = Console()
-    sets = {set_name: validated(EvaluationSpec, {**content, **asked}) for set_name, content in corpora.items()}
-    for set_name, (path, scores) in evaluate_model(model, languages=languages, sets=sets, **how).items():
-        console.print(score_table(f"{Path(model).name} on {set_name}", scores))
-        console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
-
-
-def _score_tasks(model: str, names: list[str], asked: dict[str, Any], how: dict[str, Any]) -> None:
-    from mbs_ray.cli.terminal_tables import accuracy_table
-    from mbs_ray.driver.evaluate_tasks import evaluate_tasks
-
-    console = Console()
-    path, scores = evaluate_tasks(model, tasks=names, **asked, **how)
-    console.print(accuracy_table(f"accuracy of {Path(model).name}, {asked['shots']} shots", scores))
-    console.print(f"written: {path}", highlight=False, soft_wrap=True)

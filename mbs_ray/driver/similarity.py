@@ -14,7 +14,6 @@ from mbs_ray.cluster.activations.host_memory import available_host_memory
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.numerics import Numerics
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.language_angles import (
@@ -33,6 +32,7 @@ from mbs_ray.report.figures.similarity_heatmap import angles_by_block, similarit
 from mbs_ray.report.increase_table import to_markdown
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.microbatch import auto_microbatch
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import Model, read_through
 from mbs_ray.text.corpus import Location
 from mbs_ray.text.segment_draw import check_request, draw_segments

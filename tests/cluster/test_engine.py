@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from mbs_ray.cluster.numerics import resolve_numerics
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.numerics import resolve_numerics
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError, StageDiedError

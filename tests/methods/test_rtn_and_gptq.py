@@ -199,8 +199,8 @@ def test_a_scale_is_made_larger_by_an_update_in_its_own_block() -> None:
 
 def test_grids_that_may_clip_what_updates_push_out_are_better_than_grids_that_cover_it() -> None:
     class Following(ColumnGrids):
-        def _grid(self, weights: Tensor, importance: Tensor, before: object) -> Grid:
-            return super()._grid(weights, importance, None)
+        def grid(self, weights: Tensor, importance: Tensor, before: object) -> Grid:
+            return super().grid(weights, importance, None)
 
     ratios = []
     for seed in range(6):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.job import Compress, Job, Score, Work, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
 from mbs_ray.cluster.sharding import shard_blocks
@@ -64,18 +64,18 @@ def make_job(
     per_language: bool = False,
 ) -> Job:
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
+    work: Work = Score()
+    if method is not None and calibration is not None:
+        work = Compress(method, job_text("calibration", calibration), true_sequential, per_language)
     return Job(
         key=key,
         model=model,
         compute_dtype="float32",
         microbatch=microbatch,
-        method=method,
-        calibration=None if calibration is None else job_text("calibration", calibration),
-        evaluation=(job_text("held-out", evaluation),),
         directory=directory,
         blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
-        true_sequential=true_sequential,
-        per_language=per_language,
+        work=work,
+        evaluation=(job_text("held-out", evaluation),),
         replicas=replicas,
     )
 
@@ -98,7 +98,7 @@ def run_here(stages: int, jobs: Sequence[Job]) -> None:
         for job in jobs:
             stores = [ActivationStore(MemoryTier(torch.device("cpu"))) for _ in places]
             for worker, store, following in zip(workers, stores, [*stores[1:], None], strict=True):
-                worker.process(job, store, None if following is None else following.put)
+                worker.take(job, store, None if following is None else following.put)
     finally:
         torch.set_num_threads(threads)
 
