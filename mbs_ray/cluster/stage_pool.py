@@ -28,6 +28,10 @@ class StagePool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Stop the pipelines that are not lent."""
         self._stop_idle(0)
 
     @contextmanager

@@ -8,8 +8,8 @@ from mbs_ray.cluster.resources import Resources
 from mbs_ray.plan.hardware import live_cluster
 from mbs_ray.plan.make_plan import make_plan, refuse, reserved_memory
 from mbs_ray.plan.plan_view import summary
+from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
 from mbs_ray.plan.rates import assumed_rates
-from mbs_ray.plan.work import MetaDecoders, planned_runs
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.signature import finished_result
 from mbs_ray.run.sweep_folders import SweepFolders

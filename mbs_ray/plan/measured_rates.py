@@ -19,10 +19,10 @@ from mbs_ray.model.block_files import write_block
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK
 from mbs_ray.plan.meta_checkpoint import RandomOutline
+from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import hidden_size, inputs_of
 from mbs_ray.plan.stage_time import forward_seconds
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 #: Columns of the factor and the solved linear that are timed, rows of the latter, bytes of the file.
 _COLUMNS = {"cpu": 4096, "cuda": 16384}
@@ -30,7 +30,7 @@ _ROWS = 2048
 _FILE_BYTES = 256 * 2**20
 
 
-def measure_rates(works: Sequence[PlannedRun], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
+def measure_rates(works: Sequence[PlannedWork], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
     """Of this process's device, by the largest microbatch of the works, and of the disk of ``folder``.
 
     What cannot be measured here keeps its assumed rate. Takes the memory of one block and of its largest moment.
@@ -47,7 +47,7 @@ def measure_rates(works: Sequence[PlannedRun], assumed: Rates, folder: Path, thr
         rates = replace(assumed, scores=float("inf"), solve={})
         rates = replace(rates, forward=_forward(work.decoder, batches, rates, timing))
         rates = replace(rates, head=_head(work.decoder, batches, timing))
-        methods = {one.method.label: one.method for one in works if one.method is not None}
+        methods = {one.method.label: one.method for one in works if isinstance(one, PlannedRun)}
         if any(method.statistic is Statistic.FULL for method in methods.values()):
             rates = replace(rates, moments=_moments(work.decoder, batches, timing))
         rates = _solvers(work.decoder, methods.values(), rates, timing)

@@ -192,6 +192,7 @@ def test_a_kill_between_packed_file_and_block_file_costs_the_block_and_no_bit(
     assert digest(job.directory) == undisturbed
 
 
+@pytest.mark.slow
 def test_activations_eight_times_the_object_store_are_handed_over_without_spilling(
     ray_cluster: Cluster, held_out: SegmentSet, tmp_path: Path
 ) -> None:

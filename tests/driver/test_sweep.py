@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import yaml
 from mlflow import MlflowClient
@@ -29,7 +28,6 @@ from mbs_ray.cluster.resources import Resources
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.evaluate import TextQuestion, evaluate
 from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
 from mbs_ray.report.compare import compare_runs, compare_with_dense
@@ -38,6 +36,8 @@ from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec, validated
 from mbs_ray.tracking.replay import track_runs
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.stages import WARM, stage_processes
+from tests.support.sweeps import run_sweep
 
 LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
 
@@ -61,11 +61,6 @@ def spec(bloom: Path, corpus: Path, held_out: Path, stages: int = 2, **changes: 
     return validated(
         SweepSpec, {"name": "tiny", "run": {**run, **changes}, "grid": grid, "layout": {"stages": stages}, "threads": 1}
     )
-
-
-def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
-    text = io.StringIO()
-    return conduct(sweep, out, None, Progress(Console(file=text, width=200))), text.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -398,12 +393,6 @@ def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
         shrunk_to_cluster(1, 7)
 
 
-def stage_processes() -> set[int]:
-    """Process ids of the stages that this test session's Ray runs."""
-    actors = ray._private.state.actors().values()
-    return {one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"}
-
-
 def checkpoint_bits(out: Path) -> dict[str, str]:
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -423,6 +412,7 @@ def test_a_killed_stage_costs_no_bit_and_no_metric_and_a_run_that_cannot_be_writ
             time.sleep(0.005)
         os.kill(stage_processes().pop(), signal.SIGKILL)
 
+    WARM.rest()
     killer = threading.Thread(target=kill_one)
     killer.start()
     result, printed = run_sweep(spec(bloom, corpus, held_out), tmp_path)

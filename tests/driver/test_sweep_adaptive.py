@@ -22,11 +22,11 @@ from tests.driver.test_sweep_dense import (
     claim,
     kill_a_stage_after,
     prepared,
-    run_sweep,
     spec,
 )
 from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 ADAPTIVE = {"name": "adaptive", "objective": "regret", "trials": 5, "sensitivity_segments": 2}
 LANGUAGES = ["en", "fr", "hi", "sw"]
@@ -59,6 +59,7 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     ray_cluster: Cluster, run: dict[str, Any], bloom: Path, tmp_path: Path
 ) -> None:
     sweep = spec(run, 2, DENSE, (WANDA, SPARSE), ("equal", ADAPTIVE))
+    predrawn(prepared_runs(sweep, tmp_path), tmp_path)
     killer = kill_a_stage_after(tmp_path, "adaptive/*/trial-1/blocks/*.json")
     result, printed = run_sweep(sweep, tmp_path)
     killer.join()

@@ -1,7 +1,6 @@
 """Sweeps with dense statistics: the same bits alone or in a grid, in either layout of the moments, killed or not."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -13,28 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from rich.console import Console
 
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver import pools as sweep_statistics
-from mbs_ray.driver.conclusion import SweepResult
-from mbs_ray.driver.pools import pools, refuse_moments_without_room
-from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
+from mbs_ray.driver.pools import refuse_moments_without_room
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.run.numerics import Numerics
-from mbs_ray.run.prepare import prepare_runs
 from mbs_ray.run.signature import signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
-from tests.support.engine import draw_here, run_here
+from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.stages import WARM, stage_processes
+from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 WANDA, SPARSE = {"name": "wanda", "sparsity": 0.5}, {"name": "sparsegpt", "sparsity": 0.5}
 ENGLISH = {"name": "monolingual", "language": "en"}
@@ -83,11 +78,6 @@ def spec(
     return validated(SweepSpec, content)
 
 
-def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
-    text = io.StringIO()
-    return conduct(sweep, out, None, Progress(Console(file=text, width=200))), text.getvalue()
-
-
 def bits(out: Path, name: str = "tiny") -> dict[str, str]:
     return {
         str(path.relative_to(out / name / "runs")): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -105,12 +95,8 @@ def moments(out: Path) -> dict[str, list[str]]:
 
 def prepared(sweep: SweepSpec, out: Path, stages: int) -> SweepJobs:
     """The jobs of a sweep, its text drawn without Ray into where the sweep would draw it."""
-    specs, folders = sweep.runs(), SweepFolders(out, sweep.name)
-    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, lambda *_: None)
-    requests = [text for run in runs for text in run.evaluation.values()]
-    requests += [text for pool in pools(runs) for text in pool.languages.values()]
-    segments = {one.fingerprint: draw_here(one, folders.segments) for one in requests}
-    return SweepJobs(folders, Resources(Layout(stages), Numerics("cpu", 1)), segments, runs)
+    runs, resources = prepared_runs(sweep, out), Resources(Layout(stages), Numerics("cpu", 1))
+    return SweepJobs(SweepFolders(out, sweep.name), resources, predrawn(runs, out), runs)
 
 
 def claim(jobs: SweepJobs) -> None:
@@ -135,10 +121,9 @@ def kill_a_stage_after(out: Path, pattern: str) -> threading.Thread:
     def kill_one() -> None:
         while not list(out.glob(pattern)):
             time.sleep(0.002)
-        actors = ray._private.state.actors().values()
-        alive = [one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"]
-        os.kill(alive[0], signal.SIGKILL)
+        os.kill(stage_processes().pop(), signal.SIGKILL)
 
+    WARM.rest()
     killer = threading.Thread(target=kill_one)
     killer.start()
     return killer

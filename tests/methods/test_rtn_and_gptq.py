@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment
 from torch import Tensor
@@ -11,6 +11,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, RTN, Compressed
 from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.grid import Grid
+from tests.support.examples import examples
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -98,7 +99,7 @@ def assert_on_grid(result: Compressed, bits: int, symmetric: bool) -> None:
     assert torch.equal(steps == 0, result.weight == 0)
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(
     cls=st.sampled_from([RTN, GPTQ]),
     bits=st.integers(2, 8),

@@ -13,7 +13,8 @@ from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.job import Compress, Job, Score, Work, job_text
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.pipeline import Outcome, Pipeline
+from mbs_ray.cluster.offload import AUTO
+from mbs_ray.cluster.pipeline import Outcome
 from mbs_ray.cluster.sharding import shard_blocks
 from mbs_ray.cluster.stage.worker import Worker
 from mbs_ray.methods import Moment, build_method
@@ -24,6 +25,7 @@ from mbs_ray.model.decoder import Decoder
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
+from tests.support.stages import WARM
 from tests.support.texts import drawn_here
 
 LENGTH = 32
@@ -82,7 +84,7 @@ def make_job(
 
 def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome]:
     outcomes = {}
-    with Pipeline(Layout(stages, jobs[0].replicas), threads) as pipeline:
+    with WARM.lent(Layout(stages, jobs[0].replicas), threads, AUTO, print) as pipeline:
         for job in jobs:
             pipeline.submit(job)
         while pipeline.busy:
