@@ -80,7 +80,6 @@ def evaluate_tasks(
         lm = StagedLM(tokenizer, opened.checkpoint.config, scorer.score)
         scores = run_tasks(lm, opened_tasks, shots, limit)
     file = out / "evaluated" / key / "tasks.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**settings, "scores": [asdict(one) for one in scores]})
     track_scores(connection, key, settings, file, scores)
     return file, scores
