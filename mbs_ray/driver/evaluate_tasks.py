@@ -30,6 +30,7 @@ from mbs_ray.files import digest, write_json
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import Model, read_through
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
+from mbs_ray.tracking.shown_names import shown_model
 from mbs_ray.tracking.tracked_run import evaluation_run
 
 EXPERIMENT = "evaluate"
@@ -92,17 +93,12 @@ def track_scores(
     journal = Journal(file.with_name("journal.jsonl"))
     # The same command may be given again, and a task file of the user's be another by then.
     journal.append_changed(task_metrics(scores))
-    name = f"{_shown_name(settings['model'])}, {settings['shots']} shots"
-    tags = {"model": _shown_name(settings["model"]), "mbs.folder": str(file.parent)}
+    model = shown_model(settings["model"])
+    name = f"{model}, {settings['shots']} shots"
+    tags = {"model": model, "mbs.folder": str(file.parent)}
     tracked = evaluation_run(connection, key, name, settings, tags, journal)
     tracked.artifact(file)
     tracked.finish("FINISHED")
-
-
-def _shown_name(model: str) -> str:
-    """The name of a model's folder; that of the run for the checkpoint of one."""
-    path = Path(model)
-    return path.parent.name if path.name == "checkpoint" else path.name
 
 
 def _tokenizer(folder: Path) -> Any:

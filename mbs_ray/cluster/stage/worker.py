@@ -16,6 +16,7 @@ from mbs_ray.cluster.stage.stage_scoring import read_tokens, score_evaluation, t
 from mbs_ray.cluster.stage.stored_blocks import StoredBlock, read_dense, read_stored
 from mbs_ray.cluster.stage.timeline import Timeline
 from mbs_ray.compression.block_report import BlockReport, block_report_file, write_block_report
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.methods import Method, build_method
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -31,7 +32,7 @@ class Worker:
     def __init__(self, place: StagePlace, threads: int, replicas: SingleReplica | None = None) -> None:
         self._place, self._threads = place, threads
         self.replicas = replicas or SingleReplica()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = forward_device()
         self._decoder: tuple[tuple, Decoder] | None = None
         self._ahead = ThreadPoolExecutor(1)
         self.status = StageStatus()
@@ -43,9 +44,8 @@ class Worker:
 
     def process(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
-        # Per thread, and the concurrency groups of an actor have threads of their own.
-        torch.set_num_threads(self._threads)
-        torch.backends.cuda.matmul.allow_tf32 = False
+        # Not once: the concurrency groups of an actor have threads of their own.
+        exact_forward(self._threads)
         method = None if job.method is None else build_method(job.method)
         try:
             with torch.inference_mode():
