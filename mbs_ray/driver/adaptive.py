@@ -162,7 +162,6 @@ class _RunSearch:
                     jobs.resources.numerics.threads,
                     notify,
                 )
-            self._sensitivity_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._sensitivity_file, {str(block): linears for block, linears in found.items()})
         content: Mapping[str, Any] = json.loads(self._sensitivity_file.read_text())
         return {int(block): linears for block, linears in content.items()}

@@ -24,6 +24,7 @@ from mbs_ray.evaluation.zero_shot import (
 from mbs_ray.files import digest, write_json
 from mbs_ray.run.journal import Journal, check_name
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
+from mbs_ray.tracking.shown_names import shown_model
 from mbs_ray.tracking.tracked_run import evaluation_run
 
 EXPERIMENT = "evaluate"
@@ -93,7 +94,6 @@ def score_tasks(scorer: CheckpointScorer, opened: OpenedTasks, tokenizer: Any) -
     lm = StagedLM(tokenizer, scorer.model.checkpoint.config, lambda sequences: score_requests(scorer, sequences))
     scores = run_tasks(lm, opened.tasks, question.shots, question.limit)
     file = scorer.folder / key / "tasks.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {**settings, "scores": [asdict(one) for one in scores]})
     track_scores(opened.connection, key, settings, file, scores)
     return file, scores
@@ -121,14 +121,9 @@ def track_scores(
     journal = Journal(file.with_name("journal.jsonl"))
     # The same command may be given again, and a task file of the user's be another by then.
     journal.append_changed(task_metrics(scores))
-    name = f"{_shown_name(settings['model'])}, {settings['shots']} shots"
-    tags = {"model": _shown_name(settings["model"]), "mbs.folder": str(file.parent)}
+    model = shown_model(settings["model"])
+    name = f"{model}, {settings['shots']} shots"
+    tags = {"model": model, "mbs.folder": str(file.parent)}
     tracked = evaluation_run(connection, key, name, settings, tags, journal)
     tracked.artifact(file)
     tracked.finish("FINISHED")
-
-
-def _shown_name(model: str) -> str:
-    """The name of a model's folder; that of the run for the checkpoint of one."""
-    path = Path(model)
-    return path.parent.name if path.name == "checkpoint" else path.name

@@ -14,6 +14,7 @@ from mbs_ray.cluster.activations.host_memory import available_host_memory
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.connect import connected
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.language_angles import (
@@ -92,7 +93,7 @@ def language_similarity(
         seed=seed,
     )
     check_request(request)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = forward_device().type
     dtype = Numerics(device, threads or torch.get_num_threads()).compute_dtype(
         compute_dtype, opened.decoder.stored_dtype
     )
@@ -107,8 +108,7 @@ def language_similarity(
         language: torch.from_numpy(rows.token_ids[np.array(rows.language) == language].astype(np.int64))
         for language in drawn.allocation
     }
-    if threads:
-        torch.set_num_threads(threads)
+    exact_forward(threads)
     with progress.steps(f"blocks of {opened.name}") as notify:
         similarity = measure_similarity(
             Decoder(opened.checkpoint, getattr(torch, dtype), device),
@@ -161,7 +161,7 @@ def _track(
 
 
 def _check_room(model: Model, languages: int, tokens: int, dtype: str) -> None:
-    width = model.checkpoint.config.get_text_config().hidden_size
+    width = model.checkpoint.hidden_size
     needed = tokens * width * getattr(torch, dtype).itemsize + (languages + 1) * width**2 * 4
     free = available_host_memory()
     if needed > free:

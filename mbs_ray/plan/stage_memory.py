@@ -60,11 +60,7 @@ def block_bytes(decoder: Decoder, index: int) -> int:
 
 def hidden_bytes(decoder: Decoder, batches: TokenBatches, segments: int) -> int:
     """Of the hidden states of so many segments."""
-    return segments * batches.length * hidden_size(decoder) * decoder.compute_dtype.itemsize
-
-
-def hidden_size(decoder: Decoder) -> int:
-    return int(decoder.checkpoint.config.get_text_config().hidden_size)
+    return segments * batches.length * decoder.checkpoint.hidden_size * decoder.compute_dtype.itemsize
 
 
 def _total(phase: Phase) -> int:
@@ -160,7 +156,9 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
     """What a forward of a block holds at its peak beside block, moments, masks and its own input."""
     with torch.inference_mode():
         block = decoder.load_block(index, decoder.read_block(index))
-        hidden = torch.empty(rows, length, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
+        hidden = torch.empty(
+            rows, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype, device=decoder.device
+        )
         decoder.run_block(block, index, hidden)
         with LiveBytes() as live:
             if statistic is Statistic.NONE:
@@ -186,6 +184,6 @@ def inputs_of(decoder: Decoder, index: int) -> list[tuple[int, list[str]]]:
         return inputs_of(decoder, alike(decoder, index))
     with torch.inference_mode():
         block = decoder.load_block(index, decoder.read_block(index))
-        hidden = torch.empty(1, 2, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
+        hidden = torch.empty(1, 2, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype, device=decoder.device)
         collected = collect(decoder, block, index, [hidden], Statistic.DIAGONAL)
     return [(collected.moments[group[0]].columns, group) for group in collected.inputs()]

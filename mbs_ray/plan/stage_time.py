@@ -55,7 +55,7 @@ def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: 
     config = decoder.checkpoint.config.get_text_config()
     scores = config.num_attention_heads * batches.length * batches.tokens
     operations = 2.0 * sum(rows * columns for rows, columns in linears) * batches.tokens
-    operations += 4.0 * config.hidden_size * batches.length * batches.tokens
+    operations += 4.0 * decoder.checkpoint.hidden_size * batches.length * batches.tokens
     return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
 
 

@@ -46,7 +46,8 @@ def take_through(run: StageRun) -> None:
             case Score():
                 _propagate(run, block)
     if run.place.last:
-        score_evaluation(run)
+        with run.timeline.part(run.job.key, run.decoder.blocks, "evaluate"):
+            score_evaluation(run)
 
 
 def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock) -> None:

@@ -9,6 +9,7 @@ from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.block_loop import take_through
 from mbs_ray.cluster.stage.replicas import SingleReplica
 from mbs_ray.cluster.stage.stage_run import Send, StageProcess, StageRun, StageStatus
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 
@@ -23,15 +24,14 @@ class Worker:
     def __init__(self, place: StagePlace, threads: int, replicas: SingleReplica | None = None) -> None:
         self.process = StageProcess(place, replicas or SingleReplica())
         self._threads = threads
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = forward_device()
         self._decoder: tuple[tuple, Decoder] | None = None
         return_large_tensors()
 
     def take(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
-        # Per thread, and the concurrency groups of an actor have threads of their own.
-        torch.set_num_threads(self._threads)
-        torch.backends.cuda.matmul.allow_tf32 = False
+        # Not once: the concurrency groups of an actor have threads of their own.
+        exact_forward(self._threads)
         try:
             with torch.inference_mode():
                 take_through(self.stage_run(job, store, send))
