@@ -12,6 +12,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.sensitivity_task import measure_files
+from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError
 from tests.driver.test_sweep_dense import (
@@ -35,8 +36,10 @@ LANGUAGES = ["en", "fr", "hi", "sw"]
 @pytest.fixture(scope="module")
 def run(bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     held_out = write_corpus(tmp_path_factory.mktemp("held-out"), 25, first=HELD_OUT)
+    # Named as trials are: what a search takes for one must not hang on it.
+    model = shutil.copytree(bloom, tmp_path_factory.mktemp("models") / "bloom-trial0-b")
     return {
-        "model": str(bloom),
+        "model": str(model),
         "corpus": str(corpus),
         "languages": LANGUAGES,
         "sequence_length": 32,
@@ -61,9 +64,11 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     sweep = spec(run, 2, DENSE, (WANDA, SPARSE), ("equal", ADAPTIVE))
     predrawn(prepared_runs(sweep, tmp_path), tmp_path)
     killer = kill_a_stage_after(tmp_path, "adaptive/*/trial-1/blocks/*.json")
-    result, printed = run_sweep(sweep, tmp_path)
+    with StagePool() as pool:
+        result, printed = run_sweep(sweep, tmp_path, pool)
     killer.join()
     assert not result.failed and "starting the stages anew" in printed
+    assert pool.starts == 2  # once, and once more after the kill
     assert "sparsegpt-50-adaptive-regret-5: trial" in printed and "of 5 has the least regret" in printed
     assert (
         printed.count("weights sparsegpt-50-adaptive-regret-5 (dense statistics, 5 segments of each language): en") == 1

@@ -24,6 +24,7 @@ from mbs_ray.cli import app
 from mbs_ray.cli.terminal_tables import accuracy_table
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.job import Job, Score
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO
@@ -31,7 +32,8 @@ from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.stage.worker import Worker
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
-from mbs_ray.driver.evaluate_tasks import score_requests, track_scores
+from mbs_ray.driver.evaluate import TextQuestion, evaluate
+from mbs_ray.driver.evaluate_tasks import TaskQuestion, score_requests, track_scores
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.token_requests import TokenRequests
@@ -48,8 +50,11 @@ from mbs_ray.evaluation.zero_shot import (
 )
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import read_through
+from mbs_ray.run.spec import EvaluationSpec
+from mbs_ray.run.sweep_spec import validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from tests.support.models import TEXTS
+from tests.support.stages import WARM
 from tests.support.task_files import write_tasks
 
 pytest.importorskip("lm_eval")
@@ -257,6 +262,23 @@ def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
     for one in ours:
         n = one.documents
         assert one.stderr == pytest.approx(math.sqrt(one.accuracy * (1 - one.accuracy) / (n - 1)))
+
+
+def test_text_and_tasks_are_scored_on_stages_that_are_started_once(
+    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path: Path, task_folder: Path
+) -> None:
+    text = TextQuestion("en,sw", {"text": validated(EvaluationSpec, {"corpus": str(corpus), "sequence_length": 32})})
+    asked = {"revision": None, "compute_dtype": "float32", "cluster": ClusterOptions(stages=1, replicas=1, threads=1)}
+    progress, tasks = (
+        Progress(Console(quiet=True)),
+        TaskQuestion(["river", "ford_en"], limit=3, include_path=task_folder),
+    )
+    with StagePool() as pool:
+        both = evaluate(str(bloom), text=text, tasks=tasks, out=tmp_path, progress=progress, pool=pool, **asked)
+        assert pool.starts == 1
+    alone = evaluate(str(bloom), text=text, tasks=None, out=tmp_path / "alone", progress=progress, pool=WARM, **asked)
+    assert both.tasks is not None and len(both.tasks[1]) == 4 and alone.tasks is None
+    assert both.texts["text"][1] == alone.texts["text"][1]
 
 
 def test_the_command_prints_writes_and_tracks_accuracies(
