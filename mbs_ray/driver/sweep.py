@@ -15,6 +15,7 @@ from mbs_ray.driver.interrupt import interrupted_by_sigterm
 from mbs_ray.driver.plan_check import planned
 from mbs_ray.driver.pools import pools
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import Driver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
@@ -74,7 +75,8 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
         driver.jobs = replace(driver.jobs, pools=pools(runs))
         for run in runs:
             folders.run(run.label).refuse_changed(driver.jobs.signature(run))
-            folders.run(run.label).claim(driver.jobs.signature(run))
+            facts, finished = run_facts(run, driver.jobs.bits(run), layout), jobs.finished_result(run) is not None
+            folders.run(run.label).claim(driver.jobs.signature(run), facts, finished)
         tracked = SweepTracking(connection, folders, {"layout": vars(layout), "runs": len(runs)})
         return Conductor(runs, driver, tracked, progress).conduct(uri)
 

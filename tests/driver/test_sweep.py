@@ -31,6 +31,7 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.metric_names import INCREASE, MetricNames
 from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
 from mbs_ray.report.compare import compare_runs, compare_with_dense
 from mbs_ray.run.spec import EvaluationSpec
@@ -302,11 +303,11 @@ def test_two_runs_and_a_run_and_its_dense_model_are_compared_on_every_set(swept:
     held_out, everything = compare_with_dense(a)
     assert (held_out.a, held_out.b) == ("tiny-bloom (dense)", LABELS[0])
     metrics = json.loads((a / "result.json").read_text())["metrics"]
-    for one, tail in ((held_out, ""), (everything, "_all")):
+    for one, names in ((held_out, MetricNames()), (everything, MetricNames("all"))):
         for row in ("en", "fr", "hi", "sw", "geomean"):
             difference = one.differences[row]
-            assert difference.ratio == pytest.approx(metrics[f"ppl_increase{tail}/{row}"], rel=1e-9)
-            stored = stored_interval(metrics, f"ppl_increase{tail}/{row}")
+            assert difference.ratio == pytest.approx(metrics[names.increase(row)], rel=1e-9)
+            stored = stored_interval(metrics, names, INCREASE, row)
             assert difference.ratio_interval == pytest.approx(stored, rel=1e-9)
     for arguments, message in (
         ([a], "give either RUN_B or --dense"),
@@ -330,7 +331,7 @@ def test_runs_without_a_common_set_or_on_other_text_are_refused(
     (b / "result.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match=r"evaluation set all: .* other text or of another tokenizer"):
         compare_runs(a, b)
-    (b / "card.json").write_text((b / "card.json").read_text().replace('"held-out"', '"x"').replace('"all"', '"y"'))
+    (b / "run.json").write_text((b / "run.json").read_text().replace('"held-out"', '"x"').replace('"all"', '"y"'))
     changed = {**result, "evaluation": {"x": "0", "y": "0"}}
     (b / "result.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match=r"no evaluation set in common: .* held-out, all.* has x, y"):

@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from mbs_ray.cluster.sensitivity_task import measure_files
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver.pools import pools
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.run.prepare import PreparedRun
@@ -50,7 +51,7 @@ def found(out: Path) -> dict[str, dict[str, Any]]:
 
 def claimed(jobs: SweepJobs, runs: list[PreparedRun]) -> None:
     for one in runs:
-        jobs.places.run(one.label).claim(jobs.signature(one))
+        jobs.folders.run(one.label).claim(jobs.signature(one), run_facts(one, jobs.bits(one), jobs.layout))
 
 
 def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_and_finds_them_again(
@@ -89,7 +90,7 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     assert isinstance(known, dict)
     for one in runs:
         increase = dict.fromkeys(LANGUAGES, 0.0)
-        for report in read_block_reports(jobs.places.run(one.label).blocks):
+        for report in read_block_reports(jobs.folders.run(one.label).blocks):
             for error in report.layer_error:
                 s = known[report.block][error.linear][error.language]
                 increase[error.language] += 0.5 * s * error.error / (5 * 32)

@@ -25,6 +25,7 @@ from mbs_ray.driver import pools as sweep_statistics
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.pools import pools
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
@@ -116,7 +117,7 @@ def solve_here(sweep: SweepSpec, out: Path, stages: int) -> list[str]:
     """All runs of a sweep without Ray; the keys of the jobs that collect statistics."""
     jobs, runs = prepared(sweep, out, stages)
     for one in runs:
-        jobs.folders.run(one.label).claim(jobs.signature(one))
+        jobs.folders.run(one.label).claim(jobs.signature(one), run_facts(one, jobs.bits(one), jobs.layout))
     collecting = jobs.statistics_jobs()
     run_here(stages, [*collecting, *(jobs.run_job(run) for run in runs)])
     return [job.key for job in collecting]
@@ -232,7 +233,7 @@ def test_changed_statistics_are_refused_by_name(
 ) -> None:
     jobs, (before,) = prepared(spec(run, 1, DENSE, (SPARSE,), ("proportional",)), tmp_path, 1)
     directory = jobs.folders.run(before.label)
-    directory.claim(jobs.signature(before))
+    directory.claim(jobs.signature(before), run_facts(before, jobs.bits(before), jobs.layout))
     directory.refuse_changed(jobs.signature(before))
     jobs, (now,) = prepared(spec(run, 1, statistics, (SPARSE,), ("proportional",)), tmp_path, 1)
     with pytest.raises(InputError, match=f"was begun with {field}"):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mbs_ray.evaluation.comparison import Difference
+from mbs_ray.evaluation.metric_names import GEOMEAN
 
 # Colours that colour-blind readers tell apart (Okabe and Ito, Color Universal Design, 2008).
 _COLOURS = {"B is worse": "#d55e00", "B is better": "#0072b2"}
@@ -20,7 +21,7 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
 
     The axis is logarithmic: half and double are equally far from 1.
     """
-    rows = [position + (name == "geomean") * 0.4 for position, name in enumerate(differences)]
+    rows = [position + (name == GEOMEAN) * 0.4 for position, name in enumerate(differences)]
     figure = Figure(figsize=(_WIDTH, 1.5 + _ROW * (rows[-1] + 1)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, 64, break_on_hyphens=False), fontsize=11)
@@ -31,7 +32,7 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
         colour = _COLOURS.get(one.verdict, _NOISE)
         if one.ratio_interval is not None:
             axes.plot(one.ratio_interval, (row, row), color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot([one.ratio], [row], "D" if name == "geomean" else "o", color=colour, markersize=5)
+        axes.plot([one.ratio], [row], "D" if name == GEOMEAN else "o", color=colour, markersize=5)
     axes.set_yticks(rows, list(differences))
     axes.set_ylim(rows[-1] + 0.6, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -165,11 +165,11 @@ def install_in_driver() -> None:
     describe, deliver = TrackedRun._describe, TrackedRun._deliver_metrics
 
     def obeying_describe(self: TrackedRun, *arguments: object) -> None:
-        orders.obey("track", "describe", self._name, -1, "")
+        orders.obey("track", "describe", self.name, -1, "")
         describe(self, *arguments)  # type: ignore[arg-type]
 
     def obeying_deliver(self: TrackedRun, *arguments: object) -> None:
-        orders.obey("track", "deliver", self._name, -1, "")
+        orders.obey("track", "deliver", self.name, -1, "")
         deliver(self, *arguments)  # type: ignore[arg-type]
 
     TrackedRun._describe = obeying_describe  # type: ignore[method-assign]
