@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
 from mbs_ray.languages.distribution import model_distribution
 from mbs_ray.languages.sampling_registry import build_sampling
 from mbs_ray.methods import build_method
 from mbs_ray.run.spec import PROPAGATED, DenseStatistics
-
-_INCREASE = "ppl_increase/"
 
 
 def increases(sweep: Path) -> pd.DataFrame:
@@ -32,8 +31,8 @@ def increases(sweep: Path) -> pd.DataFrame:
             "options": spec["sampling"],
             "statistics": _statistics(spec),
         }
-        for key, value in read(result)["metrics"].items():
-            if key.startswith(_INCREASE) and (language := key.removeprefix(_INCREASE)) not in ("geomean", "worst"):
+        for language, value in MetricNames().rows(INCREASE, read(result)["metrics"]).items():
+            if language not in SUMMARIES:
                 rows.append({**told, "language": language, "own": allocation.get(language, 0), "increase": value})
     return pd.DataFrame(rows)
 

@@ -12,7 +12,7 @@ from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
-from mbs_ray.report.increase_table import SUMMARIES
+from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 
 MODELS = ("bloom-mini-2m", "bloom-mini-5m")

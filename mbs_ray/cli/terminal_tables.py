@@ -9,6 +9,7 @@ from rich.table import Table
 from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.language_angles import ANGLES, Similarity
+from mbs_ray.evaluation.metric_names import GEOMEAN
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages.facts import LANGUAGES
@@ -107,7 +108,7 @@ def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table
         table.add_column(column, justify="right")
     table.add_column("")
     for row, one in differences.items():
-        if row == "geomean":
+        if row == GEOMEAN:
             table.add_section()
         nll = (f"{one.nll:+.4f}", interval_text(one.interval, "+.4f"))
         table.add_row(row, *nll, f"{one.ratio:.4f}", interval_text(one.ratio_interval, ".4f"), one.verdict)

@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
 from mbs_ray.files import appearing
 from mbs_ray.report.figures.allocation_bars import allocation_bars
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.increase_heatmap import increase_heatmap
-from mbs_ray.report.increase_table import SUMMARIES, increase_table, mean_over, to_markdown
+from mbs_ray.report.increase_table import increase_table, mean_over, to_markdown
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.tracking.tracked_run import TrackedRun
 
@@ -59,10 +60,9 @@ def write_tables(
     notes = []
     for model in dict.fromkeys(run.model.name for run in runs):
         own = [run for run in runs if run.model.name == model]
-        for position, name in enumerate(own[0].evaluation):
+        for name, names in MetricNames.by_set(own[0].evaluation).items():
             title = f"{model}-{name}"
-            prefix = "ppl_increase/" if position == 0 else f"ppl_increase_{name}/"
-            by_run = increase_table({run.label: _under(prefix, metrics[run.label]) for run in own})
+            by_run = increase_table({run.label: names.rows(INCREASE, metrics[run.label]) for run in own})
             table = mean_over(by_run, {run.label: run.column for run in own})
             result.tables[title] = table
             path = jobs.folders.sweep / f"increase-{title}.csv"
@@ -98,11 +98,7 @@ def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
 
 
-def _under(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-
-
 def _keep(figure: Figure, name: str, jobs: SweepJobs, parent: TrackedRun, result: SweepResult) -> None:
-    path = save_figure(figure, jobs.folders.sweep / "figures" / f"{name}.png")
+    path = save_figure(figure, jobs.folders.figures / f"{name}.png")
     parent.artifact(path, "figures")
     result.figures.append(path)

@@ -10,12 +10,11 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.evaluation.metric_names import MetricNames
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
-from mbs_ray.model.assemble import assemble
-from mbs_ray.model.block_files import block_file, write_outside
 from mbs_ray.report.page import write_report_page
-from mbs_ray.run.card import DENSE_FORMAT, model_card
 from mbs_ray.run.directory import METRICS
+from mbs_ray.run.finish import assemble_run
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.signature import finished_result, forward_fields, signature
 from mbs_ray.tracking.sweep_tracking import Ending, SweepTracking
@@ -90,7 +89,7 @@ class Conductor:
             if finished is not None:
                 self._metrics[label] = finished["metrics"]
                 if not finished.get("tracked"):
-                    self._keep_result(run, finished["metrics"])
+                    self._keep_result(run, finished["metrics"], finished["dense"])
         return list(todo.values())
 
     def _signature(self, run: PreparedRun) -> dict[str, Any]:
@@ -122,30 +121,36 @@ class Conductor:
         return True
 
     def _finish(self, run: PreparedRun) -> None:
-        folders, model = self._jobs.folders, run.model
-        directory = folders.run(run.label)
+        folders = self._jobs.folders
         metrics: dict[str, float] = {}
         scores: dict[str, Scores] = {}
-        for position, name in enumerate(run.evaluation):
+        for name, names in MetricNames.by_set(run.evaluation).items():
             compressed = language_scores(self._jobs.scores(run, name))
             dense = language_scores(self._jobs.dense_scores(run, name))
-            metrics |= evaluation_metrics(name if position else None, compressed, dense)
+            metrics |= evaluation_metrics(names, compressed, dense)
             scores[name] = dense, compressed
         card = card_facts(run, scores, metrics)
-        directory.keep_card(card)
+        folders.run(run.label).keep_card(card)
         if run.spec.keep == "checkpoint":
-            outside = write_outside(model.checkpoint, model.decoder, folders.outside(model.fingerprint))
-            shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
-            assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
-        self._keep_result(run, metrics)
+            assemble_run(folders, run, card)
+        perplexities = {
+            name: {language: score.perplexity for language, score in dense.items()}
+            for name, (dense, _) in scores.items()
+        }
+        self._keep_result(run, metrics, perplexities)
         self._metrics[run.label] = metrics
 
-    def _keep_result(self, run: PreparedRun, metrics: Mapping[str, float]) -> None:
-        """Write the result, and whether MLflow has taken all of it: if not, the next command tries again."""
+    def _keep_result(
+        self, run: PreparedRun, metrics: Mapping[str, float], dense: Mapping[str, Mapping[str, float]]
+    ) -> None:
+        """Write the result, and whether MLflow has taken all of it: if not, the next command tries again.
+
+        ``dense``: evaluation set → language → perplexity of the dense model.
+        """
         directory = self._jobs.folders.run(run.label)
         evaluation = {name: text.fingerprint for name, text in run.evaluation.items()}
         keep = "checkpoint" if directory.checkpoint.is_dir() else run.spec.keep
-        result = {"evaluation": evaluation, "metrics": metrics, "keep": keep, "tracked": False}
+        result = {"evaluation": evaluation, "metrics": metrics, "dense": dense, "keep": keep, "tracked": False}
         directory.finish(result)
         if keep == METRICS:
             directory.drop_weights()

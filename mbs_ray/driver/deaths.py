@@ -1,6 +1,7 @@
 """When a run whose stages keep dying is given up."""
 
 from mbs_ray.cluster.job import Job
+from mbs_ray.run.directory import finished_files
 
 #: StageDeaths of a stage in one run, without anything finished in between, after which the run is given up.
 DEATHS_ALLOWED = 3
@@ -14,9 +15,7 @@ class StageDeaths:
 
     def give_up(self, run: str, job: Job | None) -> bool:
         """Note a death during a run (``job`` None: while the stages were started). True when it was one too many."""
-        finished = 0
-        if job is not None:
-            finished = sum(path.suffix in (".safetensors", ".parquet", ".json") for path in job.directory.rglob("*"))
+        finished = 0 if job is None else finished_files(job.directory)
         point, count = self._last.get(run, (finished, 0))
         count = count + 1 if point == finished else 1
         self._last[run] = finished, count

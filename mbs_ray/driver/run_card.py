@@ -1,17 +1,46 @@
-"""What the model card of a run says, gathered while the run's own words for it are at hand."""
+"""What the directory and the model card of a run say of it, gathered while the run's own words for it are at hand."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import ray
 
 from mbs_ray import __version__
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.evaluation.metric_names import GEOMEAN, INCREASE, PERPLEXITY, Family, MetricNames
 from mbs_ray.evaluation.perplexity import LanguageScore, stored_interval
 from mbs_ray.languages.sampling_registry import sampling_spec
 from mbs_ray.methods import method_spec
 from mbs_ray.run.card import CardFacts, EvaluationScores
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.run_facts import RunFacts
 
 #: Scores of the dense model and of the run, by language.
 Scores = tuple[Mapping[str, LanguageScore], Mapping[str, LanguageScore]]
+
+
+def run_facts(run: PreparedRun, resolved: Mapping[str, Any], layout: Layout) -> RunFacts:
+    """Gather what a run is, for its directory; ``resolved`` is what ``auto`` and the machine came to."""
+    spec = run.spec
+    return RunFacts(
+        label=run.label,
+        model=run.model.name,
+        method=spec.method.label,
+        sampling=spec.sampling.label,
+        sampling_name=spec.sampling.name,
+        statistics=spec.statistics_label,
+        seed=spec.seed,
+        languages=run.languages,
+        evaluation=tuple(run.evaluation),
+        # With dense statistics the field counts nothing that is drawn.
+        segments=spec.segments if run.weights is None else sum(run.allocation.values()),
+        sequence_length=spec.sequence_length,
+        fingerprints={"model": run.model.fingerprint, "calibration": run.calibration.fingerprint},
+        resolved=resolved,
+        versions={"mbs_ray": __version__, "ray": ray.__version__},
+        layout=vars(layout),
+    )
 
 
 def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[str, float]) -> CardFacts:
@@ -19,7 +48,7 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
 
     ``metrics`` are all of its :func:`~mbs_ray.evaluation.perplexity.evaluation_metrics`, for their intervals.
     """
-    model = run.spec.model
+    model, names = run.spec.model, MetricNames.by_set(scores)
     return CardFacts(
         model=run.model.name,
         base_model=None if Path(model).expanduser().is_dir() else model,
@@ -36,16 +65,18 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
                 name,
                 {code: (one.perplexity, compressed[code].perplexity) for code, one in dense.items()},
                 {code: (one.bits_per_byte, compressed[code].bits_per_byte) for code, one in dense.items()},
-                _intervals(metrics, f"ppl{f'_{name}' if position else ''}", dense),
-                _intervals(metrics, f"ppl_increase{f'_{name}' if position else ''}", [*dense, "geomean"]),
+                _intervals(metrics, names[name], PERPLEXITY, dense),
+                _intervals(metrics, names[name], INCREASE, [*dense, GEOMEAN]),
             )
-            for position, (name, (dense, compressed)) in enumerate(scores.items())
+            for name, (dense, compressed) in scores.items()
         ],
         version=__version__,
     )
 
 
-def _intervals(metrics: Mapping[str, float], metric: str, rows: Iterable[str]) -> dict[str, tuple[float, float]]:
+def _intervals(
+    metrics: Mapping[str, float], names: MetricNames, family: Family, rows: Iterable[str]
+) -> dict[str, tuple[float, float]]:
     """The interval of each row that has one, as plain values."""
-    known = {row: stored_interval(metrics, f"{metric}/{row}") for row in rows}
+    known = {row: stored_interval(metrics, names, family, row) for row in rows}
     return {row: (interval.low, interval.high) for row, interval in known.items() if interval is not None}

@@ -45,6 +45,6 @@ class StageSpans:
                 table.to_parquet(unfinished, index=False)
             parent.artifact(path)
         with warned_if_unwritten("timeline.png", say):
-            figure = save_figure(stage_timeline(table), folders.sweep / "figures" / "timeline.png")
+            figure = save_figure(stage_timeline(table), folders.figures / "timeline.png")
             parent.artifact(figure, "figures")
             result.figures.append(figure)

@@ -16,11 +16,12 @@ from mbs_ray.driver.interrupt import interrupted_by_sigterm
 from mbs_ray.driver.plan_check import checked_plan
 from mbs_ray.driver.pools import refuse_moments_without_room
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
-from mbs_ray.run.signature import signature
+from mbs_ray.run.signature import finished_result, forward_fields, signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
@@ -114,8 +115,9 @@ def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: 
 
 def _claim(jobs: SweepJobs) -> None:
     """Make the run directories those of the runs, now that all of their weights are known."""
-    numerics, replicas = jobs.resources.numerics, jobs.resources.layout.replicas
+    numerics, layout = jobs.resources.numerics, jobs.resources.layout
     for run in jobs.runs:
-        own = signature(run, numerics, replicas)
-        jobs.folders.run(run.label).refuse_changed(own)
-        jobs.folders.run(run.label).claim(own)
+        directory, own = jobs.folders.run(run.label), signature(run, numerics, layout.replicas)
+        directory.refuse_changed(own)
+        facts = run_facts(run, forward_fields(run, numerics), layout)
+        directory.claim(own, facts, finished_result(jobs.folders, run) is not None)

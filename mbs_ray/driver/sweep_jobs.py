@@ -88,7 +88,7 @@ class SweepJobs:
 
     def scores(self, run: PreparedRun, name: str) -> Path:
         """File of the run's token scores on one evaluation set."""
-        return scores_file(self.folders.run(run.label).path, name)
+        return self.folders.run(run.label).scores(name)
 
     def dense_scores(self, run: PreparedRun, name: str) -> Path:
         """File of the dense model's token scores on the same set."""

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.intervals import Interval, percentile_interval
+from mbs_ray.evaluation.metric_names import GEOMEAN
 from mbs_ray.evaluation.perplexity import LanguageScore, bootstrap_differences, language_scores, mean_of_languages
 from mbs_ray.languages.facts import table_order
 
@@ -54,7 +55,7 @@ def differences(a: Mapping[str, LanguageScore], b: Mapping[str, LanguageScore]) 
         mean = (b[language].nll - a[language].nll) / a[language].tokens
         found[language] = Difference(mean, percentile_interval(bootstrapped[language]))
     mean = math.fsum(one.nll for one in found.values()) / len(found)
-    return {**found, "geomean": Difference(mean, percentile_interval(mean_of_languages(bootstrapped)))}
+    return {**found, GEOMEAN: Difference(mean, percentile_interval(mean_of_languages(bootstrapped)))}
 
 
 def compare_scores(name: str, a: Path, b: Path) -> dict[str, Difference]:

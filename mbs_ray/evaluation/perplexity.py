@@ -12,6 +12,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbs_ray.evaluation.intervals import Interval, SegmentSums, bootstrap_means, percentile_interval
+from mbs_ray.evaluation.metric_names import (
+    GEOMEAN,
+    INCREASE,
+    PERPLEXITY,
+    SCORED_BYTES,
+    SCORED_DOCUMENTS,
+    SCORED_TOKENS,
+    WORST,
+    Family,
+    MetricNames,
+)
 from mbs_ray.languages.facts import table_order
 
 
@@ -115,50 +126,40 @@ def geometric_mean(values: Mapping[str, float]) -> float:
 
 
 def evaluation_metrics(
-    set_name: str | None,
+    names: MetricNames,
     scores: Mapping[str, LanguageScore],
     dense: Mapping[str, LanguageScore] | None,
 ) -> dict[str, float]:
-    """Metrics of one evaluation set under their MLflow names.
+    """Gather the metrics of one evaluation set under their MLflow names.
 
-    ``set_name`` is None for a run's first set (``ppl/sw``); others have it in the prefix (``ppl_udhr/sw``).
-    ``ppl_ci95_low/sw`` and ``ppl_ci95_high/sw`` are the ends of the 95 % interval of ``ppl/sw``, and likewise those of
-    ``ppl_increase/sw`` and of the increases' geometric mean; the worst language has none.
+    Perplexities, increases and the geometric mean of these come with the ends of their 95 % intervals where there is
+    more than one segment; the worst language has none.
     """
-    tail = "" if set_name is None else f"_{set_name}"
-    metrics = {f"ppl{tail}/{language}": score.perplexity for language, score in scores.items()}
-    metrics |= {f"bpb{tail}/{language}": score.bits_per_byte for language, score in scores.items()}
+    metrics = {names.perplexity(language): score.perplexity for language, score in scores.items()}
+    metrics |= {names.bits_per_byte(language): score.bits_per_byte for language, score in scores.items()}
     for language, score in scores.items():
-        metrics |= {f"scored_{what}{tail}/{language}": float(getattr(score, what)) for what in _COUNTED}
-        metrics |= _interval_metrics("ppl", tail, language, perplexity_interval(language, score))
+        metrics[names.metric(SCORED_TOKENS, language)] = float(score.tokens)
+        metrics[names.metric(SCORED_BYTES, language)] = float(score.bytes)
+        metrics[names.metric(SCORED_DOCUMENTS, language)] = float(score.documents)
+        metrics |= _interval_metrics(names.interval(PERPLEXITY, language), perplexity_interval(language, score))
     if dense is not None:
         increases = perplexity_increases(scores, dense)
-        metrics |= {f"ppl_increase{tail}/{language}": value for language, value in increases.items()}
-        metrics[f"ppl_increase{tail}/geomean"] = geometric_mean(increases)
-        metrics[f"ppl_increase{tail}/worst"] = max(increases.values())
+        metrics |= {names.increase(language): value for language, value in increases.items()}
+        metrics[names.increase(GEOMEAN)] = geometric_mean(increases)
+        metrics[names.increase(WORST)] = max(increases.values())
         differences = bootstrap_differences(scores, dense)
-        for row, estimates in {**differences, "geomean": mean_of_languages(differences)}.items():
-            interval = _exponential(percentile_interval(estimates))
-            metrics |= _interval_metrics("ppl_increase", tail, row, interval)
+        for row, estimates in {**differences, GEOMEAN: mean_of_languages(differences)}.items():
+            metrics |= _interval_metrics(names.interval(INCREASE, row), _exponential(percentile_interval(estimates)))
     return metrics
 
 
-_COUNTED = ("tokens", "bytes", "documents")
+def _interval_metrics(ends: tuple[str, str], interval: Interval | None) -> dict[str, float]:
+    return {} if interval is None else dict(zip(ends, interval, strict=True))
 
 
-def _interval_metrics(metric: str, tail: str, row: str, interval: Interval | None) -> dict[str, float]:
-    """Of ``ppl/sw`` the ends are ``ppl_ci95_low/sw`` and ``ppl_ci95_high/sw``; nothing where there is no interval."""
-    if interval is None:
-        return {}
-    return {f"{metric}_ci95_{end}{tail}/{row}": value for end, value in interval._asdict().items()}
-
-
-def stored_interval(metrics: Mapping[str, float], metric: str) -> Interval | None:
-    """The interval of a metric such as ``ppl_udhr/sw`` among the metrics of a run; None where it has none."""
-    name, _, row = metric.partition("/")
-    kind = next(kind for kind in ("ppl_increase", "ppl") if name == kind or name.startswith(f"{kind}_"))
-    tail = name.removeprefix(kind)
-    low, high = (metrics.get(f"{kind}_ci95_{end}{tail}/{row}") for end in Interval._fields)
+def stored_interval(metrics: Mapping[str, float], names: MetricNames, family: Family, row: str) -> Interval | None:
+    """Find the interval of a metric among the metrics of a run; None where it has none."""
+    low, high = (metrics.get(end) for end in names.interval(family, row))
     return None if low is None or high is None else Interval(low, high)
 
 

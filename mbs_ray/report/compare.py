@@ -44,8 +44,7 @@ def compare_runs(a: Path, b: Path, out: Path | None = None) -> list[Comparison]:
     first, second = (_run(run) for run in runs)
     if first.name == second.name:
         first, second = (
-            Side(f"{run.path.parents[1].name}/{side.name}", side.sets)
-            for run, side in zip(runs, (first, second), strict=True)
+            Side(f"{run.sweep.name}/{side.name}", side.sets) for run, side in zip(runs, (first, second), strict=True)
         )
     return _compare(first, second, out or runs[1].path / FIGURES)
 
@@ -58,19 +57,19 @@ def compare_with_dense(run: Path, out: Path | None = None) -> list[Comparison]:
 
 
 def _run(run: RunDirectory) -> Side:
-    names = [scores.name for scores in run.finished().evaluation]
-    fingerprints = (run.result() or {})["evaluation"]
-    return Side(run.path.name, {name: (fingerprints[name], scores_file(run.path, name)) for name in names})
+    run.finished()  # or say what is missing
+    if run.facts() is None:
+        raise InputError(f"{run.path}: says nowhere what the run is; give its mbs command again, which writes run.json")
+    return Side(run.path.name, {name: (text, run.scores(name)) for name, text in run.scored_sets().items()})
 
 
 def _dense(run: RunDirectory) -> Side:
-    card, signature = run.finished(), run.stored_signature()
-    assert signature is not None
-    folders = SweepFolders(run.path.parents[2], run.path.parents[1].name)
+    folders, facts = SweepFolders.of(run.sweep), run.facts()
+    assert facts is not None
     sets = {}
-    for name, (fingerprint, _) in _run(run).sets.items():
-        sets[name] = fingerprint, scores_file(folders.dense(signature["model"], fingerprint, signature), name)
-    return Side(f"{card.model} (dense)", sets)
+    for name, text in run.scored_sets().items():
+        sets[name] = text, scores_file(folders.dense(facts.fingerprints["model"], text, facts.resolved), name)
+    return Side(f"{facts.model} (dense)", sets)
 
 
 def _compare(a: Side, b: Side, out: Path) -> list[Comparison]:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.languages.facts import table_order
-
-SUMMARIES = ("geomean", "worst")
 
 
 def increase_table(increases: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.files import appearing
 from mbs_ray.report.figures.canvas import write_png
 from mbs_ray.report.figures.loss_curves import loss_curves
@@ -41,6 +42,7 @@ def render(report: SweepRuns) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["summaries"] = SUMMARIES
     runs = report.runs
     finished = [run for run in runs if run.metrics is not None]
     return environment.get_template("report.html.jinja").render(
@@ -51,7 +53,7 @@ def render(report: SweepRuns) -> str:
         scored=[scored(name, own) for name, own in by_text(finished)],
         allocations=allocations(runs),
         losses=_losses(runs),
-        layer_errors=[(run.label, layer_error_grid(run)) for run in runs if run.layer_errors],
+        layer_errors=[(run.facts.label, layer_error_grid(run)) for run in runs if run.layer_errors],
         timeline=None if report.timeline is None else _data_uri(report.timeline),
         environment=_environment(report),
         fingerprints=_fingerprints(runs),
@@ -59,15 +61,15 @@ def render(report: SweepRuns) -> str:
 
 
 def _summary(runs: Sequence[RunResults]) -> str:
-    lengths = dict.fromkeys(f"{run.segments:,} segments of {run.sequence_length:,} tokens" for run in runs)
+    lengths = dict.fromkeys(f"{run.facts.segments:,} segments of {run.facts.sequence_length:,} tokens" for run in runs)
     counts = [
         (len(set(values)), what)
         for values, what in (
-            ([run.model for run in runs], "model"),
-            ([run.method for run in runs], "method"),
-            ([run.sampling for run in runs], "sampling"),
-            ([run.seed for run in runs], "seed"),
-            ([code for run in runs for code in run.languages], "language"),
+            ([run.facts.model for run in runs], "model"),
+            ([run.facts.method for run in runs], "method"),
+            ([run.facts.sampling for run in runs], "sampling"),
+            ([run.facts.seed for run in runs], "seed"),
+            ([code for run in runs for code in run.facts.languages], "language"),
         )
     ]
     times = [time for run in runs for time in (run.began, run.ended) if time is not None]
@@ -83,7 +85,7 @@ def _date(milliseconds: int) -> str:
 def _losses(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
     """A figure of the losses for each model: (model, the figure as an address of its own content)."""
     figures = []
-    for model, own in groupby((run for run in runs if run.losses), key=lambda run: run.model):
+    for model, own in groupby((run for run in runs if run.losses), key=lambda run: run.facts.model):
         figures.append((model, _figure_uri(loss_curves(list(own)))))
     return figures
 
@@ -92,7 +94,7 @@ def _environment(report: SweepRuns) -> list[tuple[str, str]]:
     """What the runs were made with; values in which they differ are all named."""
     facts: dict[str, dict[str, None]] = {}
     for run in report.runs:
-        for key, value in {**run.versions, **run.resolved}.items():
+        for key, value in {**run.facts.versions, **run.facts.resolved}.items():
             facts.setdefault(key, {})[str(value)] = None
     return [(key, str(value)) for key, value in report.layout.items()] + [
         (key, ", ".join(values)) for key, values in facts.items()
@@ -101,14 +103,14 @@ def _environment(report: SweepRuns) -> list[tuple[str, str]]:
 
 def _fingerprints(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
     """Of models, calibration sets and evaluation sets, each once, with the models that share a text."""
-    models = {run.fingerprints["model"]: f"model {run.model}" for run in runs}
+    models = {run.facts.fingerprints["model"]: f"model {run.facts.model}" for run in runs}
     texts: dict[str, tuple[str, dict[str, None]]] = {}
     for run in runs:
-        size = f"{run.segments:,} × {run.sequence_length:,}, seed {run.seed}"
-        own = {run.fingerprints["calibration"]: f"calibration {run.sampling}, {size}"}
+        size = f"{run.facts.segments:,} × {run.facts.sequence_length:,}, seed {run.facts.seed}"
+        own = {run.facts.fingerprints["calibration"]: f"calibration {run.facts.sampling}, {size}"}
         own |= {fingerprint: f"evaluation {name}" for name, fingerprint in run.evaluation.items()}
         for fingerprint, what in own.items():
-            texts.setdefault(fingerprint, (what, {}))[1][run.model] = None
+            texts.setdefault(fingerprint, (what, {}))[1][run.facts.model] = None
     # Sorted by what they are; those of calibration and evaluation in the order of the runs.
     shown = [(f"{what}, for {', '.join(of)}", fingerprint) for fingerprint, (what, of) in texts.items()]
     shown.sort(key=lambda fact: fact[0].partition(" ")[0])

@@ -8,9 +8,19 @@ from itertools import groupby
 from typing import Any
 
 from mbs_ray.evaluation.intervals import interval_text
+from mbs_ray.evaluation.metric_names import (
+    GEOMEAN,
+    INCREASE,
+    PERPLEXITY,
+    SCORED_DOCUMENTS,
+    SCORED_TOKENS,
+    SUMMARIES,
+    WORST,
+    Family,
+    MetricNames,
+)
 from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.languages.facts import LANGUAGES, table_order
-from mbs_ray.report.increase_table import SUMMARIES
 from mbs_ray.report.run_results import RunResults
 
 _FULL_HEAT = 1.1  # the least increase that is drawn in the strongest colour, so that noise around 1 stays pale
@@ -38,13 +48,14 @@ class Grid:
 
 def overall(run: RunResults) -> tuple[Cell, Cell, str]:
     """Mean and worst increase on the first set, and the name of the worst language."""
-    increases = {} if run.metrics is None else _under(run.metrics, "ppl_increase/")
+    names = MetricNames()
+    increases = names.rows(INCREASE, run.metrics or {})
     languages = {code: value for code, value in increases.items() if code not in SUMMARIES}
     if not languages:
         return Cell(None), Cell(None), ""
     worst = max(languages, key=languages.__getitem__)
-    mean = _cell(run.metrics or {}, "ppl_increase/geomean")
-    return mean, _cell(run.metrics or {}, "ppl_increase/worst"), worst
+    mean, highest = (_cell(run.metrics or {}, names, INCREASE, row) for row in SUMMARIES)
+    return mean, highest, worst
 
 
 def by_text(runs: Iterable[RunResults]) -> list[tuple[str, list[RunResults]]]:
@@ -52,7 +63,7 @@ def by_text(runs: Iterable[RunResults]) -> list[tuple[str, list[RunResults]]]:
     groups: dict[tuple[str, str, str, str], list[RunResults]] = {}
     for run in runs:
         for name, text in run.evaluation.items():
-            groups.setdefault((run.model, run.fingerprints["model"], name, text), []).append(run)
+            groups.setdefault((run.facts.model, run.facts.fingerprints["model"], name, text), []).append(run)
     return [(key[2], own) for key, own in groups.items()]
 
 
@@ -62,19 +73,20 @@ def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
     dense = {code: value for run in runs for code, value in run.dense[name].items()}
     first = runs[0]
     counted = {
-        what: sum(_under(first.metrics or {}, f"scored_{what}{first.tail(name)}/").values())
-        for what in ("tokens", "documents")
+        what: sum(first.names(name).rows(family, first.metrics or {}).values())
+        for what, family in (("tokens", SCORED_TOKENS), ("documents", SCORED_DOCUMENTS))
     }
-    perplexity = _grid(runs, name, "ppl", codes, dense)
-    increase = _grid(runs, name, "ppl_increase", [*codes, *SUMMARIES], None)
-    return {"name": name, "model": first.model, "counted": counted, "perplexity": perplexity, "increase": increase}
+    perplexity = _grid(runs, name, PERPLEXITY, codes, dense)
+    increase = _grid(runs, name, INCREASE, [*codes, *SUMMARIES], None)
+    model = first.facts.model
+    return {"name": name, "model": model, "counted": counted, "perplexity": perplexity, "increase": increase}
 
 
 def _grid(
-    runs: Sequence[RunResults], name: str, metric: str, rows: Iterable[str], dense: Mapping[str, float] | None
+    runs: Sequence[RunResults], name: str, family: Family, rows: Iterable[str], dense: Mapping[str, float] | None
 ) -> Grid:
     """Rows × runs; where ``dense`` is given it is the first column."""
-    values = {row: [_cell(run.metrics or {}, f"{metric}{run.tail(name)}/{row}") for run in runs] for row in rows}
+    values = {row: [_cell(run.metrics or {}, run.names(name), family, row) for run in runs] for row in rows}
     hottest = max([_FULL_HEAT, *(one.value for own in values.values() for one in own if one.value is not None)])
     shown = []
     for row, own in values.items():
@@ -92,19 +104,19 @@ def _grid(
         if dense is not None:
             cells = [Cell(dense[row], format(dense[row], _form(dense[row]))), *cells]
         shown.append((row, _language(row), cells))
-    groups = [(method, len(list(own))) for method, own in groupby(run.method for run in runs)]
-    columns = [(run.label, _short(run)) for run in runs]
+    groups = [(method, len(list(own))) for method, own in groupby(run.facts.method for run in runs)]
+    columns = [(run.facts.label, _short(run)) for run in runs]
     if dense is not None:
         groups, columns = [("", 1), *groups], [("the dense model", "dense"), *columns]
     return Grid(groups, columns, shown)
 
 
-def _cell(metrics: Mapping[str, float], metric: str) -> Cell:
-    value = metrics.get(metric)
+def _cell(metrics: Mapping[str, float], names: MetricNames, family: Family, row: str) -> Cell:
+    value = metrics.get(names.metric(family, row))
     if value is None:
         return Cell(None)
     form = _form(value)
-    return Cell(value, format(value, form), interval_text(stored_interval(metrics, metric), form))
+    return Cell(value, format(value, form), interval_text(stored_interval(metrics, names, family, row), form))
 
 
 def _form(value: float) -> str:
@@ -134,12 +146,12 @@ def _heat(value: float, low: float, high: float) -> float:
 
 def _short(run: RunResults) -> str:
     """What tells a run from the others of its model and method: its label without both."""
-    model, method = (re.sub(r"[^A-Za-z0-9._-]", "-", name) for name in (run.model, run.method))
-    return run.label.removeprefix(f"{model}-").removeprefix(f"{method}-")
+    model, method = (re.sub(r"[^A-Za-z0-9._-]", "-", name) for name in (run.facts.model, run.facts.method))
+    return run.facts.label.removeprefix(f"{model}-").removeprefix(f"{method}-")
 
 
 def _language(code: str) -> str:
-    names = {"geomean": "of the languages", "worst": "language"}
+    names = {GEOMEAN: "of the languages", WORST: "language"}
     return LANGUAGES[code].name if code in LANGUAGES else names.get(code, "")
 
 
@@ -163,10 +175,10 @@ def _bars(runs: Sequence[tuple[RunResults, Mapping[str, float]]], shown: Callabl
     for run, values in ((run, values) for run, values in runs if values):
         key = tuple(sorted(values.items()))
         if key not in distinct:
-            taken = run.sampling in distinct.values()
-            distinct[key] = f"{run.sampling} ({run.label})" if taken else run.sampling
+            taken = run.facts.sampling in distinct.values()
+            distinct[key] = f"{run.facts.sampling} ({run.facts.label})" if taken else run.facts.sampling
     allocations = {name: dict(key) for key, name in distinct.items()}
-    codes = table_order({code for run, values in runs for code in (*run.languages, *values)})
+    codes = table_order({code for run, values in runs for code in (*run.facts.languages, *values)})
     most = max((value for values in allocations.values() for value in values.values()), default=1)
     rows = []
     for code in codes:
@@ -174,7 +186,3 @@ def _bars(runs: Sequence[tuple[RunResults, Mapping[str, float]]], shown: Callabl
         rows.append((code, _language(code), [(value, shown(value), 100 * value / most) for value in own]))
     samplings = {name: shown(sum(values.values())) for name, values in allocations.items()}
     return {"samplings": samplings, "rows": rows}
-
-
-def _under(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}

@@ -11,6 +11,8 @@ from mbs_ray.errors import InputError
 from mbs_ray.files import UNFINISHED, write_json
 from mbs_ray.model.block_files import BLOCK_SUFFIX
 from mbs_ray.run.card import CardFacts
+from mbs_ray.run.older_directory import OlderRun, older_run
+from mbs_ray.run.run_facts import RunFacts
 
 
 def scores_file(directory: Path, name: str) -> Path:
@@ -18,7 +20,19 @@ def scores_file(directory: Path, name: str) -> Path:
     return directory / "evaluation" / f"{name}.parquet"
 
 
+def finished_files(directory: Path) -> int:
+    """Count what a job has finished under its directory: a run's, a dense evaluation's or that of stored moments."""
+    return sum(path.suffix in _FINISHED for path in directory.rglob("*"))
+
+
+#: Files that appear whole, as blocks, token scores and reports do.
+_FINISHED = (".safetensors", ".parquet", ".json")
+
+#: Folder of a sweep that holds its run directories.
+RUNS = "runs"
+
 SIGNATURE = "signature.json"
+FACTS = "run.json"
 RESULT = "result.json"
 TRACKING = "tracking.json"
 CARD = "card.json"
@@ -32,15 +46,30 @@ METRICS = "metrics"
 
 
 class RunDirectory:
-    """Files of one run: signature, blocks, packed blocks, evaluation, checkpoint, card, journal, result."""
+    """Files of one run: signature, facts, blocks, packed blocks, evaluation, checkpoint, card, journal, result."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.figures = path / "figures"
         self.blocks = path / "blocks"
         self.packed = path / "packed"
         self.checkpoint = path / "checkpoint"
         self.exports = path / "export"
         self.journal = path / "journal.jsonl"
+
+    @classmethod
+    def all_of(cls, sweep: Path) -> "list[RunDirectory]":
+        """Directories of the runs in the folder of a sweep, by label; none where it is no such folder."""
+        return [cls(path) for path in sorted((sweep / RUNS).glob("*")) if path.is_dir()]
+
+    @property
+    def sweep(self) -> Path:
+        """Folder of the sweep that the run belongs to."""
+        return self.path.parents[1]
+
+    def scores(self, name: str) -> Path:
+        """File of the run's token scores on an evaluation set."""
+        return scores_file(self.path, name)
 
     def stored_signature(self) -> dict[str, Any] | None:
         path = self.path / SIGNATURE
@@ -67,27 +96,65 @@ class RunDirectory:
 
         The first set has metrics without its name (``ppl/sw``): they would be taken for those of the other.
         """
-        told = self.tracking_identity()
-        first = "" if told is None else told["run"]["params"]["evaluation"].partition(",")[0]
+        facts = self.facts()
+        first = next(iter(facts.evaluation), "") if facts is not None else ""
         if first and name and name != first:
             raise InputError(
                 f"{self.path}: was begun with evaluation set {first!r} first, now {name!r} is; keep the first one "
                 "(its metrics are named without it), give the sweep another name, or remove this folder"
             )
 
-    def claim(self, signature: Mapping[str, Any]) -> None:
-        """Make the directory that of a run with this signature, if it is new."""
+    def claim(self, signature: Mapping[str, Any], facts: RunFacts, finished: bool = False) -> None:
+        """Make the directory that of a run with this signature, if it is new, and write the facts of the run.
+
+        ``finished``: there is nothing left to do in it, and the facts of the command that finished it stay.
+        """
         self.blocks.mkdir(parents=True, exist_ok=True)
         if self.stored_signature() is None:
             write_json(self.path / SIGNATURE, signature)
+        if not finished or self.facts() is None:
+            write_json(self.path / FACTS, facts.to_json())
+
+    def facts(self) -> RunFacts | None:
+        """What the run is; None where no run was begun."""
+        path = self.path / FACTS
+        if path.is_file():
+            return RunFacts.from_json(json.loads(path.read_text()))
+        older = self._older()
+        return None if older is None else older.facts
+
+    def facts_written(self) -> int:
+        """Time of the last command that worked on the run, in nanoseconds since 1970; 0 where no run was begun."""
+        paths = (self.path / name for name in (FACTS, TRACKING))
+        return next((path.stat().st_mtime_ns for path in paths if path.is_file()), 0)
+
+    def _older(self) -> OlderRun | None:
+        told = self.tracking_identity()
+        if told is None:
+            return None
+        return older_run(self.path.name, told, self.card(), self.allocation(), weighed=bool(self.weights()))
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run left; None while it is not finished."""
+        """What a finished run left; None while it is not finished.
+
+        ``metrics`` by name, ``evaluation``: set → fingerprint of its text, ``dense``: set → language → perplexity of
+        the dense model, ``keep``, and whether MLflow has taken everything (``tracked``).
+        """
         path = self.path / RESULT
         if not path.is_file():
             return None
         result = json.loads(path.read_text())
+        if "dense" not in result:
+            older = self._older()
+            result["dense"] = {} if older is None else older.dense
         return result if self.checkpoint.is_dir() or result.get("keep") == METRICS else None
+
+    def scored_sets(self) -> dict[str, str]:
+        """Fingerprints of the texts that a finished run was scored on, by evaluation set, the first one first."""
+        result, facts = self.result(), self.facts()
+        if result is None or facts is None:
+            return {}
+        return {name: result["evaluation"][name] for name in facts.evaluation if name in result["evaluation"]}
 
     def drop_weights(self) -> None:
         """Remove the blocks of a finished run, dense, packed and left unfinished; the reports of blocks stay."""

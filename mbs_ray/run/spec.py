@@ -24,8 +24,8 @@ from mbs_ray.text.tokenization import Join
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# An evaluation set stands in the names of its metrics: ppl_udhr/sw beside ppl_increase/sw and ppl_ci95_low/sw.
-_BEGINNINGS_OF_METRICS = ("increase", "ci95")
+#: An evaluation set stands in the names of its metrics: ppl_udhr/sw beside ppl_increase/sw and ppl_ci95_low/sw.
+BEGINNINGS_OF_METRICS = ("increase", "ci95")
 
 
 def _method(value: Any) -> Any:
@@ -155,7 +155,7 @@ class RunSpec(FrozenSpec):
     def _named(cls, sets: dict[str, EvaluationSpec]) -> dict[str, EvaluationSpec]:
         for name in sets:
             check_name("evaluation set", name)
-            if name.startswith(_BEGINNINGS_OF_METRICS):
+            if name.startswith(BEGINNINGS_OF_METRICS):
                 raise ValueError(f"evaluation set {name!r}: metrics are named like that; take another name")
         return sets
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.files import digest
-from mbs_ray.run.directory import RunDirectory
+from mbs_ray.run.directory import RUNS, RunDirectory
 
 #: What of the machine and the arithmetic can change a bit of any forward: fields of every run's signature.
 FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "torch")
@@ -20,9 +20,18 @@ class SweepFolders:
     out: Path
     name: str
 
+    @classmethod
+    def of(cls, sweep: Path) -> "SweepFolders":
+        """Folders of the sweep in the absolute folder ``sweep``, which is ``<out>/<name>``."""
+        return cls(sweep.parent, sweep.name)
+
     @property
     def sweep(self) -> Path:
         return self.out / self.name
+
+    @property
+    def figures(self) -> Path:
+        return self.sweep / "figures"
 
     @property
     def segments(self) -> Path:
@@ -37,7 +46,7 @@ class SweepFolders:
         return self.out / "artifacts"
 
     def run(self, label: str) -> RunDirectory:
-        return RunDirectory(self.sweep / "runs" / label)
+        return RunDirectory(self.sweep / RUNS / label)
 
     def dense(self, model: str, evaluation: str, signature: Mapping[str, Any]) -> Path:
         """Where the dense model is scored as the run with this signature was; fingerprints of model and text."""

@@ -1,12 +1,13 @@
 """Bring MLflow up to date with what the folder of a sweep holds, without Ray and without the model."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mbs_ray.errors import InputError
-from mbs_ray.run.directory import ALLOCATION, SPEC, TRACKING, RunDirectory
+from mbs_ray.run.directory import ALLOCATION, SPEC, RunDirectory
 from mbs_ray.run.journal import Journal
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.tracking.mlflow_client import DATABASE, MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking.tracked_run import child_run, sweep_run
@@ -18,12 +19,12 @@ def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
     What MLflow has already is not doubled. Raises :class:`InputError` where the folder is neither, or the server
     at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
     """
-    alone = (folder / TRACKING).is_file()
-    paths = [folder] if alone else sorted(one.parent for one in folder.glob(f"runs/*/{TRACKING}"))
-    if not paths:
+    path = folder.resolve()
+    directories = _tracked([RunDirectory(path)]) or _tracked(RunDirectory.all_of(path))
+    if not directories:
         raise InputError(f"{folder}: neither the folder of a run nor that of a sweep; give <out>/<sweep>[/runs/<run>]")
-    for path in paths:
-        yield path.name, _track(RunDirectory(path.resolve()), uri)
+    for directory in directories:
+        yield directory.path.name, _track(directory, uri)
 
 
 def track_report(folder: Path, page: Path) -> str:
@@ -32,13 +33,13 @@ def track_report(folder: Path, page: Path) -> str:
     Nothing is raised where MLflow is away, and nothing done, or said, where the sweep was never tracked: neither
     MLFLOW_TRACKING_URI nor a database in the sweep's ``--out`` is there.
     """
-    directories = (RunDirectory(path.parent) for path in sorted(folder.resolve().glob(f"runs/*/{TRACKING}")))
-    told = next((facts for directory in directories if (facts := directory.tracking_identity()) is not None), None)
-    out = folder.resolve().parent
+    folders = SweepFolders.of(folder.resolve())
+    told = next((directory.tracking_identity() for directory in _tracked(RunDirectory.all_of(folders.sweep))), None)
+    out = folders.out
     if told is None or not (os.environ.get("MLFLOW_TRACKING_URI") or (out / DATABASE).is_file()):
         return ""
     try:
-        connection = MlflowConnection(default_tracking_uri(out), told["experiment"], out / "artifacts")
+        connection = MlflowConnection(default_tracking_uri(out), told["experiment"], folders.artifacts)
     except InputError as error:
         return f"not logged: {error}; the same command tries again"
     sweep = sweep_run(connection, **told["sweep"], reopen=False)
@@ -46,11 +47,16 @@ def track_report(folder: Path, page: Path) -> str:
     return "logged to the sweep's run in MLflow" if sweep.sync() else "not logged; the same command tries again"
 
 
+def _tracked(directories: Iterable[RunDirectory]) -> list[RunDirectory]:
+    """Those of which MLflow was told."""
+    return [directory for directory in directories if directory.tracking_identity() is not None]
+
+
 def _track(directory: RunDirectory, uri: str | None) -> bool:
     told, result = directory.tracking_identity(), directory.result()
     assert told is not None
-    out = directory.path.parents[2]
-    connection = MlflowConnection(uri or default_tracking_uri(out), told["experiment"], out / "artifacts")
+    folders = SweepFolders.of(directory.sweep)
+    connection = MlflowConnection(uri or default_tracking_uri(folders.out), told["experiment"], folders.artifacts)
     sweep = sweep_run(connection, **told["sweep"], reopen=False)
     run = child_run(connection, sweep, **told["run"], journal=Journal(directory.journal), reopen=False)
     for name in (ALLOCATION, SPEC):
@@ -61,6 +67,6 @@ def _track(directory: RunDirectory, uri: str | None) -> bool:
     else:
         track_results(directory, result["metrics"], run)
         run.finish("FINISHED")
-        if all(RunDirectory(path).result() for path in directory.path.parent.iterdir()):
+        if all(one.result() for one in RunDirectory.all_of(folders.sweep)):
             sweep.finish("FINISHED")
     return run.sync()

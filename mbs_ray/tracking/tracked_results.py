@@ -9,6 +9,7 @@ import pandas as pd
 
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.evaluation.intervals import interval_text
+from mbs_ray.evaluation.metric_names import GEOMEAN, INCREASE, PERPLEXITY, WORST, MetricNames
 from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.files import appearing
 from mbs_ray.model.manifest import MANIFEST
@@ -16,6 +17,7 @@ from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.layer_error_heatmap import layer_error_heatmap
 from mbs_ray.run.directory import RunDirectory
 from mbs_ray.run.journal import Journal
+from mbs_ray.run.run_facts import RunFacts
 from mbs_ray.tracking.tracked_run import TrackedRun
 
 
@@ -34,17 +36,16 @@ def journal_blocks(directory: RunDirectory, over: bool) -> None:
 def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked: TrackedRun) -> None:
     """Journal all that a finished run measured and its journal lacks, and give MLflow what else it left.
 
-    The run must have its identity in MLflow (:meth:`RunDirectory.keep_tracking_identity`). Safe to repeat: nothing is
-    doubled. Where the text of an evaluation set became another since, ``metrics`` follow those of the old text, which
-    stay in their history.
+    The run must be claimed (:meth:`RunDirectory.claim`). Safe to repeat: nothing is doubled. Where the text of an
+    evaluation set became another since, ``metrics`` follow those of the old text, which stay in their history.
     """
-    told = directory.tracking_identity()
-    assert told is not None
+    facts = directory.facts()
+    assert facts is not None
     journal_blocks(directory, over=True)
     Journal(directory.journal).append_changed(metrics)
-    tracked.note(_note(told["run"], directory, metrics))
+    tracked.note(_note(facts, directory, metrics))
     tracked.artifact(_linears_table(directory), "reports")
-    _track_layer_errors(directory, told["run"]["name"], tracked)
+    _track_layer_errors(directory, tracked)
     if not directory.checkpoint.is_dir():
         return  # its metrics are all that was kept
     tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
@@ -55,35 +56,32 @@ def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked
         tracked.tag("mbs.checkpoint_sha256", hashlib.sha256(manifest.read_bytes()).hexdigest())
 
 
-def _note(told: Mapping[str, Any], directory: RunDirectory, metrics: Mapping[str, float]) -> str:
-    """What was done and what it cost, per language, in Markdown."""
-    params, tags = told["params"], told["tags"]
-    allocation, weights = directory.allocation(), directory.weights()
-    segments = sum(allocation.values()) if weights else params["segments"]
+def _note(facts: RunFacts, directory: RunDirectory, metrics: Mapping[str, float]) -> str:
+    """Say in Markdown what was done and what it cost, per language of the first evaluation set."""
+    allocation, weights, names = directory.allocation(), directory.weights(), MetricNames()
     taken = {code: f"{100 * one:.3g} %" for code, one in weights.items()} if weights else allocation
-    languages = [key.removeprefix("ppl/") for key in metrics if key.startswith("ppl/")]
+    perplexities, increases = names.rows(PERPLEXITY, metrics), names.rows(INCREASE, metrics)
     lines = [
-        f"**{tags['method']}** on {tags['model']}, calibration **{tags['sampling']}**: "
-        f"{segments} segments of {params['sequence_length']} tokens, seed {tags['seed']}."
+        f"**{facts.method}** on {facts.model}, calibration **{facts.sampling}**: "
+        f"{facts.segments} segments of {facts.sequence_length} tokens, seed {facts.seed}."
     ]
     if weights:
         lines.append(
             "Statistics of the dense model, equally many segments of each language, weighed as the table says."
         )
-    if languages:
+    if perplexities:
         lines += [
-            f"On {params['evaluation'].split(',')[0]}, perplexity over that of the dense model is "
-            f"**{metrics['ppl_increase/geomean']:.3f}** (geometric mean of the languages), "
-            f"{metrics['ppl_increase/worst']:.3f} in the worst.",
+            f"On {facts.evaluation[0]}, perplexity over that of the dense model is "
+            f"**{increases[GEOMEAN]:.3f}** (geometric mean of the languages), "
+            f"{increases[WORST]:.3f} in the worst.",
             "",
             f"| language | {'weight' if weights else 'segments'} | perplexity | over dense | 95 % interval |",
             "|---|---:|---:|---:|---:|",
         ]
         lines += [
-            f"| {language} | {taken.get(language, 0)} | {metrics[f'ppl/{language}']:.2f} "
-            f"| {metrics[f'ppl_increase/{language}']:.3f} "
-            f"| {interval_text(stored_interval(metrics, f'ppl_increase/{language}'))} |"
-            for language in languages
+            f"| {language} | {taken.get(language, 0)} | {perplexity:.2f} | {increases[language]:.3f} "
+            f"| {interval_text(stored_interval(metrics, names, INCREASE, language))} |"
+            for language, perplexity in perplexities.items()
         ]
     return "\n".join(lines)
 
@@ -98,7 +96,7 @@ def _linears_table(directory: RunDirectory) -> Path:
     return _table(rows, directory.path / "linears.parquet")
 
 
-def _track_layer_errors(directory: RunDirectory, name: str, tracked: TrackedRun) -> None:
+def _track_layer_errors(directory: RunDirectory, tracked: TrackedRun) -> None:
     """Table and figure of what each language lost in each block, where that was measured."""
     reports = read_block_reports(directory.blocks)
     rows = [
@@ -109,10 +107,10 @@ def _track_layer_errors(directory: RunDirectory, name: str, tracked: TrackedRun)
     if not rows:
         return
     tracked.artifact(_table(rows, directory.path / "layer_errors.parquet"), "reports")
-    path = directory.path / "figures" / "layer_error.png"
+    path = directory.figures / "layer_error.png"
     if not path.is_file():
         errors = pd.DataFrame({report.block: report.language_errors() for report in reports})
-        save_figure(layer_error_heatmap(errors, f"Relative layer error: {name}"), path)
+        save_figure(layer_error_heatmap(errors, f"Relative layer error: {tracked.name}"), path)
     tracked.artifact(path, "figures")
 
 

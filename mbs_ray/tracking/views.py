@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
 from mbs_ray.files import digest
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _NOTE_BEGINS = "Compare the runs of "
 
 # Without it MLflow shows the menu of an application under development, whose pages are empty here.
 _WORKFLOW = "workflowType=machine_learning"
-_INCREASES, _BLOCKS, _LAYER_ERRORS = "ppl_increase", "block", "layer_error"
+_BLOCKS, _LAYER_ERRORS = "block", "layer_error"
 _LOSSES = ("relative_loss", "loss")
 _MOST_RUNS = 100
 
@@ -82,8 +83,8 @@ def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = (
 
     After the losses of the blocks come the layer errors of the `measured` languages, where there are any.
     """
-    summaries = ("geomean", "worst") if languages else ()
-    increases = [f"{_INCREASES}/{name}" for name in (*summaries, *_telling_order(languages))]
+    summaries = SUMMARIES if languages else ()
+    increases = [MetricNames().increase(row) for row in (*summaries, *_telling_order(languages))]
     losses = [f"{_BLOCKS}/{name}" for name in _LOSSES]
     errors = [f"{_LAYER_ERRORS}/{name}" for name in _telling_order(measured)]
     columns = {f"metrics.`{metric}`": max(_METRIC_WIDTH, len(metric) * _CHARACTER) for metric in increases}
@@ -102,7 +103,7 @@ def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = (
         "columnWidths": widths,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": [*map(_bars, increases), *map(_lines, [*losses, *errors])],
-        "compareRunSections": [*map(_section, (_INCREASES, _BLOCKS, *((_LAYER_ERRORS,) if errors else ())))],
+        "compareRunSections": [*map(_section, (INCREASE, _BLOCKS, *((_LAYER_ERRORS,) if errors else ())))],
         "isAccordionReordered": True,
         # What a view leaves out is not what a page without a view has: lines would be smoothed.
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},

@@ -31,6 +31,17 @@ def test_a_block_or_an_evaluation_finished_in_between_forgives(tmp_path: Path) -
     assert not deaths.give_up("run", job(tmp_path))
 
 
+def test_what_is_not_whole_yet_does_not_forgive(tmp_path: Path) -> None:
+    deaths = StageDeaths()
+    assert not deaths.give_up("run", job(tmp_path))
+    (tmp_path / "blocks").mkdir()
+    for name in ("journal.jsonl", "blocks/block-00000.safetensors.7.tmp"):
+        assert not (tmp_path / name).exists()
+        (tmp_path / name).touch()
+    assert not deaths.give_up("run", job(tmp_path))
+    assert deaths.give_up("run", job(tmp_path))
+
+
 def test_other_runs_do_not_count() -> None:
     deaths = StageDeaths()
     assert not any(deaths.give_up(name, None) for name in ("a", "b", "", "a", "b", ""))

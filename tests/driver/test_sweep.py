@@ -29,8 +29,11 @@ from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.evaluate import TextQuestion, evaluate
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.metric_names import INCREASE, MetricNames
 from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
 from mbs_ray.report.compare import compare_runs, compare_with_dense
+from mbs_ray.report.page import write_report_page
+from mbs_ray.run.directory import RunDirectory
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec, validated
@@ -167,14 +170,38 @@ def test_a_sweep_ends_with_its_report(swept: tuple[Path, SweepResult, str]) -> N
     assert "What the stages did" in page and "Loss of every block" in page
 
 
+def test_run_directories_say_what_mlflow_was_told_and_are_reported_without_it(
+    swept: tuple[Path, SweepResult, str], tmp_path: Path
+) -> None:
+    out, _, _ = swept
+    page = (out / "tiny" / "report.html").read_text()
+    heavy = ("blocks", "checkpoint", "report.html")
+    untracked, older = (tmp_path / name / "tiny" for name in ("untracked", "older"))
+    shutil.copytree(out / "tiny", untracked, ignore=shutil.ignore_patterns("tracking.json", *heavy))
+    shutil.copytree(out / "tiny", older, ignore=shutil.ignore_patterns("run.json", *heavy))
+    for label in LABELS:
+        for folder in (untracked, older):
+            (folder / "runs" / label / "checkpoint").mkdir()
+        path = older / "runs" / label / "result.json"
+        content = json.loads(path.read_text())
+        assert list(content.pop("dense")) == ["all", "held-out"]
+        path.write_text(json.dumps(content))  # as the version before left it
+        facts = [RunDirectory(folder / "runs" / label).facts() for folder in (untracked, older)]
+        assert facts[0] == facts[1] and facts[0] is not None and facts[0].evaluation == ("held-out", "all")
+    assert write_report_page(untracked).read_text() == page
+    assert write_report_page(older).read_text() == page
+
+
 def test_the_same_command_again_computes_nothing_and_doubles_nothing(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path
 ) -> None:
     out, result, _ = swept
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    facts = {path: path.read_bytes() for path in out.glob("tiny/runs/*/run.json")}
     again, printed = run_sweep(spec(bloom, corpus, held_out, stages=1), out)
     assert "all runs are finished" in printed
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
+    assert len(facts) == len(LABELS) and {path: path.read_bytes() for path in facts} == facts
     for title, table in result.tables.items():
         pd.testing.assert_frame_equal(table, again.tables[title])
     client = MlflowClient(result.tracking_uri)
@@ -295,11 +322,11 @@ def test_two_runs_and_a_run_and_its_dense_model_are_compared_on_every_set(swept:
     held_out, everything = compare_with_dense(a)
     assert (held_out.a, held_out.b) == ("tiny-bloom (dense)", LABELS[0])
     metrics = json.loads((a / "result.json").read_text())["metrics"]
-    for one, tail in ((held_out, ""), (everything, "_all")):
+    for one, names in ((held_out, MetricNames()), (everything, MetricNames("all"))):
         for row in ("en", "fr", "hi", "sw", "geomean"):
             difference = one.differences[row]
-            assert difference.ratio == pytest.approx(metrics[f"ppl_increase{tail}/{row}"], rel=1e-9)
-            stored = stored_interval(metrics, f"ppl_increase{tail}/{row}")
+            assert difference.ratio == pytest.approx(metrics[names.increase(row)], rel=1e-9)
+            stored = stored_interval(metrics, names, INCREASE, row)
             assert difference.ratio_interval == pytest.approx(stored, rel=1e-9)
     for arguments, message in (
         ([a], "give either RUN_B or --dense"),
@@ -323,7 +350,7 @@ def test_runs_without_a_common_set_or_on_other_text_are_refused(
     (b / "result.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match=r"evaluation set all: .* other text or of another tokenizer"):
         compare_runs(a, b)
-    (b / "card.json").write_text((b / "card.json").read_text().replace('"held-out"', '"x"').replace('"all"', '"y"'))
+    (b / "run.json").write_text((b / "run.json").read_text().replace('"held-out"', '"x"').replace('"all"', '"y"'))
     changed = {**result, "evaluation": {"x": "0", "y": "0"}}
     (b / "result.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match=r"no evaluation set in common: .* held-out, all.* has x, y"):

@@ -20,10 +20,11 @@ from mbs_ray.cluster.resources import Resources
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver import pools as sweep_statistics
 from mbs_ray.driver.pools import refuse_moments_without_room
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.run.numerics import Numerics
-from mbs_ray.run.signature import signature
+from mbs_ray.run.signature import forward_fields, signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.support.engine import run_here
@@ -102,8 +103,9 @@ def prepared(sweep: SweepSpec, out: Path, stages: int) -> SweepJobs:
 def claim(jobs: SweepJobs) -> None:
     """Make the run directories of the jobs, as a sweep does before it begins."""
     for run in jobs.runs:
-        own = signature(run, jobs.resources.numerics, jobs.resources.layout.replicas)
-        jobs.folders.run(run.label).claim(own)
+        numerics, layout = jobs.resources.numerics, jobs.resources.layout
+        facts = run_facts(run, forward_fields(run, numerics), layout)
+        jobs.folders.run(run.label).claim(signature(run, numerics, layout.replicas), facts)
 
 
 def solve_here(sweep: SweepSpec, out: Path, stages: int) -> list[str]:

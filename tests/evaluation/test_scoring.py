@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from mbs_ray.evaluation import scoring
 from mbs_ray.evaluation.intervals import SegmentSums
+from mbs_ray.evaluation.metric_names import INCREASE, PERPLEXITY, MetricNames
 from mbs_ray.evaluation.perplexity import (
     LanguageScore,
     evaluation_metrics,
@@ -114,12 +115,13 @@ def test_increases_are_ratios_on_the_same_tokens_and_refuse_others() -> None:
     increases = perplexity_increases(compressed, dense)
     assert increases == {"en": pytest.approx(math.e), "sw": pytest.approx(math.e**2)}
     assert geometric_mean(increases) == pytest.approx(math.e**1.5)
-    metrics = evaluation_metrics(None, compressed, dense)
+    metrics = evaluation_metrics(MetricNames(), compressed, dense)
     assert metrics["ppl_increase/worst"] == pytest.approx(math.e**2)
     assert metrics["ppl_increase/geomean"] == pytest.approx(math.e**1.5)
     assert metrics["ppl/en"] == pytest.approx(math.exp(3))
     assert (metrics["scored_tokens/en"], metrics["scored_bytes/en"], metrics["scored_documents/sw"]) == (10, 30, 1)
-    assert evaluation_metrics("udhr", compressed, dense)["ppl_increase_udhr/sw"] == pytest.approx(math.e**2)
+    udhr = evaluation_metrics(MetricNames("udhr"), compressed, dense)
+    assert udhr["ppl_increase_udhr/sw"] == pytest.approx(math.e**2)
     for other in (segment_scores([25.0], [6]), segment_scores([12.0, 13.0], [2, 3])):
         with pytest.raises(ValueError, match=r"sw: .* same tokens"):
             perplexity_increases({"en": compressed["en"], "sw": other}, dense)
@@ -129,7 +131,7 @@ def test_intervals_are_metrics_beside_what_they_belong_to_and_absent_for_a_singl
     # Every segment of English loses one nat per token; Swahili has one segment.
     dense = {"en": segment_scores([12.0, 8.0], [6, 4]), "sw": segment_scores([15.0], [5])}
     compressed = {"en": segment_scores([18.0, 12.0], [6, 4]), "sw": segment_scores([25.0], [5])}
-    metrics = evaluation_metrics("udhr", compressed, dense)
+    metrics = evaluation_metrics(MetricNames("udhr"), compressed, dense)
     ends = {key: value for key, value in metrics.items() if "ci95" in key}
     assert ends == {
         "ppl_ci95_low_udhr/en": pytest.approx(math.exp(3)),
@@ -137,8 +139,10 @@ def test_intervals_are_metrics_beside_what_they_belong_to_and_absent_for_a_singl
         "ppl_increase_ci95_low_udhr/en": pytest.approx(math.e),
         "ppl_increase_ci95_high_udhr/en": pytest.approx(math.e),
     }
-    assert stored_interval(metrics, "ppl_increase_udhr/en") == pytest.approx((math.e, math.e))
-    assert stored_interval(metrics, "ppl_udhr/en") == pytest.approx((math.exp(3), math.exp(3)))
-    assert stored_interval(metrics, "ppl_udhr/sw") is None
-    english = evaluation_metrics(None, {"en": compressed["en"]}, {"en": dense["en"]})
+    udhr = MetricNames("udhr")
+    assert stored_interval(metrics, udhr, INCREASE, "en") == pytest.approx((math.e, math.e))
+    assert stored_interval(metrics, udhr, PERPLEXITY, "en") == pytest.approx((math.exp(3), math.exp(3)))
+    assert stored_interval(metrics, udhr, PERPLEXITY, "sw") is None
+    assert stored_interval(metrics, MetricNames(), PERPLEXITY, "en") is None
+    english = evaluation_metrics(MetricNames(), {"en": compressed["en"]}, {"en": dense["en"]})
     assert english["ppl_increase_ci95_high/geomean"] == pytest.approx(math.e)

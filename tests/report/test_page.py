@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from mbs_ray.cli import app
 from mbs_ray.report.figures.loss_curves import loss_curves
 from mbs_ray.report.page import write_report_page
 from mbs_ray.report.run_results import read_sweep
+from mbs_ray.run.directory import RunDirectory
 from mbs_ray.run.journal import Journal
+from mbs_ray.run.run_facts import RunFacts
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from mbs_ray.tracking.tracked_run import sweep_run
 
@@ -28,25 +31,29 @@ DENSE = dict(zip(LANGUAGES, (11.0, 22.0, 33.0, 44.0), strict=True))
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
 
-def write_run(sweep: Path, label: str, model: str = "tiny", text: str = "f" * 64, **changes: Any) -> Path:
-    """A run directory with all that the report reads; ``changes`` of what MLflow was told of it."""
+def write_run(sweep: Path, label: str, model: str = "tiny", text: str = "f" * 64) -> Path:
+    """A run directory, never tracked, with all that the report reads."""
     sampling = re.sub(r"^\w+-\w+-", "", label)
     folder = sweep / "runs" / label
     (folder / "checkpoint").mkdir(parents=True)
-    params = {
-        "languages": ",".join(LANGUAGES),
-        "segments": 64,
-        "sequence_length": 32,
-        "sampling": {"name": sampling.partition("-")[0]},
-        "fingerprint": {"model": "a" * 64, "calibration": (label.encode().hex() + "0" * 64)[:64]},
-        "resolved": {"compute_dtype": "float32", "microbatch": 8, "device": "cpu", "threads": 1, "torch": "2.13.0"},
-        "version": {"mbs_ray": "0.1.0", "ray": "2.60.0"},
-    }
-    tags = {"model": model, "method": label.removesuffix(f"-{sampling}"), "sampling": sampling, "seed": "0"}
-    sweep_told = {"key": "sweep", "name": sweep.name, "params": {"layout": {"stages": 2, "replicas": 3}}, "tags": {}}
-    run = {"key": label, "name": label, "params": params, "tags": {**tags, **changes}}
-    told = {"experiment": "an experiment", "sweep": sweep_told, "run": run}
-    (folder / "tracking.json").write_text(json.dumps(told))
+    facts = RunFacts(
+        label=label,
+        model=model,
+        method=label.removesuffix(f"-{sampling}"),
+        sampling=sampling,
+        sampling_name=sampling.partition("-")[0],
+        statistics="propagated",
+        seed=0,
+        languages=LANGUAGES,
+        evaluation=("held-out",),
+        segments=64,
+        sequence_length=32,
+        fingerprints={"model": "a" * 64, "calibration": (label.encode().hex() + "0" * 64)[:64]},
+        resolved={"compute_dtype": "float32", "microbatch": 8, "device": "cpu", "threads": 1, "torch": "2.13.0"},
+        versions={"mbs_ray": "0.1.0", "ray": "2.60.0"},
+        layout={"stages": 2, "replicas": 3},
+    )
+    RunDirectory(folder).claim({"model": "a" * 64}, facts)
     (folder / "allocation.json").write_text(json.dumps({"en": 63, "ta": 1}))
     journal = Journal(folder / "journal.jsonl")
     for block in range(3):
@@ -64,12 +71,40 @@ def finish(folder: Path, label: str, text: str) -> None:
         metrics[f"ppl/{language}"] = increase * DENSE[language]
         metrics[f"scored_tokens/{language}"], metrics[f"scored_documents/{language}"] = 1000.0, 7.0
     metrics["ppl_increase/geomean"], metrics["ppl_increase/worst"] = 1.2345678901234567, max(INCREASES[label])
-    card: dict[str, Any] = dict.fromkeys(("model", "base_model", "languages", "method", "sampling", "allocation"))
-    card |= dict.fromkeys(("sequence_length", "seed", "calibration", "version"))
-    perplexity = {language: (dense, metrics[f"ppl/{language}"]) for language, dense in DENSE.items()}
-    card["evaluation"] = [{"name": "held-out", "perplexity": perplexity, "bits_per_byte": {}}]
-    (folder / "card.json").write_text(json.dumps(card))
-    (folder / "result.json").write_text(json.dumps({"evaluation": {"held-out": text}, "metrics": metrics}))
+    RunDirectory(folder).finish({"evaluation": {"held-out": text}, "metrics": metrics, "dense": {"held-out": DENSE}})
+
+
+def as_the_version_before(sweep: Path, layout: dict[str, int]) -> None:
+    """Leave of the run directories of a sweep what they were before there was ``run.json``."""
+    for directory in RunDirectory.all_of(sweep):
+        facts, result = directory.facts(), json.loads((directory.path / "result.json").read_text())
+        assert facts is not None
+        params = {
+            "languages": ",".join(facts.languages),
+            "evaluation": ",".join(facts.evaluation),
+            "segments": facts.segments,
+            "sequence_length": facts.sequence_length,
+            "sampling": {"name": facts.sampling_name},
+            "method": {"name": facts.method.partition("-")[0]},
+            "seed": facts.seed,
+            "fingerprint": facts.fingerprints,
+            "resolved": facts.resolved,
+            "version": facts.versions,
+        }
+        tags = {"model": facts.model, "method": facts.method, "sampling": facts.sampling, "seed": str(facts.seed)}
+        tags |= {"statistics": facts.statistics, "mbs.folder": str(directory.path)}
+        told = {"key": "sweep", "name": sweep.name, "params": {"layout": layout, "mbs_ray": "0.1.0"}, "tags": {}}
+        run = {"key": facts.label, "name": facts.label, "params": params, "tags": tags}
+        directory.keep_tracking_identity({"experiment": "an experiment", "sweep": told, "run": run})
+        card: dict[str, Any] = dict.fromkeys(("model", "base_model", "languages", "method", "sampling", "allocation"))
+        card |= dict.fromkeys(("sequence_length", "seed", "calibration", "version"))
+        perplexity = {
+            code: (dense, result["metrics"][f"ppl/{code}"]) for code, dense in result.pop("dense")["held-out"].items()
+        }
+        card["evaluation"] = [{"name": "held-out", "perplexity": perplexity, "bits_per_byte": {}}]
+        (directory.path / "card.json").write_text(json.dumps(card))
+        (directory.path / "result.json").write_text(json.dumps(result))
+        (directory.path / "run.json").unlink()
 
 
 @pytest.fixture
@@ -176,6 +211,29 @@ def test_every_run_and_language_has_its_exact_numbers_and_the_best_is_marked(swe
     assert set(runs) == set(INCREASES) and runs["wanda-50-monolingual-en"][-1]["text"] == "ta"
 
 
+def test_directories_of_the_version_before_are_reported_as_they_would_be_now(sweep: Path) -> None:
+    now = write_report_page(sweep).read_text()
+    as_the_version_before(sweep, {"stages": 2, "replicas": 3})
+    assert not list(sweep.glob("runs/*/run.json"))
+    assert write_report_page(sweep).read_text() == now
+    # What MLflow was told is read for as long as there is nothing better.
+    one = RunDirectory(sweep / "runs" / "wanda-50-equal")
+    facts = one.facts()
+    assert facts is not None
+    one.claim({}, replace(facts, versions={"mbs_ray": "0.2.0"}, layout={"stages": 7, "replicas": 1}))
+    page = Page(write_report_page(sweep))
+    assert "mbs_ray0.1.0, 0.2.0" in page.text.replace("\n", "") and "stages7" in page.text
+
+
+def test_nothing_of_what_mlflow_was_told_is_read_as_data(sweep: Path) -> None:
+    page = write_report_page(sweep).read_text()
+    for directory in RunDirectory.all_of(sweep):
+        directory.keep_tracking_identity(
+            {"experiment": "x", "sweep": {"params": {}}, "run": {"params": {}, "tags": {}}}
+        )
+    assert write_report_page(sweep).read_text() == page
+
+
 def test_a_run_that_is_not_finished_is_listed_and_a_later_page_replaces_the_first(sweep: Path) -> None:
     (sweep / "runs" / "wanda-50-equal" / "result.json").unlink()
     (sweep / "runs" / "wanda-50-equal" / "allocation.json").unlink()  # killed early
@@ -249,8 +307,11 @@ def test_the_command_writes_where_it_is_told_and_refuses_other_folders(sweep: Pa
 def test_the_page_is_given_to_the_sweeps_run_and_a_server_that_is_away_is_no_failure(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    as_the_version_before(sweep, {})
+    told = RunDirectory(sweep / "runs" / "wanda-50-equal").tracking_identity()
+    assert told is not None
     uri = database_uri(tmp_path)
-    parent = sweep_run(MlflowConnection(uri, "an experiment", tmp_path / "artifacts"), "sweep", sweep.name, {}, {})
+    parent = sweep_run(MlflowConnection(uri, told["experiment"], tmp_path / "artifacts"), **told["sweep"])
     result = invoke(sweep)
     assert result.exit_code == 0 and "logged to the sweep's run in MLflow" in result.stdout, result.output
     names = [file.path for file in MlflowClient(uri).list_artifacts(parent.run_id)]

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from mbs_ray.cluster.layout import Layout
 from mbs_ray.compression.block_report import BlockReport, LinearReport, write_block_report
 from mbs_ray.compression.layer_error import LayerError
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -46,7 +49,7 @@ def prepared(models: list[Path], corpus: Path, cache: Path, evaluated: bool = Tr
 def begun(connection: MlflowConnection, folders: SweepFolders, runs: list[PreparedRun]) -> SweepTracking:
     tracked = SweepTracking(connection, folders, {})
     for run in runs:
-        folders.run(run.label).blocks.mkdir(parents=True, exist_ok=True)
+        folders.run(run.label).claim({"label": run.label}, run_facts(run, {}, Layout(1)))
         tracked.begin(run, {"label": run.label}, {})
     return tracked
 
@@ -128,6 +131,30 @@ def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
     assert first == "**magnitude-50** on tiny-bloom, calibration **monolingual-sw**: 6 segments of 32 tokens, seed 0."
     assert "On held-out" in second and "**1.237**" in second and "1.457 in the worst" in second
     assert table[-2:] == ["| en | 0 | 12.35 | 1.050 |  |", "| sw | 6 | 30.00 | 1.457 | 1.432 … 1.500 |"]
+
+
+def test_the_note_says_what_the_run_directory_says_not_what_mlflow_was_told(
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
+) -> None:
+    run = prepared([bloom], corpus, folders.cache)[0]
+    tracked = begun(connection, folders, [run])
+    directory = folders.run(run.label)
+    facts = directory.facts()
+    assert facts is not None
+    assert (facts.label, facts.model, facts.method, facts.sampling) == (
+        run.label,
+        "tiny-bloom",
+        "magnitude-50",
+        "equal",
+    )
+    assert (facts.languages, facts.evaluation, facts.segments, facts.seed) == (("en", "sw"), ("held-out",), 6, 0)
+    assert facts.fingerprints == {"model": run.model.fingerprint, "calibration": run.calibration.fingerprint}
+    directory.claim({"label": run.label}, replace(facts, method="a-method", evaluation=("a-set",), seed=7))
+    assert tracked.finish(run.label, METRICS | SUMMARIES)
+    (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
+    first, second, *_ = stored.data.tags["mlflow.note.content"].splitlines()
+    assert first.startswith("**a-method** on tiny-bloom") and first.endswith("seed 7.") and "On a-set" in second
+    assert stored.data.tags["method"] == "magnitude-50" and stored.data.params["evaluation"] == "held-out"
 
 
 def test_a_run_without_evaluation_has_a_view_and_a_note_too(

@@ -107,13 +107,13 @@ def test_a_run_is_found_again_by_its_key_under_its_sweep_alone(
 ) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
     first, second = connect(), connect()
-    sweep = first.sweep("a", "a", {}, {})
-    run = first.run(sweep, "a", "run", {}, {}, journal)
+    sweep = sweep_run(first, "a", "a", {}, {})
+    run = child_run(first, sweep, "a", "run", {}, {}, journal)
     run.finish("KILLED")
-    same_sweep = second.sweep("a", "renamed", {}, {})
-    same = second.run(same_sweep, "a", "run", {}, {}, journal)
-    other_key = second.run(same_sweep, "b", "run", {}, {}, journal)
-    other_sweep = second.run(second.sweep("b", "b", {}, {}), "a", "run", {}, {}, journal)
+    same_sweep = sweep_run(second, "a", "renamed", {}, {})
+    same = child_run(second, same_sweep, "a", "run", {}, {}, journal)
+    other_key = child_run(second, same_sweep, "b", "run", {}, {}, journal)
+    other_sweep = child_run(second, sweep_run(second, "b", "b", {}, {}), "a", "run", {}, {}, journal)
     assert (same_sweep.run_id, same.run_id) == (sweep.run_id, run.run_id)
     assert len({sweep.run_id, run.run_id, other_key.run_id, other_sweep.run_id}) == 4
     assert second.client.get_run(run.run_id).info.status == "RUNNING"

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mbs_ray.evaluation.comparison import Difference
+from mbs_ray.evaluation.metric_names import GEOMEAN
 from mbs_ray.report.colours import BETTER, GRID, NOISE, WORSE
 from mbs_ray.report.figures.canvas import new_figure
 
@@ -19,7 +20,7 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
 
     The axis is logarithmic: half and double are equally far from 1.
     """
-    rows = [position + (name == "geomean") * 0.4 for position, name in enumerate(differences)]
+    rows = [position + (name == GEOMEAN) * 0.4 for position, name in enumerate(differences)]
     # The names of runs in the title are full of hyphens.
     shown = textwrap.fill(title, 64, break_on_hyphens=False)
     figure = new_figure(_WIDTH, 1.5 + _ROW * (rows[-1] + 1), shown)
@@ -30,7 +31,7 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
         colour = _COLOURS.get(one.verdict, NOISE)
         if one.ratio_interval is not None:
             axes.plot(one.ratio_interval, (row, row), color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot([one.ratio], [row], "D" if name == "geomean" else "o", color=colour, markersize=5)
+        axes.plot([one.ratio], [row], "D" if name == GEOMEAN else "o", color=colour, markersize=5)
     axes.set_yticks(rows, list(differences))
     axes.set_ylim(rows[-1] + 0.6, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))

@@ -14,10 +14,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.report.colours import LOSSES
 from mbs_ray.report.figures.canvas import CHARACTER, ink_on, new_figure, wrapped
 
-_SUMMARIES = ("geomean", "worst")
 _GAP = 0.3  # of a cell: between methods, and between languages and summaries
 _CELL_WIDTH, CELL_HEIGHT = 0.6, 0.27  # inches
 
@@ -31,11 +31,11 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     """
     if increase.empty or (increase <= 0).any(axis=None):
         raise InputError(f"{title}: the heatmap needs at least one run, and ratios above zero")
-    summaries = [summary for summary in _SUMMARIES if summary in increase.index]
-    rows = [str(row) for row in increase.index if row not in _SUMMARIES] + summaries
+    summaries = [summary for summary in SUMMARIES if summary in increase.index]
+    rows = [str(row) for row in increase.index if row not in SUMMARIES] + summaries
     runs = [column if isinstance(column, tuple) else ("", column) for column in increase.columns]
     methods, labels = [str(run[0]) for run in runs], [str(run[-1]) for run in runs]
-    x, y = _positions(methods), _positions([row in _SUMMARIES for row in rows])
+    x, y = _positions(methods), _positions([row in SUMMARIES for row in rows])
 
     width = max(4.5, (x[-1] + 1) * _CELL_WIDTH + 2.2)
     height = (y[-1] + 1) * CELL_HEIGHT + max(map(len, labels)) * CHARACTER + 1.6
@@ -46,7 +46,7 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     # At least a tenth wide, so that noise around 1 stays pale.
     scale = ScalarMappable(LogNorm(finite.min(initial=1.0), finite.max(initial=1.1)), LOSSES)
     for row, column in np.ndindex(*values.shape):
-        _cell(axes, x[column], y[row], float(values[row, column]), scale, bold=rows[row] in _SUMMARIES)
+        _cell(axes, x[column], y[row], float(values[row, column]), scale, bold=rows[row] in SUMMARIES)
     axes.set(xlim=(-0.5, x[-1] + 0.5), ylim=(y[-1] + 0.5, -0.5))
     axes.set_xticks(x, labels, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(y, rows)

@@ -19,15 +19,15 @@ def loss_curves(runs: Sequence[RunResults]) -> Figure:
 
     Samplings of one kind (two temperatures) differ in their style; seeds of one sampling do not.
     """
-    methods = list(dict.fromkeys(run.method for run in runs))
+    methods = list(dict.fromkeys(run.facts.method for run in runs))
     styles = _styles(runs)
     figure = new_figure(1.0 + _PANEL_WIDTH * max(len(methods), 2), _HEIGHT)
     panels = figure.subplots(1, len(methods), sharey=len({run.loss_name for run in runs}) == 1, squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
-        own = [run for run in runs if run.method == method]
+        own = [run for run in runs if run.facts.method == method]
         for run in own:
-            colour = SAMPLING_COLOURS.get(run.sampling_name, OTHER_SAMPLING)
-            line = {"color": colour, "linestyle": styles[run.sampling], "linewidth": 1.4, "markersize": 3}
+            colour = SAMPLING_COLOURS.get(run.facts.sampling_name, OTHER_SAMPLING)
+            line = {"color": colour, "linestyle": styles[run.facts.sampling], "linewidth": 1.4, "markersize": 3}
             axes.plot(list(run.losses), list(run.losses.values()), marker="o", **line)
         axes.set_title(method, fontsize=9)
         axes.set_xlabel("block", fontsize=8)
@@ -42,7 +42,7 @@ def loss_curves(runs: Sequence[RunResults]) -> Figure:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(runs[0].loss_name, fontsize=8)
-    kinds = {run.sampling: run.sampling_name for run in runs}
+    kinds = {run.facts.sampling: run.facts.sampling_name for run in runs}
     handles = [
         Line2D([], [], color=SAMPLING_COLOURS.get(kind, OTHER_SAMPLING), linestyle=styles[sampling], label=sampling)
         for sampling, kind in kinds.items()
@@ -54,7 +54,7 @@ def loss_curves(runs: Sequence[RunResults]) -> Figure:
 def _styles(runs: Sequence[RunResults]) -> Mapping[str, str]:
     of_kind: dict[str, list[str]] = {}
     for run in runs:
-        own = of_kind.setdefault(run.sampling_name, [])
-        if run.sampling not in own:
-            own.append(run.sampling)
+        own = of_kind.setdefault(run.facts.sampling_name, [])
+        if run.facts.sampling not in own:
+            own.append(run.facts.sampling)
     return {one: _STYLES[place % len(_STYLES)] for own in of_kind.values() for place, one in enumerate(own)}

@@ -1,0 +1,60 @@
+"""Names of the metrics of an evaluation set: ``ppl_udhr/sw`` is the perplexity of Swahili on the set ``udhr``.
+
+A name is a family, what tells the set, and a row: ``ppl_increase`` + ``_udhr`` + ``/`` + ``sw``. The ends of a 95 %
+interval have families of their own: ``ppl_increase_ci95_low_udhr/sw``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Family = Literal["ppl", "bpb", "ppl_increase", "scored_tokens", "scored_bytes", "scored_documents"]
+PERPLEXITY: Family = "ppl"
+BITS_PER_BYTE: Family = "bpb"
+INCREASE: Family = "ppl_increase"
+SCORED_TOKENS: Family = "scored_tokens"
+SCORED_BYTES: Family = "scored_bytes"
+SCORED_DOCUMENTS: Family = "scored_documents"
+
+#: Rows of an increase that are no languages, in the order of tables: geometric mean of the languages, worst language.
+SUMMARIES = GEOMEAN, WORST = "geomean", "worst"
+
+
+@dataclass(frozen=True)
+class MetricNames:
+    """Names of the metrics of one evaluation set.
+
+    The first evaluation set of a run has no name in its metrics: ``set_name`` is None, and its perplexity ``ppl/sw``.
+    """
+
+    set_name: str | None = None
+
+    @classmethod
+    def by_set(cls, sets: Iterable[str]) -> dict[str, "MetricNames"]:
+        """Map the evaluation sets of a run, the first one first, to the names of their metrics."""
+        return {name: cls(name if position else None) for position, name in enumerate(sets)}
+
+    def metric(self, family: Family, row: str) -> str:
+        return f"{self._head(family)}/{row}"
+
+    def perplexity(self, language: str) -> str:
+        return self.metric(PERPLEXITY, language)
+
+    def bits_per_byte(self, language: str) -> str:
+        return self.metric(BITS_PER_BYTE, language)
+
+    def increase(self, row: str) -> str:
+        """Name the perplexity over that of the dense model, of a language or one of :data:`SUMMARIES`."""
+        return self.metric(INCREASE, row)
+
+    def interval(self, family: Family, row: str) -> tuple[str, str]:
+        """Name both ends, low and high, of the 95 % interval of a metric."""
+        return f"{self._head(f'{family}_ci95_low')}/{row}", f"{self._head(f'{family}_ci95_high')}/{row}"
+
+    def rows(self, family: Family, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Pick the values of a family of this set, by row, from all metrics of a run."""
+        beginning = self.metric(family, "")
+        return {name.removeprefix(beginning): value for name, value in metrics.items() if name.startswith(beginning)}
+
+    def _head(self, family: str) -> str:
+        return family if self.set_name is None else f"{family}_{self.set_name}"

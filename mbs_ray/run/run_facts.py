@@ -1,0 +1,42 @@
+"""The facts of a run, ``run.json`` in its directory: what it is, settled before anything is measured."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run is; plain values, fit for JSON, and no paths.
+
+    ``method``, ``sampling`` and ``statistics`` are labels, ``sampling_name`` is the strategy's name. ``evaluation``
+    names the evaluation sets, the first one first. ``segments`` of ``sequence_length`` tokens are the calibration set,
+    or with dense statistics those that moments are taken from. ``fingerprints`` has those of the ``model`` and of the
+    ``calibration`` set, ``resolved`` the fields of :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`. ``layout`` is
+    that of the last command that worked on the run.
+    """
+
+    label: str
+    model: str
+    method: str
+    sampling: str
+    sampling_name: str
+    statistics: str
+    seed: int
+    languages: tuple[str, ...]
+    evaluation: tuple[str, ...]
+    segments: int
+    sequence_length: int
+    fingerprints: Mapping[str, str]
+    resolved: Mapping[str, Any]
+    versions: Mapping[str, str]
+    layout: Mapping[str, int]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunFacts":
+        """Read what :meth:`to_json` made."""
+        languages, evaluation = tuple(content["languages"]), tuple(content["evaluation"])
+        return cls(**{**content, "languages": languages, "evaluation": evaluation})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
