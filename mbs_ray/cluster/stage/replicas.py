@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -33,6 +33,34 @@ class ReplicaGaveUpError(RunAbandonedError):
     """Another replica of this stage could not go on with the run, and says why itself."""
 
 
+class StageReplicas(Protocol):
+    """The actors that hold the same blocks, as one of them, number ``rank`` of ``size``, sees them."""
+
+    rank: int
+    size: int
+
+    def agree(self, yes: bool = True) -> bool:
+        """Return whether all replicas say yes; all of them meet here, in the same order.
+
+        Raises :class:`ReplicaGaveUpError` where one came by :meth:`give_up`, :class:`ReplicaLostError` where one died.
+        """
+
+    def give_up(self) -> None:
+        """Come to where the others meet next to tell them that this one cannot go on with the run."""
+
+    def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
+        """Sum what all replicas collected at the owner of each linear; what others own is forgotten here."""
+
+    def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
+        """Bring the weights of all owners to every replica, their packed forms and reports to replica 0.
+
+        ``tensors`` tell shapes and types of the weights, by the names of their parameters.
+        """
+
+    def add_up(self, sums: Tensor) -> None:
+        """Sum a tensor in host memory at replica 0, in place; what is zero but at one replica keeps its bits."""
+
+
 class SingleReplica:
     """The only replica of its stage: it agrees with itself and has everything."""
 
@@ -40,31 +68,22 @@ class SingleReplica:
     size = 1
 
     def agree(self, yes: bool = True) -> bool:
-        """Whether all replicas say yes; all of them meet here, in the same order.
-
-        Raises :class:`ReplicaGaveUpError` where one came by :meth:`give_up`, :class:`ReplicaLostError` where one died.
-        """
         return yes
 
     def give_up(self) -> None:
-        """Come to where the others meet next to tell them that this one cannot go on with the run."""
+        """There is nobody to tell."""
 
     def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
-        """What all replicas collected, summed at the owner of each linear; what others own is forgotten here."""
         return collected
 
     def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
-        """The weights of all owners at every replica, their packed forms and reports at replica 0.
-
-        ``tensors`` tell shapes and types of the weights, by the names of their parameters.
-        """
         return solved
 
     def add_up(self, sums: Tensor) -> None:
-        """Sum a tensor in host memory at replica 0, in place; what is zero but at one replica keeps its bits."""
+        """The sums are whole already."""
 
 
-class ReplicaGroup(SingleReplica):
+class ReplicaGroup:
     """The process group of a stage of several replicas (gloo, and nccl for what lies on CUDA).
 
     ``store`` is where they find each other: the first replica's, see :func:`hosted_store`, the others have joined it.
