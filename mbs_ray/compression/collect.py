@@ -82,6 +82,7 @@ class _Recording:
 
     def record(self, name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
         moments, energies = self.collected.moments, self.collected.energies
+        # The first linear that is called with a tensor adds it to a moment; the others called with it share the moment.
         seen = self._latest[1] if self._latest is not None and self._latest[0] is inputs else None
         if name not in moments:
             moments[name] = seen or Moment.zeros(shape_of(module)[1], self._statistic, device=inputs.device)

@@ -50,7 +50,7 @@ class MomentSum:
 
     # Moments are plain sums over tokens, so the moments of any mix of languages are a weighted sum of the moments of
     # each: collected once from the dense model, they serve every allocation without another forward. A sum is keyed by
-    # the linears that share its input, and grows by pieces, so that no second moment lies beside it on the device.
+    # the linears that share its input, and grows by pieces: the device never holds a stored moment whole.
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""The inverse factor of a Hessian, by recursive 2×2 blocks, in one buffer beside the moment."""
+"""The inverse factor of a Hessian, by recursive 2×2 blocks, in one buffer in addition to the moment."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def inverse_factor(moment: Moment, damping: float, name: str, *, by_activation: 
     """Factor the inverse Hessian, raising the damping tenfold, up to 1, for as long as that fails.
 
     by_activation: solve the columns in descending order of their mean squared input (GPTQ's activation
-    order) instead of as they stand. Holds at most two float32 buffers of columns² beside the moment.
+    order) instead of as they stand. Holds at most two float32 buffers of columns² in addition to the moment.
     Raises InputError if even damping 1 fails.
     """
     mean, dead = moment.live_mean(), moment.dead()

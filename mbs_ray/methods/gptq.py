@@ -64,6 +64,7 @@ class GPTQ(Factored, Quantization):
 
         solve_columns(work, factor.upper, [grids.unit], final, written)
         loss = solved_loss(work, weight, written, factor, moment)
+        # Back from the order of solving to the columns' own.
         own = slice(None) if factor.order is None else torch.argsort(factor.order)
         return measured(
             weight,

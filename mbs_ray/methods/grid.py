@@ -109,6 +109,7 @@ class Grid:
             ranges += [(low * share, high * share) for share in shares]
         elif before is not None:
             ranges.append((torch.maximum(low, before[0]), torch.minimum(high, before[1])))
+        # Slice by slice the range of least error wins; the first one covers all weights, and is kept on a tie.
         grids = (cls.covering(*one, method.bits, method.symmetric, dtype) for one in ranges)
         best = next(grids)
         least = None

@@ -45,6 +45,7 @@ class Wanda(Pruning):
             norms = torch.where(dead, moment.live_mean(), diagonal).sqrt()
             pruned = lowest_of_groups(sizes * norms, *kept)
         else:
+            # Live columns are compared by score and dead ones by magnitude, each for their own part of the count.
             weights = columns if self.scope == "row" else rows * columns
             total, of_dead = (count_zeros(self.sparsity, n) for n in (weights, weights // columns * int(dead.sum())))
             pruned = self._chosen(sizes * diagonal.sqrt(), dead, total - of_dead) | self._chosen(sizes, ~dead, of_dead)
