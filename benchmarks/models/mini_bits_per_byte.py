@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.driver.evaluate import evaluate_model
 from mbs_ray.driver.progress import Progress
 from mbs_ray.languages.facts import PAPER_LANGUAGES
@@ -105,11 +106,8 @@ def model_bits_per_byte(model: Path, scored: dict[str, list[str]]) -> dict[str, 
             languages="paper",
             sets={"validation": spec},
             compute_dtype="auto",
-            stages=1,
-            replicas=1,
-            threads=None,
+            cluster=ClusterOptions(stages=1, replicas=1),
             out=Path(folder) / "out",
-            address=None,
             progress=Progress(Console(stderr=True)),
         )
     _, scores = sets["validation"]

@@ -67,7 +67,7 @@ def evaluate(
     --corpus: perplexity and bits per byte. --tasks: accuracy.
     """
     with one_line_errors():
-        from mbs_ray.cluster.offload import Offload
+        from mbs_ray.cluster.cluster_options import ClusterOptions
         from mbs_ray.driver.progress import Progress
 
         if not corpus and tasks is None:
@@ -76,13 +76,9 @@ def evaluate(
         how: dict[str, Any] = {
             "revision": revision,
             "compute_dtype": compute_dtype,
-            "stages": stages,
-            "replicas": replicas,
-            "threads": threads,
+            "cluster": ClusterOptions(stages, replicas, threads, offload, nvme_path and nvme_path.absolute(), address),
             "out": absolute(out),
-            "address": address,
             "progress": Progress(console),
-            "offload": Offload(offload, nvme_path and nvme_path.absolute()),
         }
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
@@ -109,6 +105,7 @@ def similarity(
     """Measure how alike languages are inside a dense model: angles between the inputs of its blocks, and clusters."""
     with one_line_errors():
         from mbs_ray.cli.terminal_tables import similarity_table
+        from mbs_ray.cluster.cluster_options import ClusterOptions
         from mbs_ray.driver.progress import Progress
         from mbs_ray.driver.similarity import language_similarity
 
@@ -122,9 +119,8 @@ def similarity(
             sequence_length=sequence_length,
             seed=seed,
             compute_dtype=compute_dtype,
-            threads=threads,
+            cluster=ClusterOptions(threads=threads, address=address),
             out=absolute(out),
-            address=address,
             progress=Progress(console),
         )
         for block in (0, result.similarity.blocks - 1):

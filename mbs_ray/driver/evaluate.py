@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.layout import Layout, resolve_layout
 from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
-from mbs_ray.cluster.offload import AUTO, Offload
+from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.driver.progress import Progress
@@ -31,24 +32,20 @@ def evaluate_model(
     languages: str,
     sets: Mapping[str, EvaluationSpec],
     compute_dtype: str,
-    stages: int | None,
-    replicas: int | None,
-    threads: int | None,
+    cluster: ClusterOptions,
     out: Path,
-    address: str | None,
     progress: Progress,
-    offload: Offload = AUTO,
 ) -> dict[str, tuple[Path, dict[str, LanguageScore]]]:
     """Score a checkpoint, block by block over all segments: set → (file of token scores, scores).
 
     Raises :class:`InputError` before any actor starts where the model or a text cannot be used.
     """
-    asked = parse_languages(languages)
+    asked, offload = parse_languages(languages), cluster.tiers
     opened = read_through(model, revision, out / "cache", progress.work)
     requests = evaluation_requests(sets, opened, asked, 0)
     checked = CheckedTexts()
     texts = {name: checked.check(request) for name, request in requests.items()}
-    with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
+    with connected(cluster.address, cluster.cpus):
         files = []
         for name, text in texts.items():
             progress.say(f"drawing evaluation text {name}")
@@ -56,14 +53,14 @@ def evaluate_model(
             files.append(job_text(name, drawn))
         microbatch = auto_microbatch(max(request.sequence_length for request in requests.values()))
         layout = resolve_layout(
-            stages,
-            replicas,
-            actors=room_for_actors(threads),
+            cluster.stages,
+            cluster.replicas,
+            actors=room_for_actors(cluster.threads),
             runs=1,
             blocks=opened.decoder.blocks,
             microbatches=max(-(-len(file.languages) // microbatch) for file in files),
         )
-        numerics = resolve_numerics(layout.actors, threads)
+        numerics = resolve_numerics(layout.actors, cluster.threads)
         tokens = sum(len(file.languages) * texts[file.name].sequence_length for file in files)
         job = Job(
             key=opened.name,

@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mbs_ray import __version__
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import connected
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, resolve_layout
 from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
-from mbs_ray.cluster.offload import AUTO, Offload
+from mbs_ray.cluster.offload import Offload
 from mbs_ray.driver.evaluate import run_alone, scoring_shards
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.token_requests import TokenRequests
@@ -44,13 +45,9 @@ def evaluate_tasks(
     limit: int | None,
     include_path: Path | None,
     compute_dtype: str,
-    stages: int | None,
-    replicas: int | None,
-    threads: int | None,
+    cluster: ClusterOptions,
     out: Path,
-    address: str | None,
     progress: Progress,
-    offload: Offload = AUTO,
 ) -> tuple[Path, list[TaskScore]]:
     """Accuracy of a checkpoint on tasks, by language; also told to MLflow. Answers with the file of the scores.
 
@@ -58,13 +55,14 @@ def evaluate_tasks(
     starts where the model or a task cannot be used.
     """
     require_harness()
+    stages, replicas, threads, offload = cluster.stages, cluster.replicas, cluster.threads, cluster.tiers
     opened_tasks = open_tasks(tasks, include_path)
     opened = read_through(model, revision, out / "cache", progress.work)
     tokenizer = _tokenizer(opened.checkpoint.folder)
     connection = MlflowConnection(default_tracking_uri(out), EXPERIMENT, out / "artifacts")
     from mbs_ray.evaluation.staged_lm import StagedLM
 
-    with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
+    with connected(cluster.address, cluster.cpus):
         dtype = resolve_numerics(1, threads).compute_dtype(compute_dtype, opened.decoder.stored_dtype)
         settings = {
             "model": model,

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.numerics import Numerics
 from mbs_ray.driver.conclusion import SweepResult
@@ -278,11 +279,8 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
         languages="en,fr,sw,hi",
         sets={"held-out": validated(EvaluationSpec, {"corpus": str(held_out), "segments": 5, "sequence_length": 32})},
         compute_dtype="auto",
-        stages=1,
-        replicas=1,
-        threads=1,
+        cluster=ClusterOptions(stages=1, replicas=1, threads=1),
         out=out,
-        address=None,
         progress=Progress(Console(file=io.StringIO())),
     )
     _, scores = alone["held-out"]
