@@ -1,25 +1,15 @@
 """``mbs evaluate | similarity``: what is asked of a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from mbs_ray.cli.cluster_arguments import with_cluster, without
 from mbs_ray.cli.inputs import absolute, evaluation_sets, model_given, one_line_errors
-from mbs_ray.cli.options import (
-    Address,
-    ComputeDtype,
-    Languages,
-    NvmePath,
-    OffloadTier,
-    Out,
-    Replicas,
-    Revision,
-    SequenceLength,
-    Stages,
-    Threads,
-)
+from mbs_ray.cli.options import ComputeDtype, Languages, Out, Revision, SequenceLength
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
 app = typer.Typer()
@@ -29,8 +19,10 @@ app = typer.Typer()
     epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results   "
     "or: mbs evaluate ./bloom-560m --tasks xnli,xcopa,xstorycloze --out ./results"
 )
+@with_cluster()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
+    *,
     out: Out,
     corpus: Annotated[
         list[Path] | None, typer.Option("--corpus", help="Folder with text to score; may be repeated.")
@@ -55,43 +47,63 @@ def evaluate(
         Path | None, typer.Option("--include-path", help="Folder with task files of your own, for --tasks.")
     ] = None,
     compute_dtype: ComputeDtype = "auto",
-    stages: Stages = None,
-    replicas: Replicas = None,
-    threads: Threads = None,
-    offload: OffloadTier = "auto",
-    nvme_path: NvmePath = None,
-    address: Address = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Score a checkpoint, dense or compressed, language by language.
 
     --corpus: perplexity and bits per byte. --tasks: accuracy.
     """
     with one_line_errors():
-        from mbs_ray.cluster.cluster_options import ClusterOptions
+        from mbs_ray.cli.terminal_tables import accuracy_table, score_table
+        from mbs_ray.driver.evaluate import evaluate_model
+        from mbs_ray.driver.evaluate_tasks import evaluate_tasks
         from mbs_ray.driver.progress import Progress
+        from mbs_ray.run.spec import EvaluationSpec
+        from mbs_ray.run.sweep_spec import validated
 
         if not corpus and tasks is None:
             raise InputError("nothing to score: give --corpus with text, or --tasks, or both")
-        console = Console()
-        how: dict[str, Any] = {
-            "revision": revision,
-            "compute_dtype": compute_dtype,
-            "cluster": ClusterOptions(stages, replicas, threads, offload, nvme_path and nvme_path.absolute(), address),
-            "out": absolute(out),
-            "progress": Progress(console),
-        }
+        console, shown = Console(), Path(model).name
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
-            _score_text(model_given(model), evaluation_sets(corpus, segments), asked, languages, how)
+            for set_name, (path, scores) in evaluate_model(
+                model_given(model),
+                revision=revision,
+                languages=languages,
+                sets={
+                    set_name: validated(EvaluationSpec, {**content, **asked})
+                    for set_name, content in evaluation_sets(corpus, segments).items()
+                },
+                compute_dtype=compute_dtype,
+                cluster=cluster,
+                out=absolute(out),
+                progress=Progress(console),
+            ).items():
+                console.print(score_table(f"{shown} on {set_name}", scores))
+                console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
         if tasks is not None:
-            names = [name.strip() for name in tasks.split(",") if name.strip()]
-            _score_tasks(model_given(model), names, {"shots": shots, "limit": limit, "include_path": include_path}, how)
+            path, accuracies = evaluate_tasks(
+                model_given(model),
+                revision=revision,
+                tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+                shots=shots,
+                limit=limit,
+                include_path=include_path,
+                compute_dtype=compute_dtype,
+                cluster=cluster,
+                out=absolute(out),
+                progress=Progress(console),
+            )
+            console.print(accuracy_table(f"accuracy of {shown}, {shots} shots", accuracies))
+            console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")
+@with_cluster(without("stages", "replicas", "offload", "nvme_path"))
 def similarity(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
     corpus: Annotated[Path, typer.Argument(help="Folder of <language>.parquet|.jsonl|.txt")],
+    *,
     out: Out,
     revision: Revision = None,
     languages: Languages = "paper",
@@ -99,13 +111,11 @@ def similarity(
     sequence_length: SequenceLength = 2048,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the drawing of text.")] = 0,
     compute_dtype: ComputeDtype = "auto",
-    threads: Threads = None,
-    address: Address = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure how alike languages are inside a dense model: angles between the inputs of its blocks, and clusters."""
     with one_line_errors():
         from mbs_ray.cli.terminal_tables import similarity_table
-        from mbs_ray.cluster.cluster_options import ClusterOptions
         from mbs_ray.driver.progress import Progress
         from mbs_ray.driver.similarity import language_similarity
 
@@ -119,7 +129,7 @@ def similarity(
             sequence_length=sequence_length,
             seed=seed,
             compute_dtype=compute_dtype,
-            cluster=ClusterOptions(threads=threads, address=address),
+            cluster=cluster,
             out=absolute(out),
             progress=Progress(console),
         )
@@ -128,31 +138,6 @@ def similarity(
             console.print(similarity_table(title, result.similarity, block))
         for path in result.files:
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
-        console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)
         if not result.tracked:
             console.print("MLflow has not taken everything yet; the same command tries again")
-
-
-def _score_text(
-    model: str, corpora: dict[str, dict[str, Any]], asked: dict[str, Any], languages: str, how: dict[str, Any]
-) -> None:
-    from mbs_ray.cli.terminal_tables import score_table
-    from mbs_ray.driver.evaluate import evaluate_model
-    from mbs_ray.run.spec import EvaluationSpec
-    from mbs_ray.run.sweep_spec import validated
-
-    console = Console()
-    sets = {set_name: validated(EvaluationSpec, {**content, **asked}) for set_name, content in corpora.items()}
-    for set_name, (path, scores) in evaluate_model(model, languages=languages, sets=sets, **how).items():
-        console.print(score_table(f"{Path(model).name} on {set_name}", scores))
-        console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
-
-
-def _score_tasks(model: str, names: list[str], asked: dict[str, Any], how: dict[str, Any]) -> None:
-    from mbs_ray.cli.terminal_tables import accuracy_table
-    from mbs_ray.driver.evaluate_tasks import evaluate_tasks
-
-    console = Console()
-    path, scores = evaluate_tasks(model, tasks=names, **asked, **how)
-    console.print(accuracy_table(f"accuracy of {Path(model).name}, {asked['shots']} shots", scores))
-    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)

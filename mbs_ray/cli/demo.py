@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from mbs_ray.driver.conclusion import SweepResult
-from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
 from mbs_ray.report.increase_table import SUMMARIES
 from mbs_ray.run.sweep_spec import SweepSpec, validated
@@ -53,11 +50,6 @@ def demo_sweep(models: Sequence[Path]) -> SweepSpec:
     }
     # One thread always, so that the bits of the demo do not depend on the number of cores.
     return validated(SweepSpec, {"name": "demo", "run": run, "grid": grid, "layout": {"stages": 2}, "threads": 1})
-
-
-def run_demo(out: Path, address: str | None, console: Console, models: Sequence[Path] | None = None) -> SweepResult:
-    """Conduct the demo's sweep, or go on with it. ``models`` are those of the package unless given."""
-    return conduct(demo_sweep(models or packaged_models()), out, address, Progress(console))
 
 
 def demo_sentence(result: SweepResult) -> str:
