@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from mbs_ray.driver.demo_sentence import SweepResult
 from ray.cluster_utils import Cluster
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app, demo
 from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models
+from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import PAPER_LANGUAGES
 from tests.support.models import write_bloom
