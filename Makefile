@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo ui test check clean
+.PHONY: install demo ui test test-all check clean
 
 install: .venv/installed
 
@@ -19,7 +19,10 @@ ui: .venv/installed
 	$(BIN)/mbs ui mbs-demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(OPTIONS)
+	$(BIN)/python -m pytest -m "not slow" $(OPTIONS)
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest --hypothesis-profile=ci $(OPTIONS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

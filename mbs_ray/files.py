@@ -1,19 +1,147 @@
-"""Files that appear whole or not at all, and digests."""
+"""Files and folders that appear whole or not at all, and digests.
+
+The one rule of unfinished names: ``.NAME.HOST.PROCESS.UNIQUE.unfinished`` beside the final NAME. It begins with a dot
+and ends in no suffix that any reader looks for, so what a killed writer leaves is never taken for a result; it
+names its writer, so that two processes, or two hosts that share a folder, never write the same one.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+UNFINISHED = ".unfinished"
+#: Bytes of the final name that an unfinished one repeats; a longer name is repeated as its digest.
+_LONGEST_NAME = 100
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield the unfinished file that the body writes; it becomes ``path``, whole or not at all.
+
+    The folder is made if it is missing. After the body the file is on the disk and replaces an earlier one; if anything
+    fails (or is interrupted) it is removed and an earlier one stays. Its suffix says nothing: tell the format to
+    a writer that would look there. Permissions are those the writer gives.
+    """
+    unfinished = _begin(path)
+    try:
+        yield unfinished
+        _flush(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        _remove(unfinished)
+        raise
+    _flush_folder(path.parent)
+
+
+@contextmanager
+def appearing_folder(path: Path) -> Iterator[Path]:
+    """Yield the unfinished folder that the body fills; it becomes ``path`` with all its files, or not at all.
+
+    As :func:`appearing`, but no system call replaces a folder that has files: an earlier one is moved aside and
+    removed afterwards, and a process killed just between these two renames leaves none. Expects one writer at a time.
+    """
+    unfinished = _begin(path)
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        for one in unfinished.rglob("*"):
+            flush = _flush_folder if one.is_dir() else _flush
+            flush(one)
+        _flush_folder(unfinished)
+        _put_in_place(unfinished, path)
+    except BaseException:
+        _remove(unfinished)
+        raise
+    _flush_folder(path.parent)
+
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that the file is there whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".tmp")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
+    """Write JSON, indented and with sorted keys, so that the file is there whole or not at all."""
+    with appearing(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def digest(*parts: str) -> str:
-    """16 hex digits that stand for these texts."""
+    """Hash these texts to 16 hex digits."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _begin(path: Path) -> Path:
+    """Return a new unfinished name beside ``path``; what killed writers of ``path`` left on this machine is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours = _ours(path)
+    for one in path.parent.iterdir():
+        if one.name.startswith(ours) and one.name.endswith(UNFINISHED):
+            process = one.name.removeprefix(ours).partition(".")[0]
+            if process.isdecimal() and not _lives(int(process)):
+                _remove(one)
+    return _unfinished(path)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{_ours(path)}{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def _ours(path: Path) -> str:
+    """How all unfinished names of ``path`` begin that processes of this machine give."""
+    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else digest(path.name)
+    try:
+        # Containers may share the name of their host, but each has a table of processes of its own.
+        table = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        table = 0
+    return f".{name}.{os.uname().nodename}-{table}."
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _put_in_place(folder: Path, path: Path) -> None:
+    """Rename a folder to ``path``, an earlier one out of its way and back again where that fails."""
+    aside = _unfinished(path)
+    if path.is_dir() and not path.is_symlink():
+        path.rename(aside)
+    try:
+        folder.rename(path)
+    except OSError:
+        with suppress(OSError):
+            aside.rename(path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove an unfinished file or folder as far as that works: it must not hide why it is removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _flush(path: Path) -> None:
+    """Have a file's content on the disk before it gets its name: after a loss of power it is whole, too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(path: Path) -> None:
+    """Have a folder's names on the disk, where its file system can do that."""
+    with suppress(OSError):
+        _flush(path)

@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mbs_ray.files import appearing_folder
+
 
 @dataclass
 class TrainingCounters:
@@ -27,22 +29,19 @@ def store(
     progress: TrainingCounters,
 ) -> None:
     """Write ``folder`` anew; killed at any moment, it leaves this checkpoint or the one before."""
-    partial = folder.with_name("checkpoint.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
         tensors[name] = parameter.detach().cpu()
         tensors[f"{name}/exp_avg"] = state["exp_avg"].cpu()
         tensors[f"{name}/exp_avg_sq"] = state["exp_avg_sq"].cpu()
-    save_file(tensors, partial / "state.safetensors")
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-    previous = _previous(folder)
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    partial.rename(folder)
+    with appearing_folder(folder) as unfinished:
+        save_file(tensors, unfinished / "state.safetensors")
+        (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
+        # Where the new one is whole, and only just before it takes the name, so that one of the two always has one.
+        if folder.exists():
+            shutil.rmtree(_previous(folder), ignore_errors=True)
+            folder.rename(_previous(folder))
 
 
 def restore(

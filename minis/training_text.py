@@ -10,6 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing
 from mbs_ray.languages.distribution import ROOTS
 from mbs_ray.languages.facts import PAPER_LANGUAGES
 
@@ -68,9 +69,8 @@ def make_tokenizer(corpus: Path, shares: Mapping[str, float], vocabulary: int, p
             sample.append(text)
             budget -= len(text.encode())
     tokenizer.train_from_iterator(sample, trainer)
-    partial = path.with_name(f"{path.name}.tmp")
-    tokenizer.save(str(partial))
-    partial.replace(path)
+    with appearing(path) as unfinished:
+        tokenizer.save(str(unfinished))
     return tokenizer
 
 
@@ -86,7 +86,6 @@ def _open_tokenizer(path: Path) -> Tokenizer:
 
 def token_stream(corpus: Path, language: str, tokenizer: Tokenizer, cache: Path) -> np.ndarray:
     """Token ids of all documents of a language, each followed by ``</s>``, as one uint16 array."""
-    cache.mkdir(exist_ok=True)
     stored = cache / f"{language}.npy"
     if not stored.is_file():
         end = SPECIAL_TOKENS.index("</s>")
@@ -96,9 +95,9 @@ def token_stream(corpus: Path, language: str, tokenizer: Tokenizer, cache: Path)
             for encoded in tokenizer.encode_batch(texts[start : start + 256]):
                 ids += encoded.ids
                 ids.append(end)
-        partial = stored.with_suffix(".tmp.npy")
-        np.save(partial, np.array(ids, dtype=np.uint16))
-        partial.rename(stored)
+        # An open file, because NumPy gives every path the suffix .npy.
+        with appearing(stored) as unfinished, unfinished.open("wb") as file:
+            np.save(file, np.array(ids, dtype=np.uint16))
     return np.load(stored)
 
 

@@ -11,10 +11,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import ray
+from hypothesis import settings
 from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.activations.aio_op import is_built, load_aio
 from tests.support.models import to_hub_layout, write_bloom, write_corpus, write_llama
+from tests.support.stages import WARM
+
+# Of tests that do not say how many examples they want, the default profile takes a third.
+settings.register_profile("ci", max_examples=100, deadline=None)
+settings.register_profile("default", max_examples=33, deadline=None)
 
 OBJECT_STORE_BYTES = 80 * 2**20
 
@@ -49,6 +55,7 @@ def ray_cluster() -> Iterator[Cluster]:
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
     cluster.wait_for_nodes()
     yield cluster
+    WARM.rest()
     ray.shutdown()
     cluster.shutdown()
 

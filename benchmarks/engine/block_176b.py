@@ -29,11 +29,11 @@ from mbs_ray.methods.factor import inverse_factor
 from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
+from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.solver_memory import preparing_bytes
 from mbs_ray.plan.stage_memory import hidden_bytes, phases_of
 from mbs_ray.plan.stage_time import stage_seconds
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 from mbs_ray.text.language_draw import LanguageSegments
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.shards import DIGEST_BYTES, Source

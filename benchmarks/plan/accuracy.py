@@ -29,8 +29,8 @@ from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.make_plan import make_plan
 from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
+from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 from mbs_ray.text.segment_file import SegmentSet
 
 GIB = 2**30

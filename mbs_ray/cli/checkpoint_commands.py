@@ -55,46 +55,42 @@ def evaluate(
     """
     with one_line_errors():
         from mbs_ray.cli.terminal_tables import accuracy_table, score_table
-        from mbs_ray.driver.evaluate import evaluate_model
-        from mbs_ray.driver.evaluate_tasks import evaluate_tasks
+        from mbs_ray.driver.evaluate import TextQuestion
+        from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
+        from mbs_ray.driver.evaluate_tasks import TaskQuestion
         from mbs_ray.driver.progress import Progress
         from mbs_ray.run.spec import EvaluationSpec
         from mbs_ray.run.sweep_spec import validated
 
         if not corpus and tasks is None:
             raise InputError("nothing to score: give --corpus with text, or --tasks, or both")
-        console, shown = Console(), Path(model).name
+        console = Console()
+        text = None
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
-            for set_name, (path, scores) in evaluate_model(
-                model_given(model),
-                revision=revision,
-                languages=languages,
-                sets={
-                    set_name: validated(EvaluationSpec, {**content, **asked})
-                    for set_name, content in evaluation_sets(corpus, segments).items()
-                },
-                compute_dtype=compute_dtype,
-                cluster=cluster,
-                out=absolute(out),
-                progress=Progress(console),
-            ).items():
-                console.print(score_table(f"{shown} on {set_name}", scores))
-                console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+            sets = evaluation_sets(corpus, segments).items()
+            named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
+            text = TextQuestion(languages, named)
+        question = None
         if tasks is not None:
-            path, accuracies = evaluate_tasks(
-                model_given(model),
-                revision=revision,
-                tasks=[name.strip() for name in tasks.split(",") if name.strip()],
-                shots=shots,
-                limit=limit,
-                include_path=include_path,
-                compute_dtype=compute_dtype,
-                cluster=cluster,
-                out=absolute(out),
-                progress=Progress(console),
-            )
-            console.print(accuracy_table(f"accuracy of {shown}, {shots} shots", accuracies))
+            names = [name.strip() for name in tasks.split(",") if name.strip()]
+            question = TaskQuestion(names, shots, limit, include_path)
+        result = evaluate_checkpoint(
+            model_given(model),
+            revision=revision,
+            text=text,
+            tasks=question,
+            compute_dtype=compute_dtype,
+            cluster=cluster,
+            out=absolute(out),
+            progress=Progress(console),
+        )
+        for set_name, (path, scores) in result.texts.items():
+            console.print(score_table(f"{Path(model).name} on {set_name}", scores))
+            console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
+        if result.tasks is not None:
+            path, accuracies = result.tasks
+            console.print(accuracy_table(f"accuracy of {Path(model).name}, {shots} shots", accuracies))
             console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
 
 

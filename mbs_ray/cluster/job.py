@@ -28,9 +28,66 @@ class JobText:
 
 
 def job_text(name: str, segments: SegmentSet) -> JobText:
-    """A written set of segments as the stages are told of it; its rows go by language."""
+    """Describe a written set of segments to the stages; its rows go by language."""
     counted = (repeat(language, count) for language, count in segments.allocation.items())
     return JobText(name, segments.path, tuple(chain.from_iterable(counted)))
+
+
+@dataclass(frozen=True)
+class Compress:
+    """Compress every linear, with moments collected from ``calibration`` on its way through the compressed blocks.
+
+    ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
+    of the block's inputs. ``per_language``: what every linear loses in each language is measured, at the price of
+    one more forward.
+    """
+
+    method: dict[str, Any]
+    calibration: JobText
+    true_sequential: bool = False
+    per_language: bool = False
+
+
+@dataclass(frozen=True)
+class CompressStored:
+    """Compress every linear with ``moments`` of the dense model that lie on the disk.
+
+    ``measured``: the moments by which each language's loss is measured; none where that is not asked.
+    """
+
+    method: dict[str, Any]
+    moments: tuple[Source, ...]
+    measured: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class Try:
+    """Solve as :class:`CompressStored` does, but leave nothing except the reports of the blocks.
+
+    ``run`` is the label of the run whose mixture of languages is searched, ``number`` counts its trials from 0.
+    """
+
+    run: str
+    number: int
+    method: dict[str, Any]
+    moments: tuple[Source, ...]
+    measured: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Fill ``targets`` with second moments of the dense model, from a ``pool`` of texts, one of each language."""
+
+    pool: tuple[JobText, ...]
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Compress nothing: the model is only evaluated."""
+
+
+Work = Compress | CompressStored | Try | Collect | Score
 
 
 @dataclass(frozen=True)
@@ -44,59 +101,59 @@ class Microbatch:
 
     @property
     def language(self) -> str:
-        """Of its first segment."""
+        """Language of the first segment."""
         return self.file.languages[self.start]
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Of every segment; where the one ends and the next begins there may be several."""
+        """Language of every segment; where one language ends and the next begins there are several."""
         return self.file.languages[self.start : self.stop]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, or where ``method`` is None the evaluation of the dense model, or the collecting of its statistics.
+    """A run on its way through the stages: what all kinds of work share, and the ``work`` itself.
 
-    ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
-    of the block's inputs. ``per_language``: what every linear loses in each language is measured, at the price of
-    one more forward.
-    ``blocks`` holds the shard of each stage. Evaluation segments follow the calibration segments
-    through every block and never enter its moments. Each of ``replicas`` takes a contiguous part of the microbatches
-    of every file.
-
-    With dense statistics there is a job of its own that fills ``targets`` from ``pool``, a file for each language,
-    and a run has no calibration but ``moments`` to take, and with ``per_language`` those that it is ``measured`` by.
-    A ``trial`` of such a run leaves nothing but the reports of its blocks.
+    ``blocks`` holds the shard of each stage. Texts for ``evaluation`` follow those of the work through every block
+    and never enter its moments. Each of ``replicas`` takes a contiguous part of the microbatches of every file.
     """
 
     key: str
     model: Path
     compute_dtype: str
     microbatch: int
-    method: dict[str, Any] | None
-    calibration: JobText | None
-    evaluation: tuple[JobText, ...]
     directory: Path
     blocks: tuple[range, ...]
-    true_sequential: bool = False
-    per_language: bool = False
+    work: Work
+    evaluation: tuple[JobText, ...] = ()
     replicas: int = 1
-    pool: tuple[JobText, ...] = ()
-    targets: tuple[Target, ...] = ()
-    moments: tuple[Source, ...] | None = None
-    measured: tuple[Source, ...] = ()
-    trial: bool = False
 
     @property
     def blocks_folder(self) -> Path:
         return self.directory / "blocks"
 
+    @property
+    def learned(self) -> tuple[JobText, ...]:
+        """The texts that moments are collected from."""
+        match self.work:
+            case Compress(calibration=calibration):
+                return (calibration,)
+            case Collect(pool=pool):
+                return pool
+            case _:
+                return ()
+
+    @property
+    def waits_for_text(self) -> bool:
+        """Whether a stage can do nothing with its blocks before microbatches arrive."""
+        return not isinstance(self.work, CompressStored | Try)
+
     def scores_file(self, name: str) -> Path:
         return scores_file(self.directory, name)
 
     def microbatches(self, replica: int = 0) -> list[Microbatch]:
-        """Those of one replica, in order; ``index`` counts them."""
-        parts = [(file, replica) for file in (self.calibration, *self.pool) if file]
+        """Microbatches of one replica, in order; ``index`` counts them."""
+        parts = [(file, replica) for file in self.learned]
         # Where there are many files of few microbatches, as for requests, no replica gets the odd ones of all.
         parts += [(file, (replica + turn) % self.replicas) for turn, file in enumerate(self.evaluation)]
         starts = ((file, start) for file, part in parts for start in self._starts(file, part))
@@ -105,16 +162,8 @@ class Job:
             for index, (file, start) in enumerate(starts)
         ]
 
-    def calibrating(self, replica: int = 0) -> list[Microbatch]:
-        return [one for one in self.microbatches(replica) if one.file is self.calibration]
-
-    def evaluating(self, replica: int = 0) -> Iterator[tuple[JobText, list[Microbatch]]]:
-        return self._by_file(self.evaluation, replica)
-
-    def pooled(self, replica: int = 0) -> Iterator[tuple[JobText, list[Microbatch]]]:
-        return self._by_file(self.pool, replica)
-
-    def _by_file(self, files: Iterable[JobText], replica: int) -> Iterator[tuple[JobText, list[Microbatch]]]:
+    def by_file(self, files: Iterable[JobText], replica: int = 0) -> Iterator[tuple[JobText, list[Microbatch]]]:
+        """Each of these files of the job with its microbatches in one replica."""
         microbatches = self.microbatches(replica)
         for file in files:
             yield file, [one for one in microbatches if one.file is file]

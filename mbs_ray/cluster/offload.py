@@ -60,7 +60,7 @@ class Offload:
         sizes = []
         for job in jobs:
             if job.model not in models:
-                models[job.model] = Checkpoint(job.model).config.get_text_config().hidden_size
+                models[job.model] = Checkpoint(job.model).hidden_size
             sizes.append(_microbatch_bytes(job, models[job.model]))
         held = RUNS_HELD if stages > 1 else 1
         return replace(

@@ -38,7 +38,7 @@ class Outcome:
 
 
 class Pipeline:
-    """Stages as a context manager; runs are submitted in order and end in about that order.
+    """The stages of a layout, also as a context manager; runs are submitted in order and end in about that order.
 
     All runs may be submitted at once: a stage takes them one after the other, and a sender waits
     while the next stage holds two runs already, so that memory is bounded whatever the number of runs.
@@ -49,30 +49,58 @@ class Pipeline:
     def __init__(
         self, layout: Layout, threads: int, offload: Offload = AUTO, say: Callable[[str], None] = print
     ) -> None:
-        self._places, self._replicas, self._threads = layout.places(), layout.replicas, threads
-        self._offload, self._say = offload, say
+        self.layout, self.threads = layout, threads
+        self._places, self._offload, self._say = layout.places(), offload, say
         self._stages: list[Any] = []
         self._placement: PlacementGroup | None = None
-        self._pending: dict[ray.ObjectRef, tuple[str, int]] = {}
-        self._open: dict[str, int] = {}
+        #: Submissions are numbered: what a stage still hears of one must not be taken for a later one of its key.
+        self._submitted = 0
+        self._pending: dict[ray.ObjectRef, tuple[int, str, int]] = {}
+        self._open: dict[int, int] = {}
         self._looking: dict[ray.ObjectRef, int] = {}
         self._answered = [0.0] * len(self._places)
         self._seen = [StageStatus() for _ in self._places]
         self._spans: list[tuple[StagePlace, Span]] = []
-        self._errors: dict[str, Exception] = {}
+        self._errors: dict[int, Exception] = {}
         self.process_ids: list[int] = []
 
     def __enter__(self) -> "Pipeline":
+        self.start()
         try:
-            self._start()
-            choose_tiers(self._offload, self._stages, self._say)
+            self.make_ready(self._offload, self._say)
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
-        self._answered = [time.monotonic()] * len(self._places)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the actors of all stages. Raises :class:`InputError` where they find no place."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def make_ready(self, offload: Offload, say: Callable[[str], None]) -> None:
+        """Have idle stages keep activations as ``offload`` tells, from the next run on."""
+        choose_tiers(offload, self._stages, say)
+        self._looking, self._spans = {}, []
+        self._seen = [StageStatus() for _ in self._places]
+        self._answered = [time.monotonic()] * len(self._places)
+
+    def answers(self) -> bool:
+        """Whether every actor is alive and answers at once."""
+        try:
+            ray.get([stage.look.remote() for stage in self._stages], timeout=_LOOK_SECONDS)
+        except (RayActorError, GetTimeoutError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop all actors and give their places back."""
         for stage in self._stages:
             ray.kill(stage)
         self._stages = []
@@ -86,20 +114,21 @@ class Pipeline:
         self._check_resources(gpus)
         actor: Any = Stage
         actor = actor.options(
-            num_cpus=self._threads,
+            num_cpus=self.threads,
             num_gpus=gpus,
             scheduling_strategy=self._reserve(gpus),
             runtime_env={"env_vars": LARGE_PAGES},
         )
-        self._stages = [actor.remote(place, self._threads) for place in self._places]
-        following = [*self._stages[self._replicas :], *[None] * self._replicas]
+        self._stages = [actor.remote(place, self.threads) for place in self._places]
+        replicas = self.layout.replicas
+        following = [*self._stages[replicas:], *[None] * replicas]
         ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
         try:
             self.process_ids = ray.get(ready, timeout=START_SECONDS)
             self._form_groups()
         except GetTimeoutError as error:
             raise InputError(
-                f"layout: {count} actors of {self._threads} CPUs did not start within "
+                f"layout: {count} actors of {self.threads} CPUs did not start within "
                 f"{START_SECONDS:.0f} s; see the logs of Ray"
             ) from error
         except RayActorError as error:
@@ -107,7 +136,7 @@ class Pipeline:
 
     def _check_resources(self, gpus: int) -> None:
         count, resources = len(self._places), ray.cluster_resources()
-        wanted = count * self._threads
+        wanted = count * self.threads
         if gpus and resources["GPU"] < count:
             raise InputError(
                 f"layout: {count} actors want a GPU each, the cluster has {resources['GPU']:.0f}; "
@@ -115,19 +144,19 @@ class Pipeline:
             )
         if resources.get("CPU", 0) < wanted:
             raise InputError(
-                f"layout: {count} actors of {self._threads} threads want {wanted} CPUs, "
+                f"layout: {count} actors of {self.threads} threads want {wanted} CPUs, "
                 f"the cluster has {resources.get('CPU', 0):.0f}; ask for fewer stages, replicas or threads"
             )
 
     def _reserve(self, gpus: int) -> PlacementGroupSchedulingStrategy:
         """A place for every actor, all or none. On GPUs neighbours share a node if they can, on CPUs they spread."""
         count = len(self._places)
-        bundle = {"CPU": float(self._threads)} | ({"GPU": 1.0} if gpus else {})
+        bundle = {"CPU": float(self.threads)} | ({"GPU": 1.0} if gpus else {})
         self._placement = placement_group([bundle] * count, strategy="PACK" if gpus else "SPREAD")
         if not self._placement.wait(PLACE_SECONDS):
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
-            each = f"{self._threads} CPUs{' and a GPU' if gpus else ''} each"
+            each = f"{self.threads} CPUs{' and a GPU' if gpus else ''} each"
             raise InputError(
                 f"layout: {count} actors of {each} found no place within {PLACE_SECONDS:.0f} s "
                 f"on nodes of {there}; free the cluster, or ask for fewer stages, replicas or threads"
@@ -136,11 +165,11 @@ class Pipeline:
 
     def _form_groups(self) -> None:
         """Bring the replicas of every stage together."""
-        if self._replicas == 1:
+        if self.layout.replicas == 1:
             return
         try:
             addresses = ray.get(
-                [stage.host.remote() for stage in self._stages[:: self._replicas]], timeout=GROUP_SECONDS
+                [stage.host.remote() for stage in self._stages[:: self.layout.replicas]], timeout=GROUP_SECONDS
             )
             joined = [
                 stage.join.remote(*addresses[place.stage])
@@ -155,15 +184,17 @@ class Pipeline:
             ) from error
 
     def submit(self, job: Job) -> None:
-        self._open[job.key] = len(self._stages)
+        """Queue a run at all stages."""
+        self._submitted += 1
+        self._open[self._submitted] = len(self._stages)
         for index, stage in enumerate(self._stages):
-            self._pending[stage.process.remote(job)] = job.key, index
+            self._pending[stage.process.remote(self._submitted, job)] = self._submitted, job.key, index
 
     def outcomes(self, wait_seconds: float) -> Iterator[Outcome]:
         """Runs that ended within the next ``wait_seconds``. Raises :class:`StageDiedError`."""
         ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=wait_seconds)
         for reference in ready:
-            key, stage = self._pending.pop(reference)
+            number, key, stage = self._pending.pop(reference)
             try:
                 ray.get(reference)
             except RayActorError as error:
@@ -172,11 +203,11 @@ class Pipeline:
             except RayTaskError as error:
                 if isinstance(error.cause, ReplicaLostError):
                     raise self._death(stage, key) from error
-                self._fail(key, stage, error)
-            self._open[key] -= 1
-            if self._open[key] == 0:
-                del self._open[key]
-                yield Outcome(key, self._errors.pop(key, None))
+                self._fail(number, key, stage, error)
+            self._open[number] -= 1
+            if self._open[number] == 0:
+                del self._open[number]
+                yield Outcome(key, self._errors.pop(number, None))
 
     @property
     def busy(self) -> bool:
@@ -198,22 +229,22 @@ class Pipeline:
         for place, answered, seen in zip(self._places, self._answered, self._seen, strict=True):
             if time.monotonic() - answered > ANSWER_SECONDS:
                 raise StageDiedError(f"{place} has not answered for {ANSWER_SECONDS:.0f} s", seen.run)
-        return self._seen[:: self._replicas]
+        return self._seen[:: self.layout.replicas]
 
     def spans(self) -> list[tuple[StagePlace, Span]]:
         """What the stages were seen to do since the last call."""
         taken, self._spans = self._spans, []
         return taken
 
-    def _fail(self, key: str, stage: int, error: RayTaskError) -> None:
+    def _fail(self, number: int, key: str, stage: int, error: RayTaskError) -> None:
         """The first error of a run counts; the other stages are told to give it up."""
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, RunAbandonedError):
             return
-        if key not in self._errors:
-            self._errors[key] = cause
+        if number not in self._errors:
+            self._errors[number] = cause
             try:
-                ray.get([one.abandon.remote(key) for one in self._stages])
+                ray.get([one.abandon.remote(number) for one in self._stages])
             except RayActorError as death:
                 raise self._death(stage, key) from death
 

@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from mbs_ray.cluster.activations.host_memory import available_host_memory
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
@@ -62,22 +63,20 @@ def measure_files(
     model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, threads: int
 ) -> Iterator[tuple[int, int] | Sensitivity]:
     """Where it is, a hundred times (done, total), and then what was found; on the device of this process."""
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    exact_forward(threads)
     token_ids = {}
     for language, path in texts.items():
         rows = SegmentSet.open(path)
         ids = rows.rows(0, min(segments, len(rows))).token_ids
         token_ids[language] = torch.from_numpy(ids.astype(np.int64))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), device)
+    decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), forward_device().type)
     _check_host_memory(decoder, sum(ids.numel() for ids in token_ids.values()))
     found = yield from _now_and_then(measure_sensitivity(decoder, token_ids, microbatch))
     yield found
 
 
 def _check_host_memory(decoder: Decoder, tokens: int) -> None:
-    width = decoder.checkpoint.config.get_text_config().hidden_size
+    width = decoder.checkpoint.hidden_size
     needed = decoder.blocks * tokens * width * decoder.compute_dtype.itemsize
     if needed > (free := available_host_memory()):
         raise InputError(

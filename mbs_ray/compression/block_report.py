@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.compression.layer_error import LayerError
+from mbs_ray.files import appearing
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,8 @@ def block_report_file(folder: Path, block: int) -> Path:
 
 
 def write_block_report(folder: Path, report: BlockReport) -> None:
-    path = block_report_file(folder, report.block)
-    partial = path.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(report.to_json()))
-    partial.replace(path)
+    with appearing(block_report_file(folder, report.block)) as unfinished:
+        unfinished.write_text(json.dumps(report.to_json()))
 
 
 def read_block_reports(folder: Path) -> list[BlockReport]:

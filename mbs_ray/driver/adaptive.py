@@ -2,19 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.job import Job, Try
 from mbs_ray.cluster.sensitivity_task import sensitivity_on_cluster
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.sensitivity import Sensitivity, predicted_increase
 from mbs_ray.driver.pools import Pool
 from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.stage_driver import Driver
+from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.files import digest, write_json
@@ -23,32 +23,32 @@ from mbs_ray.languages.samplings import Proportional
 from mbs_ray.languages.search import Search, Trial, sensitive_weights
 from mbs_ray.methods import method_spec
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.signature import forward_fields
 
 FORMAT = 1  # raise it with any change that finds other weights for the same runs
 _FOUND = "found.json"
 
 
-def find_weights(runs: Sequence[PreparedRun], driver: Driver, progress: Progress) -> list[PreparedRun]:
-    """The runs, adaptive ones with the weights that were found for them, now or by an earlier command.
+def find_weights(jobs: SweepJobs, driver: StageDriver, progress: Progress) -> list[PreparedRun]:
+    """Return the runs of these jobs, adaptive ones with the weights that were found for them, now or earlier.
 
     Raises :class:`InputError` where a trial fails.
     """
-    searches = {run.label: _RunSearch(run, driver.jobs, progress) for run in runs if run.adaptive is not None}
+    searches = {run.label: _RunSearch(run, jobs, progress) for run in jobs.runs if run.adaptive is not None}
     open_ = {label: search for label, search in searches.items() if search.found() is None}
     if open_:
-        jobs = driver.jobs.statistics_jobs(lambda run: run.label in open_)
+        collecting = jobs.collecting_jobs(lambda run: run.label in open_)
         # One after the other before the stages start: each takes a whole device.
         following = [search.begin() for search in open_.values()]
 
-        def ended(key: str, error: Exception | None) -> Iterable[Job]:
+        def ended(job: Job, error: Exception | None) -> Iterable[Job]:
             if error is not None:
-                raise InputError(f"{key} failed: {' '.join(str(error).split())}") from error
-            label, trial, _ = key.rpartition("-trial")
-            return searches[label].go_on() if trial else ()
+                raise InputError(f"{job.key} failed: {' '.join(str(error).split())}") from error
+            return searches[job.work.run].go_on() if isinstance(job.work, Try) else ()
 
-        driver.work([*jobs, *(job for jobs in following for job in jobs)], ended)
+        driver.work([*collecting, *(job for first in following for job in first)], ended)
     settled = []
-    for run in runs:
+    for run in jobs.runs:
         found = searches[run.label].found() if run.label in searches else None
         if found is not None:
             weights = found["trials"][found["best"]]["weights"]
@@ -72,7 +72,8 @@ class _RunSearch:
         assert sampling is not None
         self._run, self._jobs, self._progress, self._sampling = run, jobs, progress, sampling
         self._pool: Pool = next(pool for pool in jobs.pools if run in pool.runs)
-        forward = {**jobs.bits(run), "replicas": jobs.layout.replicas}
+        self._fields = forward_fields(run, jobs.resources.numerics)
+        forward = {**self._fields, "replicas": jobs.resources.layout.replicas}
         self._texts = {code: text for code, text in self._pool.languages.items() if code in run.allocation}
         of_model = [str(FORMAT), run.model.fingerprint, json.dumps(forward, sort_keys=True)]
         of_texts = [text.fingerprint for text in self._texts.values()]
@@ -154,14 +155,13 @@ class _RunSearch:
             with self._progress.steps(f"sensitivity of {run.model.name}") as notify:
                 found = sensitivity_on_cluster(
                     run.model.checkpoint.folder,
-                    jobs.bits(run)["compute_dtype"],
+                    self._fields["compute_dtype"],
                     run.microbatch,
                     {code: jobs.segments[text.fingerprint].path for code, text in self._texts.items()},
                     self._sampling.sensitivity_segments,
-                    jobs.numerics.threads,
+                    jobs.resources.numerics.threads,
                     notify,
                 )
-            self._sensitivity_file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._sensitivity_file, {str(block): linears for block, linears in found.items()})
         content: Mapping[str, Any] = json.loads(self._sensitivity_file.read_text())
         return {int(block): linears for block, linears in content.items()}

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing
 from mbs_ray.report.figures.allocation_bars import allocation_bars
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.increase_heatmap import increase_heatmap
@@ -66,7 +67,8 @@ def write_tables(
             result.tables[title] = table
             path = jobs.folders.sweep / f"increase-{title}.csv"
             with warned_if_unwritten(path.name, say, _AGAIN):
-                by_run.to_csv(path, index_label="language")
+                with appearing(path) as unfinished:
+                    by_run.to_csv(unfinished, index_label="language")
                 result.files.append(path)
                 parent.artifact(path)
             with warned_if_unwritten(f"increase-{title}.png", say, _AGAIN):

@@ -1,13 +1,15 @@
 """Conducts the runs of a sweep: which are to be done, what follows when one ends, what is left at the end."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mbs_ray.cluster.job import Job
 from mbs_ray.driver.conclusion import SweepResult, warned_if_unwritten, write_tables
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
-from mbs_ray.driver.stage_driver import Driver
+from mbs_ray.driver.stage_driver import StageDriver
+from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.model.assemble import assemble
 from mbs_ray.model.block_files import block_file, write_outside
@@ -15,6 +17,7 @@ from mbs_ray.report.page import write_report_page
 from mbs_ray.run.card import DENSE_FORMAT, model_card
 from mbs_ray.run.directory import METRICS
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.signature import finished_result, forward_fields, signature
 from mbs_ray.tracking.sweep_tracking import Ending, SweepTracking
 
 SYNC_SECONDS = 10.0
@@ -25,19 +28,19 @@ class Conductor:
 
     def __init__(
         self,
-        runs: Sequence[PreparedRun],
-        driver: Driver,
+        jobs: SweepJobs,
+        driver: StageDriver,
         tracked: SweepTracking,
         progress: Progress,
     ) -> None:
-        self._runs = {run.label: run for run in runs}
-        self._jobs, self._driver, self._tracked, self._progress = driver.jobs, driver, tracked, progress
+        self._runs = {run.label: run for run in jobs.runs}
+        self._jobs, self._driver, self._tracked, self._progress = jobs, driver, tracked, progress
         self._synced = time.monotonic()
         self._scored: list[str] = []
         self._failed: dict[str, str] = {}
         self._metrics: dict[str, Mapping[str, float]] = {}
 
-    def conduct(self, uri: str) -> SweepResult:
+    def run(self, uri: str) -> SweepResult:
         status: Ending = "FAILED"
         try:
             todo = self._open_jobs()
@@ -77,25 +80,29 @@ class Conductor:
         for run in self._runs.values():
             for job in self._jobs.dense_jobs(run):
                 todo.setdefault(job.key, job)
-        todo |= {job.key: job for job in self._jobs.statistics_jobs()}
+        todo |= {job.key: job for job in self._jobs.collecting_jobs()}
         for label, run in self._runs.items():
-            finished = self._jobs.finished_result(run)
+            finished = finished_result(self._jobs.folders, run)
             if finished is None:
                 todo[label] = self._jobs.run_job(run)
             if finished is None or not finished.get("tracked"):
-                self._tracked.begin(run, self._jobs.signature(run), self._jobs.bits(run))
+                self._tracked.begin(run, self._signature(run), forward_fields(run, self._jobs.resources.numerics))
             if finished is not None:
                 self._metrics[label] = finished["metrics"]
                 if not finished.get("tracked"):
                     self._keep_result(run, finished["metrics"])
         return list(todo.values())
 
-    def _ended(self, key: str, error: Exception | None) -> Iterable[Job]:
-        """A run is finished once the dense scores it is compared with are there; nothing follows."""
+    def _signature(self, run: PreparedRun) -> dict[str, Any]:
+        resources = self._jobs.resources
+        return signature(run, resources.numerics, resources.layout.replicas)
+
+    def _ended(self, job: Job, error: Exception | None) -> Iterable[Job]:
+        """Finish the runs whose dense scores are there by now, with which they are compared; nothing follows."""
         if error is not None:
-            self._fail(key, error)
-        elif key in self._runs:
-            self._scored.append(key)
+            self._fail(job.key, error)
+        elif job.key in self._runs:
+            self._scored.append(job.key)
         self._scored = [label for label in self._scored if not self._finish_if_comparable(self._runs[label])]
         return ()
 

@@ -1,99 +1,102 @@
-"""Scores one checkpoint alone, on the stages: ``mbs evaluate``."""
+"""Scores one checkpoint on the stages, on text and on tasks: ``mbs evaluate``."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, job_text
-from mbs_ray.cluster.layout import Layout, resolve_layout
-from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
-from mbs_ray.cluster.offload import Offload
-from mbs_ray.cluster.pipeline import Pipeline
-from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
+from mbs_ray.cluster.job import JobText, job_text
+from mbs_ray.cluster.resources import room_for_actors, settle_resources
+from mbs_ray.cluster.stage_pool import StagePool
+from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
+from mbs_ray.driver.evaluate_tasks import TaskQuestion, TaskResult, harness_tokenizer, open_question, score_tasks
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import parse_languages
-from mbs_ray.methods import Statistic
-from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.microbatch import auto_microbatch
-from mbs_ray.run.prepare import CheckedTexts, evaluation_requests, read_through
+from mbs_ray.run.prepare import CheckedTexts, Model, evaluation_requests, read_through
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.text.segment_draw import draw_segments
+from mbs_ray.text.segment_request import SegmentRequest
 
-POLL_SECONDS = 0.5
+
+@dataclass(frozen=True)
+class TextQuestion:
+    """Text to score: evaluation sets by name, in these languages."""
+
+    languages: str
+    sets: Mapping[str, EvaluationSpec]
 
 
-def evaluate_model(
+@dataclass(frozen=True)
+class EvaluationResult:
+    """``texts``: by evaluation set the file of token scores, and the scores by language; ``tasks``: see there."""
+
+    texts: dict[str, tuple[Path, dict[str, LanguageScore]]]
+    tasks: TaskResult | None
+
+
+def evaluate(
     model: str,
     *,
     revision: str | None,
-    languages: str,
-    sets: Mapping[str, EvaluationSpec],
+    text: TextQuestion | None,
+    tasks: TaskQuestion | None,
     compute_dtype: str,
     cluster: ClusterOptions,
     out: Path,
     progress: Progress,
-) -> dict[str, tuple[Path, dict[str, LanguageScore]]]:
-    """Score a checkpoint, block by block over all segments: set → (file of token scores, scores).
+    pool: StagePool | None = None,
+) -> EvaluationResult:
+    """Score a checkpoint on text, on tasks, or on both with the same stages, unless ``pool`` lends others.
 
-    Raises :class:`InputError` before any actor starts where the model or a text cannot be used.
+    Raises :class:`InputError` before any actor starts where the model, a text or a task cannot be used.
     """
-    asked, offload = parse_languages(languages), cluster.tiers
+    opened_tasks = None if tasks is None else open_question(tasks, out)
     opened = read_through(model, revision, out / "cache", progress.work)
-    requests = evaluation_requests(sets, opened, asked, 0)
+    requests = {} if text is None else _checked(text, opened)
+    tokenizer = None if tasks is None else harness_tokenizer(opened.checkpoint.folder)
+    with connected(cluster.address, cluster.cpus), nullcontext(pool) if pool else StagePool() as stages:
+        files = _drawn(requests, out, progress)
+        together = auto_microbatch(max((one.sequence_length for one in requests.values()), default=1))
+        shared = [-(-len(file.languages) // together) for file in files.values()]
+        if opened_tasks is not None:
+            # How many requests tasks make is not known yet; a replica without any of them does nothing.
+            shared.append(max(cluster.replicas or 1, room_for_actors(cluster.threads)))
+        resources = settle_resources(cluster, runs=1, blocks=opened.decoder.blocks, microbatches=max(shared))
+        driver = StageDriver(resources, stages, cluster.tiers, progress)
+        dtype = resources.numerics.compute_dtype(compute_dtype, opened.decoder.stored_dtype)
+        scorer = CheckpointScorer(model, opened, dtype, driver, out / "evaluated", progress)
+        texts = _score_texts(scorer, requests, files, together) if files else {}
+        return EvaluationResult(texts, None if opened_tasks is None else score_tasks(scorer, opened_tasks, tokenizer))
+
+
+def _checked(text: TextQuestion, opened: Model) -> dict[str, SegmentRequest]:
+    requests = evaluation_requests(text.sets, opened, parse_languages(text.languages), 0)
     checked = CheckedTexts()
-    texts = {name: checked.check(request) for name, request in requests.items()}
-    with connected(cluster.address, cluster.cpus):
-        files = []
-        for name, text in texts.items():
-            progress.say(f"drawing evaluation text {name}")
-            drawn = draw_segments(text, out / "segments")
-            files.append(job_text(name, drawn))
-        microbatch = auto_microbatch(max(request.sequence_length for request in requests.values()))
-        layout = resolve_layout(
-            cluster.stages,
-            cluster.replicas,
-            actors=room_for_actors(cluster.threads),
-            runs=1,
-            blocks=opened.decoder.blocks,
-            microbatches=max(-(-len(file.languages) // microbatch) for file in files),
-        )
-        numerics = resolve_numerics(layout.actors, cluster.threads)
-        tokens = sum(len(file.languages) * texts[file.name].sequence_length for file in files)
-        job = Job(
-            key=opened.name,
-            model=opened.checkpoint.folder,
-            compute_dtype=numerics.compute_dtype(compute_dtype, opened.decoder.stored_dtype),
-            microbatch=microbatch,
-            method=None,
-            calibration=None,
-            evaluation=tuple(files),
-            directory=out / "evaluated" / digest(opened.fingerprint, *(text.fingerprint for text in texts.values())),
-            blocks=scoring_shards(opened.decoder, tokens, layout.stages),
-            replicas=layout.replicas,
-        )
-        run_alone(job, layout, numerics.threads, offload, progress)
+    return {name: checked.check(request) for name, request in requests.items()}
+
+
+def _drawn(requests: Mapping[str, SegmentRequest], out: Path, progress: Progress) -> dict[str, JobText]:
+    files = {}
+    for name, request in requests.items():
+        progress.say(f"drawing evaluation text {name}")
+        files[name] = job_text(name, draw_segments(request, out / "segments"))
+    return files
+
+
+def _score_texts(
+    scorer: CheckpointScorer, requests: Mapping[str, SegmentRequest], files: Mapping[str, JobText], microbatch: int
+) -> dict[str, tuple[Path, dict[str, LanguageScore]]]:
+    job = scorer.job(
+        tuple(files.values()),
+        tokens=sum(len(file.languages) * requests[name].sequence_length for name, file in files.items()),
+        microbatch=microbatch,
+        directory=scorer.folder / digest(scorer.model.fingerprint, *(one.fingerprint for one in requests.values())),
+    )
+    scorer.driver.work_alone(job)
     return {name: (job.scores_file(name), language_scores(job.scores_file(name))) for name in requests}
-
-
-def run_alone(job: Job, layout: Layout, threads: int, offload: Offload, progress: Progress) -> None:
-    """Take one job through stages of its own. Raises what stopped it."""
-    with (
-        Pipeline(layout, threads, offload.of([job], layout.stages), progress.say) as pipeline,
-        progress.runs({job.key: job}) as show,
-    ):
-        pipeline.submit(job)
-        while pipeline.busy:
-            for outcome in pipeline.outcomes(POLL_SECONDS):
-                show.ended(outcome.key, outcome.error)
-                if outcome.error is not None:
-                    raise outcome.error
-            show.stages(pipeline.statuses())
-
-
-def scoring_shards(decoder: Decoder, tokens: int, stages: int) -> tuple[range, ...]:
-    """Blocks of each stage where so many tokens are only scored."""
-    costs, head = block_costs(decoder, Statistic.NONE, 0, tokens), head_cost(decoder, tokens)
-    return tuple(shard_blocks(costs, head, stages))

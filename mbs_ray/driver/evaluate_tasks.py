@@ -1,4 +1,4 @@
-"""Scores one checkpoint on tasks of lm-evaluation-harness, on the stages: ``mbs evaluate --tasks``."""
+"""Scores a checkpoint on tasks of lm-evaluation-harness, on the stages: ``mbs evaluate --tasks``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mbs_ray import __version__
-from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job
-from mbs_ray.cluster.layout import Layout, resolve_layout
-from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
-from mbs_ray.cluster.offload import Offload
-from mbs_ray.driver.evaluate import run_alone, scoring_shards
-from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
 from mbs_ray.driver.token_requests import TokenRequests
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.token_scores import RequestScore
@@ -25,87 +18,55 @@ from mbs_ray.evaluation.zero_shot import (
     open_tasks,
     require_harness,
     run_tasks,
+    task_language,
     task_metrics,
 )
 from mbs_ray.files import digest, write_json
-from mbs_ray.run.journal import Journal
-from mbs_ray.run.prepare import Model, read_through
+from mbs_ray.run.journal import Journal, check_name
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
+from mbs_ray.tracking.shown_names import shown_model
 from mbs_ray.tracking.tracked_run import evaluation_run
 
 EXPERIMENT = "evaluate"
+#: The file of the scores, and the scores.
+TaskResult = tuple[Path, list[TaskScore]]
 
 
-def evaluate_tasks(
-    model: str,
-    *,
-    revision: str | None,
-    tasks: Sequence[str],
-    shots: int,
-    limit: int | None,
-    include_path: Path | None,
-    compute_dtype: str,
-    cluster: ClusterOptions,
-    out: Path,
-    progress: Progress,
-) -> tuple[Path, list[TaskScore]]:
-    """Accuracy of a checkpoint on tasks, by language; also told to MLflow. Answers with the file of the scores.
+@dataclass(frozen=True)
+class TaskQuestion:
+    """Tasks to score: ``names`` of lm-evaluation-harness, which are tasks, groups or tags.
 
-    ``tasks`` are names of lm-evaluation-harness: tasks, groups or tags. Raises :class:`InputError` before any actor
-    starts where the model or a task cannot be used.
+    ``shots`` examples precede each question; ``limit``: at most so many questions of a task; ``include_path`` holds
+    task files of the user.
     """
+
+    names: Sequence[str]
+    shots: int = 0
+    limit: int | None = None
+    include_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class OpenedTasks:
+    """Tasks that the harness has opened, and the experiment of MLflow that is told of their scores."""
+
+    question: TaskQuestion
+    tasks: Mapping[str, Any]
+    connection: MlflowConnection
+
+
+def open_question(question: TaskQuestion, out: Path) -> OpenedTasks:
+    """Open tasks, and MLflow. Raises :class:`InputError` where a task cannot be used, or MLflow not be reached."""
     require_harness()
-    stages, replicas, threads, offload = cluster.stages, cluster.replicas, cluster.threads, cluster.tiers
-    opened_tasks = open_tasks(tasks, include_path)
-    opened = read_through(model, revision, out / "cache", progress.work)
-    tokenizer = _tokenizer(opened.checkpoint.folder)
+    tasks = open_tasks(question.names, question.include_path)
+    for name in tasks:
+        check_name("acc/{}/{}".format(*task_language(name)))
     connection = MlflowConnection(default_tracking_uri(out), EXPERIMENT, out / "artifacts")
-    from mbs_ray.evaluation.staged_lm import StagedLM
-
-    with connected(cluster.address, cluster.cpus):
-        dtype = resolve_numerics(1, threads).compute_dtype(compute_dtype, opened.decoder.stored_dtype)
-        settings = {
-            "model": model,
-            "fingerprint": opened.fingerprint,
-            "tasks": ",".join(opened_tasks),
-            "shots": shots,
-            "limit": limit,
-            "compute_dtype": dtype,
-            "version": {"mbs_ray": __version__, "lm_eval": harness_version()},
-        }
-        key = digest(json.dumps(settings, sort_keys=True))
-        scorer = Scorer(opened, dtype, stages, replicas, threads, offload, out / "evaluated", progress)
-        lm = StagedLM(tokenizer, opened.checkpoint.config, scorer.score)
-        scores = run_tasks(lm, opened_tasks, shots, limit)
-    file = out / "evaluated" / key / "tasks.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**settings, "scores": [asdict(one) for one in scores]})
-    track_scores(connection, key, settings, file, scores)
-    return file, scores
+    return OpenedTasks(question, tasks, connection)
 
 
-def track_scores(
-    connection: MlflowConnection, key: str, settings: Mapping[str, Any], file: Path, scores: Sequence[TaskScore]
-) -> None:
-    """Tell MLflow of scores, through a journal beside their ``file``; again told, only what has changed."""
-    journal = Journal(file.with_name("journal.jsonl"))
-    # The same command may be given again, and a task file of the user's be another by then.
-    journal.append_changed(task_metrics(scores))
-    name = f"{_shown_name(settings['model'])}, {settings['shots']} shots"
-    tags = {"model": _shown_name(settings["model"]), "mbs.folder": str(file.parent)}
-    tracked = evaluation_run(connection, key, name, settings, tags, journal)
-    tracked.artifact(file)
-    tracked.finish("FINISHED")
-
-
-def _shown_name(model: str) -> str:
-    """The name of a model's folder; that of the run for the checkpoint of one."""
-    path = Path(model)
-    return path.parent.name if path.name == "checkpoint" else path.name
-
-
-def _tokenizer(folder: Path) -> Any:
-    """As lm-eval loads it: its own maximum length counts."""
+def harness_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer as lm-eval does: its own maximum length counts."""
     from transformers import AutoTokenizer
 
     try:
@@ -115,53 +76,54 @@ def _tokenizer(folder: Path) -> Any:
         raise InputError(f"tokenizer {folder}: cannot be loaded ({reason})") from None
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """How sequences are scored: each call starts stages for them."""
+def score_tasks(scorer: CheckpointScorer, opened: OpenedTasks, tokenizer: Any) -> TaskResult:
+    """Measure the accuracy of a checkpoint on tasks, by language; MLflow is told of it as well."""
+    from mbs_ray.evaluation.staged_lm import StagedLM
 
-    model: Model
-    compute_dtype: str
-    stages: int | None
-    replicas: int | None
-    threads: int | None
-    offload: Offload
-    folder: Path
-    progress: Progress
+    question = opened.question
+    settings = {
+        "model": scorer.name,
+        "fingerprint": scorer.model.fingerprint,
+        "tasks": ",".join(opened.tasks),
+        "shots": question.shots,
+        "limit": question.limit,
+        "compute_dtype": scorer.compute_dtype,
+        "version": {"mbs_ray": __version__, "lm_eval": harness_version()},
+    }
+    key = digest(json.dumps(settings, sort_keys=True))
+    lm = StagedLM(tokenizer, scorer.model.checkpoint.config, lambda sequences: score_requests(scorer, sequences))
+    scores = run_tasks(lm, opened.tasks, question.shots, question.limit)
+    file = scorer.folder / key / "tasks.json"
+    write_json(file, {**settings, "scores": [asdict(one) for one in scores]})
+    track_scores(opened.connection, key, settings, file, scores)
+    return file, scores
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[RequestScore]:
-        """What is known of the tokens 2…n of each sequence of token ids."""
-        if not sequences:
-            return []
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # On the folder that all nodes share; a hundred small files that nobody asks for afterwards.
-        with TemporaryDirectory(prefix="requests-", dir=self.folder, ignore_cleanup_errors=True) as temporary:
-            directory = Path(temporary)
-            requests = TokenRequests(directory / "segments", sequences)
-            self.progress.say(f"{len(sequences):,} requests, {requests.tokens:,} tokens")
-            job, layout, threads = self._job(requests, directory)
-            run_alone(job, layout, threads, self.offload, self.progress)
-            return requests.scores(directory)
 
-    def _job(self, requests: TokenRequests, directory: Path) -> tuple[Job, Layout, int]:
-        files = requests.write()
-        layout = resolve_layout(
-            self.stages,
-            self.replicas,
-            actors=room_for_actors(self.threads),
-            runs=1,
-            blocks=self.model.decoder.blocks,
-            microbatches=sum(-(-len(file.languages) // (file.microbatch or 1)) for file in files),
-        )
-        job = Job(
-            key=self.model.name,
-            model=self.model.checkpoint.folder,
-            compute_dtype=self.compute_dtype,
-            microbatch=1,
-            method=None,
-            calibration=None,
-            evaluation=files,
-            directory=directory,
-            blocks=scoring_shards(self.model.decoder, requests.tokens, layout.stages),
-            replicas=layout.replicas,
-        )
-        return job, layout, resolve_numerics(layout.actors, self.threads).threads
+def score_requests(scorer: CheckpointScorer, sequences: Sequence[Sequence[int]]) -> list[RequestScore]:
+    """What is known of the tokens 2…n of each sequence of token ids."""
+    if not sequences:
+        return []
+    scorer.folder.mkdir(parents=True, exist_ok=True)
+    # On the folder that all nodes share; a hundred small files that nobody asks for afterwards.
+    with TemporaryDirectory(prefix="requests-", dir=scorer.folder, ignore_cleanup_errors=True) as temporary:
+        directory = Path(temporary)
+        requests = TokenRequests(directory / "segments", sequences)
+        scorer.progress.say(f"{len(sequences):,} requests, {requests.tokens:,} tokens")
+        job = scorer.job(requests.write(), tokens=requests.tokens, microbatch=1, directory=directory)
+        scorer.driver.work_alone(job)
+        return requests.scores(directory)
+
+
+def track_scores(
+    connection: MlflowConnection, key: str, settings: Mapping[str, Any], file: Path, scores: Sequence[TaskScore]
+) -> None:
+    """Tell MLflow of scores, through a journal beside their ``file``; again told, only what has changed."""
+    journal = Journal(file.with_name("journal.jsonl"))
+    # The same command may be given again, and a task file of the user's be another by then.
+    journal.append_changed(task_metrics(scores))
+    model = shown_model(settings["model"])
+    name = f"{model}, {settings['shots']} shots"
+    tags = {"model": model, "mbs.folder": str(file.parent)}
+    tracked = evaluation_run(connection, key, name, settings, tags, journal)
+    tracked.artifact(file)
+    tracked.finish("FINISHED")

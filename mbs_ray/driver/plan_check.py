@@ -4,29 +4,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mbs_ray.cluster.offload import Offload
-from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.plan.hardware import live_cluster
 from mbs_ray.plan.make_plan import make_plan, refuse, reserved_memory
 from mbs_ray.plan.plan_view import summary
+from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
 from mbs_ray.plan.rates import assumed_rates
-from mbs_ray.plan.work import MetaDecoders, planned_runs
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.signature import finished_result
+from mbs_ray.run.sweep_folders import SweepFolders
 
 
-def planned(
-    offload: Offload, runs: Sequence[PreparedRun], jobs: SweepJobs, say: Callable[[str], None], force: bool
+def checked_plan(
+    offload: Offload,
+    runs: Sequence[PreparedRun],
+    folders: SweepFolders,
+    resources: Resources,
+    say: Callable[[str], None],
+    force: bool,
 ) -> Offload:
-    """Say the plan of the runs that are not finished, and let it choose where activations go.
+    """Say the plan of the runs that are not finished, and return ``offload`` with the memory that it reserves.
 
     Raises :class:`InputError` where it does not fit, unless ``force`` is given.
     """
-    todo = [run for run in runs if jobs.finished_result(run) is None]
+    todo = [run for run in runs if finished_result(folders, run) is None]
     if not todo:
         return offload
-    hardware = live_cluster(offload.nvme_path).storing(jobs.folders.out)
+    hardware = live_cluster(offload.nvme_path).storing(folders.out)
     works = planned_runs([run.spec for run in todo], [run.label for run in todo], MetaDecoders(hardware.cuda))
-    rates = assumed_rates(hardware.device, hardware.cuda, jobs.numerics.threads, works[0].decoder.compute_dtype)
-    plan = make_plan(works, hardware, jobs.layout, rates, offload.asked, offload.nvme_path is not None)
+    rates = assumed_rates(hardware.device, hardware.cuda, resources.numerics.threads, works[0].decoder.compute_dtype)
+    plan = make_plan(works, hardware, resources.layout, rates, offload.asked, offload.nvme_path is not None)
     say(summary(plan))
     if force:
         for problem in plan.problems:

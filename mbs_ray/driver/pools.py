@@ -8,12 +8,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.compression.stored_moments import Source, Target, block_moment_bytes
 from mbs_ray.errors import InputError
 from mbs_ray.files import digest
 from mbs_ray.languages.facts import table_order
 from mbs_ray.methods import Statistic
+from mbs_ray.model.block_files import block_file
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.signature import finished_result, forward_fields
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.segment_request import SegmentRequest
 
@@ -154,6 +157,29 @@ def coefficients(run: PreparedRun) -> dict[str, float]:
     """
     assert run.weights is not None
     return {code: float(weight * len(run.weights)) for code, weight in run.weights.items()}
+
+
+def pool_moments(pool: Pool, folders: SweepFolders, resources: Resources) -> PoolMoments:
+    """The moments of a pool as these resources would make them."""
+    forward = forward_fields(pool.runs[0], resources.numerics)
+    return PoolMoments(pool, folders, {**forward, "replicas": resources.layout.replicas})
+
+
+def is_unsolved(folders: SweepFolders, run: PreparedRun) -> bool:
+    """Whether a run is not finished, and not all of its blocks are there."""
+    if finished_result(folders, run) is not None:
+        return False
+    blocks = folders.run(run.label).blocks
+    return not all((blocks / block_file(index)).is_file() for index in range(run.model.decoder.blocks))
+
+
+def refuse_moments_without_room(runs: Sequence[PreparedRun], folders: SweepFolders, resources: Resources) -> None:
+    """Raise :class:`InputError` where the moments that are to be collected for these runs find no room on the disk."""
+    needed = 0
+    for pool in pools(runs):
+        moments = pool_moments(pool, folders, resources)
+        needed += moments.missing_bytes(moments.targets(run for run in pool.runs if is_unsolved(folders, run)))
+    refuse_full_disk(folders.all_statistics, needed)
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:

@@ -15,7 +15,7 @@ from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.numerics import Numerics
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.language_angles import (
@@ -34,6 +34,7 @@ from mbs_ray.report.figures.similarity_heatmap import angles_by_block, similarit
 from mbs_ray.report.increase_table import to_markdown
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.microbatch import auto_microbatch
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import Model, read_through
 from mbs_ray.text.corpus import Location
 from mbs_ray.text.segment_draw import check_request, draw_segments
@@ -92,7 +93,7 @@ def language_similarity(
         seed=seed,
     )
     check_request(request)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = forward_device().type
     dtype = Numerics(device, cluster.threads or torch.get_num_threads()).compute_dtype(
         compute_dtype, opened.decoder.stored_dtype
     )
@@ -107,8 +108,7 @@ def language_similarity(
         language: torch.from_numpy(rows.token_ids[np.array(rows.language) == language].astype(np.int64))
         for language in drawn.allocation
     }
-    if cluster.threads:
-        torch.set_num_threads(cluster.threads)
+    exact_forward(cluster.threads)
     with progress.steps(f"blocks of {opened.name}") as notify:
         similarity = measure_similarity(
             Decoder(opened.checkpoint, getattr(torch, dtype), device),
@@ -161,7 +161,7 @@ def _track(
 
 
 def _check_room(model: Model, languages: int, tokens: int, dtype: str) -> None:
-    width = model.checkpoint.config.get_text_config().hidden_size
+    width = model.checkpoint.hidden_size
     needed = tokens * width * getattr(torch, dtype).itemsize + (languages + 1) * width**2 * 4
     free = available_host_memory()
     if needed > free:

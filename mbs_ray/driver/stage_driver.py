@@ -4,29 +4,32 @@ from collections.abc import Callable, Iterable
 
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.offload import Offload
-from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.cluster.resources import Resources
+from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.deaths import DEATHS_ALLOWED, StageDeaths
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_spans import StageSpans
-from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import StageDiedError
 
 POLL_SECONDS = 0.5
 _LIKELY = "out of memory is the likely cause: take fewer segments, another offload, or see the logs of Ray"
 #: Told how a job ended; gives the jobs that are to follow.
-Ended = Callable[[str, Exception | None], Iterable[Job]]
+Ended = Callable[[Job, Exception | None], Iterable[Job]]
 
 
-class Driver:
-    """``jobs`` has the layout that is left when the cluster has lost nodes; ``spans`` what the stages did."""
+class StageDriver:
+    """Drives the stages of a command, which its ``pool`` keeps up from one piece of work to the next.
 
-    def __init__(self, jobs: SweepJobs, offload: Offload, progress: Progress) -> None:
-        self.jobs = jobs
+    ``resources`` have the layout that is left when the cluster has lost nodes; ``spans`` what the stages did.
+    """
+
+    def __init__(self, resources: Resources, pool: StagePool, offload: Offload, progress: Progress) -> None:
+        self.resources = resources
         self.spans = StageSpans()
-        self._offload, self._progress = offload, progress
+        self._pool, self._offload, self._progress = pool, offload, progress
 
     def work(self, jobs: Iterable[Job], ended: Ended, tick: Callable[[], None] = lambda: None) -> None:
-        """All jobs and what follows them; ``tick`` is called now and then.
+        """Take all jobs and what follows them through the stages; ``tick`` is called now and then.
 
         Where a stage dies, finished blocks are kept, and the job that was in work replays them.
         """
@@ -40,31 +43,39 @@ class Driver:
                     if death.run not in todo:
                         raise
                     reason = RuntimeError(f"its stage died {DEATHS_ALLOWED} times at one point; {_LIKELY}")
-                    del todo[death.run]
-                    todo |= {job.key: job for job in ended(death.run, reason)}
+                    todo |= {job.key: job for job in ended(todo.pop(death.run), reason)}
                 else:
                     self._progress.say(f"{death}: starting the stages anew")
-                self.jobs = self.jobs.shrunk_to_cluster(self._progress.say)
-                todo = {key: self.jobs.sharded(job) for key, job in todo.items()}
+                self.resources = self.resources.shrunk_to_cluster(self._progress.say)
+
+    def work_alone(self, job: Job) -> None:
+        """Take one job through the stages. Raises what stopped it."""
+
+        def ended(_: Job, error: Exception | None) -> Iterable[Job]:
+            if error is not None:
+                raise error
+            return ()
+
+        self.work([job], ended)
 
     def _drive(self, todo: dict[str, Job], ended: Ended, tick: Callable[[], None]) -> None:
-        """Those that end are taken out of ``todo``, those that follow put in."""
-        layout = self.jobs.layout
-        offload = self._offload.of(todo.values(), layout.stages)
+        """Take those that end out of ``todo``, and put those that follow in."""
+        layout, threads = self.resources.layout, self.resources.numerics.threads
+        jobs = {key: self.resources.sharded(job) for key, job in todo.items()}
+        offload = self._offload.of(jobs.values(), layout.stages)
         with (
-            Pipeline(layout, self.jobs.numerics.threads, offload, self._progress.say) as pipeline,
-            self._progress.runs(dict(todo)) as show,
+            self._pool.lent(layout, threads, offload, self._progress.say) as pipeline,
+            self._progress.runs(jobs) as show,
         ):
-            for job in todo.values():
+            for job in jobs.values():
                 pipeline.submit(job)
             while pipeline.busy:
                 for outcome in pipeline.outcomes(POLL_SECONDS):
                     show.ended(outcome.key, outcome.error)
-                    del todo[outcome.key]
-                    for job in ended(outcome.key, outcome.error):
+                    for job in ended(todo.pop(outcome.key), outcome.error):
                         todo[job.key] = job
                         show.add(job)
-                        pipeline.submit(job)
+                        pipeline.submit(self.resources.sharded(job))
                 show.stages(pipeline.statuses())
                 self.spans.add(pipeline.spans())
                 tick()

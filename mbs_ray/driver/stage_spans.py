@@ -7,6 +7,7 @@ import pandas as pd
 from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.timeline import KINDS, Span, shares
 from mbs_ray.driver.conclusion import SweepResult, warned_if_unwritten
+from mbs_ray.files import appearing
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.stage_timeline import stage_timeline
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -40,7 +41,8 @@ class StageSpans:
         )
         path = folders.sweep / "timeline.parquet"
         with warned_if_unwritten(path.name, say):
-            table.to_parquet(path, index=False)
+            with appearing(path) as unfinished:
+                table.to_parquet(unfinished, index=False)
             parent.artifact(path)
         with warned_if_unwritten("timeline.png", say):
             figure = save_figure(stage_timeline(table), folders.sweep / "figures" / "timeline.png")

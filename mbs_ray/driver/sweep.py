@@ -1,85 +1,121 @@
-"""Conducts a sweep: calibration → stages → checkpoint → evaluation → tracking."""
+"""Conducts a sweep, phase by phase: prepare, settle, plan, draw, find weights, compress and score, conclude."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.layout import resolve_layout
-from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
-from mbs_ray.cluster.offload import Offload
+from mbs_ray.cluster.resources import Resources, settle_resources
+from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
 from mbs_ray.driver.conclusion import SweepResult, distinct_allocations
 from mbs_ray.driver.conductor import Conductor
 from mbs_ray.driver.interrupt import interrupted_by_sigterm
-from mbs_ray.driver.plan_check import planned
-from mbs_ray.driver.pools import pools
+from mbs_ray.driver.plan_check import checked_plan
+from mbs_ray.driver.pools import refuse_moments_without_room
 from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.stage_driver import Driver
+from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
+from mbs_ray.run.signature import signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec
-from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.sweep_tracking import SweepTracking
 
 
-def conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress, force: bool = False) -> SweepResult:
+def conduct(
+    sweep: SweepSpec,
+    out: Path,
+    address: str | None,
+    progress: Progress,
+    force: bool = False,
+    pool: StagePool | None = None,
+) -> SweepResult:
     """Run a sweep, or go on with it: what is finished is kept, what is begun is continued.
 
-    Raises :class:`InputError` before any actor starts where something in the sweep cannot work, or does not fit by
-    its plan and ``force`` is not given.
+    Stages are started once, unless ``pool`` lends warm ones. Raises :class:`InputError` before any actor starts where
+    something in the sweep cannot work, or does not fit by its plan and ``force`` is not given.
     """
-    with interrupted_by_sigterm():
-        return _conduct(sweep, out, address, progress, force)
-
-
-def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progress, force: bool) -> SweepResult:
     folders = SweepFolders(out.resolve(), sweep.name)
-    offload = Offload(sweep.offload, sweep.nvme_path)
+    with interrupted_by_sigterm():
+        runs = _prepared(sweep, folders, progress)
+        uri = default_tracking_uri(folders.out)
+        connection = _connection(uri, folders, runs)
+        options = _options(sweep, address, folders, runs)
+        with connected(address, options.cpus), nullcontext(pool) if pool else StagePool() as stages:
+            resources = _settled(options, runs)
+            progress.say(f"layout: {resources}")
+            _refuse_changed(runs, resources, folders)
+            offload = checked_plan(options.tiers, runs, folders, resources, progress.say, force)
+            refuse_moments_without_room(runs, folders, resources)
+            jobs = SweepJobs(folders, resources, draw_texts(runs, folders, progress), runs)
+            driver = StageDriver(resources, stages, offload, progress)
+            jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
+            _claim(jobs)
+            tracked = SweepTracking(connection, folders, {"layout": vars(resources.layout), "runs": len(runs)})
+            return Conductor(jobs, driver, tracked, progress).run(uri)
+
+
+def _prepared(sweep: SweepSpec, folders: SweepFolders, progress: Progress) -> list[PreparedRun]:
+    """Check everything that needs no cluster, and show who gets how many segments."""
     specs = sweep.runs()
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, progress.work)
-    # Those of adaptive runs are told once they are found.
+    # Weights of adaptive runs are shown once they are found.
     for run in distinct_allocations([run for run in runs if run.adaptive is None]):
         progress.allocation(run.spec.sampling.label, run.allocation, run.shares)
-    uri = default_tracking_uri(folders.out)
-    told = any(folders.run(run.label).tracking_identity() is not None for run in runs)
-    connection = MlflowConnection(uri, sweep.name, folders.artifacts, patient=told)
-    threads = sweep.threads if sweep.threads != "auto" else _stored("threads", folders, runs)
-    replicas = sweep.layout.replicas if sweep.layout.replicas != "auto" else _stored("replicas", folders, runs)
-    stages = sweep.layout.stages if sweep.layout.stages != "auto" else None
-    with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
-        layout = resolve_layout(
-            stages,
-            replicas,
-            actors=room_for_actors(threads),
-            runs=len(runs),
-            blocks=min(run.model.decoder.blocks for run in runs),
-            microbatches=min(run.shared_microbatches for run in runs),
-        )
-        segments: dict[str, SegmentSet] = {}
-        jobs = SweepJobs(folders, resolve_numerics(layout.actors, threads), layout, segments, pools(runs))
-        progress.say(f"layout: {layout}, {jobs.numerics.threads} thread(s) each, on {jobs.numerics.device}")
-        for run in runs:
-            if run.adaptive is None:  # whose weights are not known yet
-                folders.run(run.label).refuse_changed(jobs.signature(run))
-            folders.run(run.label).refuse_other_first_set(next(iter(run.evaluation), ""))
-        offload = planned(offload, runs, jobs, progress.say, force)
-        jobs.refuse_full_disk()
-        segments.update(draw_texts(runs, jobs.pools, folders, progress))
-        driver = Driver(jobs, offload, progress)
-        runs = find_weights(runs, driver, progress)
-        driver.jobs = replace(driver.jobs, pools=pools(runs))
-        for run in runs:
-            folders.run(run.label).refuse_changed(driver.jobs.signature(run))
-            folders.run(run.label).claim(driver.jobs.signature(run))
-        tracked = SweepTracking(connection, folders, {"layout": vars(layout), "runs": len(runs)})
-        return Conductor(runs, driver, tracked, progress).conduct(uri)
+    return runs
 
 
-def _stored(field: str, folders: SweepFolders, runs: Sequence[PreparedRun]) -> int | None:
-    """What ``auto`` was resolved to when the sweep was begun."""
-    signatures = (folders.run(run.label).stored_signature() for run in runs)
-    return next((int(signature[field]) for signature in signatures if signature is not None), None)
+def _connection(uri: str, folders: SweepFolders, runs: Sequence[PreparedRun]) -> MlflowConnection:
+    """Reach MLflow; a sweep that it knows already need not wait for it."""
+    known = any(folders.run(run.label).tracking_identity() is not None for run in runs)
+    return MlflowConnection(uri, folders.name, folders.artifacts, patient=known)
+
+
+def _options(
+    sweep: SweepSpec, address: str | None, folders: SweepFolders, runs: Sequence[PreparedRun]
+) -> ClusterOptions:
+    """What the sweep asks of the cluster; an ``auto`` that can change bits is what it was when the sweep was begun."""
+    signatures = [stored for run in runs if (stored := folders.run(run.label).stored_signature()) is not None]
+
+    def begun_with(field: str) -> int | None:
+        return int(signatures[0][field]) if signatures else None
+
+    return ClusterOptions(
+        stages=None if sweep.layout.stages == "auto" else sweep.layout.stages,
+        replicas=begun_with("replicas") if sweep.layout.replicas == "auto" else sweep.layout.replicas,
+        threads=begun_with("threads") if sweep.threads == "auto" else sweep.threads,
+        offload=sweep.offload,
+        nvme_path=sweep.nvme_path,
+        address=address,
+    )
+
+
+def _settled(options: ClusterOptions, runs: Sequence[PreparedRun]) -> Resources:
+    return settle_resources(
+        options,
+        runs=len(runs),
+        blocks=min(run.model.decoder.blocks for run in runs),
+        microbatches=min(run.shared_microbatches for run in runs),
+    )
+
+
+def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: SweepFolders) -> None:
+    for run in runs:
+        directory = folders.run(run.label)
+        if run.adaptive is None:  # whose weights are not known yet
+            directory.refuse_changed(signature(run, resources.numerics, resources.layout.replicas))
+        directory.refuse_other_first_set(next(iter(run.evaluation), ""))
+
+
+def _claim(jobs: SweepJobs) -> None:
+    """Make the run directories those of the runs, now that all of their weights are known."""
+    numerics, replicas = jobs.resources.numerics, jobs.resources.layout.replicas
+    for run in jobs.runs:
+        own = signature(run, numerics, replicas)
+        jobs.folders.run(run.label).refuse_changed(own)
+        jobs.folders.run(run.label).claim(own)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mbs_ray.driver.pools import Pool
+from mbs_ray.driver.pools import Pool, pools
 from mbs_ray.driver.progress import Progress
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -12,9 +12,7 @@ from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.text.segment_request import SegmentRequest
 
 
-def draw_texts(
-    runs: Sequence[PreparedRun], pools: Sequence[Pool], folders: SweepFolders, progress: Progress
-) -> dict[str, SegmentSet]:
+def draw_texts(runs: Sequence[PreparedRun], folders: SweepFolders, progress: Progress) -> dict[str, SegmentSet]:
     """Every distinct set of segments once, by the fingerprint of its request; of a pool one per language."""
     texts: dict[str, tuple[str, SegmentRequest]] = {}
     for run in runs:
@@ -24,7 +22,8 @@ def draw_texts(
             what = f"calibration text {run.spec.sampling.label}, seed {run.spec.seed}"
             texts.setdefault(run.calibration.fingerprint, (what, run.calibration))
     drawn: dict[str, SegmentSet] = {}
-    for pool in pools:
+    own_pools = pools(runs)
+    for pool in own_pools:
         progress.work(f"drawing text of {len(pool.languages)} languages for {pool.label}", 0, 1)
         apart = draw_per_language(pool.request, folders.segments)
         drawn |= {pool.languages[language].fingerprint: one for language, one in apart.items()}
@@ -32,14 +31,14 @@ def draw_texts(
         progress.work(f"drawing {what}", done, len(texts))
         drawn[key] = draw_segments(text, folders.segments)
     progress.work("drawing text", len(texts), len(texts))
-    _refuse_overlaps(runs, pools, drawn)
+    _refuse_overlaps(runs, own_pools, drawn)
     return drawn
 
 
-def _refuse_overlaps(runs: Sequence[PreparedRun], pools: Sequence[Pool], drawn: Mapping[str, SegmentSet]) -> None:
+def _refuse_overlaps(runs: Sequence[PreparedRun], own_pools: Sequence[Pool], drawn: Mapping[str, SegmentSet]) -> None:
     """Every evaluation set against every calibration set it is scored after."""
     calibrations = [(run, [run.calibration]) for run in runs if run.weights is None]
-    calibrations += [(run, [*pool.languages.values()]) for pool in pools for run in pool.runs]
+    calibrations += [(run, [*pool.languages.values()]) for pool in own_pools for run in pool.runs]
     pairs = {
         (name, text.fingerprint, one.fingerprint)
         for run, texts in calibrations

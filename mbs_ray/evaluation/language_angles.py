@@ -15,6 +15,7 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing
 from mbs_ray.methods import Moment, Statistic
 from mbs_ray.model.decoder import Decoder
 
@@ -197,6 +198,5 @@ def _cosines(sums: Sequence[torch.Tensor], where: str) -> npt.NDArray[np.float64
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, unfinished)
-    unfinished.replace(path)
+    with appearing(path) as unfinished:
+        pq.write_table(table, unfinished)

@@ -1,6 +1,5 @@
 """The file an evaluation leaves: one parquet row per scored token."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from mbs_ray.files import appearing
 from mbs_ray.text.segment_file import SegmentSet
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -54,10 +54,8 @@ def write_token_scores(
     )
     if is_argmax is not None:
         table = table.append_column("is_argmax", pa.array(is_argmax.numpy()[scored]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    with appearing(path) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
 
 
 def _dictionary(names: Sequence[str], index: np.ndarray) -> pa.DictionaryArray:

@@ -35,7 +35,7 @@ class ColumnGrids:
         else:
             self._group_of = (factor.order // self.group_size).tolist()
             for columns in torch.argsort(factor.order).split(self.group_size):
-                self._grids.append(self._grid(work[columns], self._importance[columns], None))
+                self._grids.append(self.grid(work[columns], self._importance[columns], None))
 
     def round(self, j: int, values: Tensor, pruned: Tensor | None = None) -> Tensor:
         """The nearest values of column j's grid, [rows]; columns must be asked for in order.
@@ -45,7 +45,7 @@ class ColumnGrids:
         if self._group_of[j] == len(self._grids):
             group, part = self._group_of[j], slice(j, j + self.group_size)
             weights = self._work[part] if pruned is None else self._work[part].masked_fill(pruned[part], 0)
-            self._grids.append(self._grid(weights, self._importance[part], self._ranges[group]))
+            self._grids.append(self.grid(weights, self._importance[part], self._ranges[group]))
         grid = self._grids[self._group_of[j]]
         codes = grid.codes(values)
         self.codes[j] = codes
@@ -59,6 +59,6 @@ class ColumnGrids:
         """[rows, groups] uint8."""
         return torch.stack([grid.zero for grid in self._grids], dim=1).to(torch.uint8)
 
-    def _grid(self, weights: Tensor, importance: Tensor, before: tuple[Tensor, Tensor] | None) -> Grid:
+    def grid(self, weights: Tensor, importance: Tensor, before: tuple[Tensor, Tensor] | None) -> Grid:
         grid = Grid.of(weights, 0, self._method, self._dtype, before=before, importance=importance)
         return grid.squeezed(0)

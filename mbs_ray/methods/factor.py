@@ -2,17 +2,17 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods.field_checks import require_fraction
+from mbs_ray.methods.method_part import MethodPart
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed
-from mbs_ray.methods.tensor_checks import is_finite, required_moment
+from mbs_ray.methods.tensor_checks import check_tensors, is_finite, required_moment
 
 FIRST_DAMPING = 1e-4
 LAST_DAMPING = 1.0
@@ -41,14 +41,12 @@ class InverseFactor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factored(ABC):
+class Factored(MethodPart, ABC):
     """Field and preparation shared by the methods that solve with an inverse factor.
 
     damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
     little for a factorization.
     """
-
-    name: ClassVar[str]
 
     damping: float = 0.01
 
@@ -59,11 +57,32 @@ class Factored(ABC):
         """The factor of a full moment with tokens, which all linears with this input share."""
         return inverse_factor(required_moment(moment, self.name, Statistic.FULL, name), self.damping, name)
 
+    def begin(
+        self, weight: Tensor, moment: Moment | None, name: str, factor: InverseFactor | None
+    ) -> tuple[Moment, InverseFactor, Tensor, Tensor]:
+        """Check what :meth:`compress` is given; the moment, its factor, and what solve_columns takes.
+
+        The latter are the weight in float32 and an empty tensor of its dtype, both fresh, [columns, rows] in the order
+        of the factor. Raises InputError naming the linear.
+        """
+        self.check(*check_tensors(weight, moment, name), name)
+        moment = required_moment(moment, self.name, Statistic.FULL, name)
+        factor = factor or self.prepare(moment, name)
+        work = _transposed(weight, factor.order)
+        return moment, factor, work, torch.empty_like(work, dtype=weight.dtype)
+
     @abstractmethod
     def compress(
         self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
     ) -> Compressed:
         """Compress a weight [rows, columns] by a full moment; factor: what prepare(moment) gave, to share it."""
+
+
+def _transposed(weight: Tensor, order: Tensor | None) -> Tensor:
+    """Copy a weight [rows, columns] to fresh contiguous float32 [columns, rows], columns in this order."""
+    # Not weight.t().float().contiguous(): of one row or one column that is the caller's own memory.
+    columns = weight.t() if order is None else weight.t()[order]
+    return torch.empty(columns.shape, dtype=torch.float32, device=weight.device).copy_(columns)
 
 
 @exact_float32()

@@ -11,10 +11,10 @@ from mbs_ray.methods.factor import Factored, InverseFactor, inverse_factor
 from mbs_ray.methods.field_checks import require_flag
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
+from mbs_ray.methods.obs import solve_columns, solved_loss
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
-from mbs_ray.methods.tensor_checks import check_tensors, required_moment
+from mbs_ray.methods.tensor_checks import required_moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +55,7 @@ class GPTQ(Factored, Quantization):
         self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
     ) -> Compressed:
         """Quantize [rows, columns] by a full moment."""
-        rows, columns = check_tensors(weight, moment, name)
-        self.check(rows, columns, name)
-        moment = required_moment(moment, self.name, self.statistic, name)
-        factor = factor or self.prepare(moment, name)
-        work = transposed(weight, factor.order)
-        written = torch.empty_like(work, dtype=weight.dtype)
+        moment, factor, work, written = self.begin(weight, moment, name, factor)
         grids = ColumnGrids(self, work, weight.dtype, factor)
         zero = work == 0 if self.keep_zeros else None
 

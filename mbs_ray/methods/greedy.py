@@ -10,20 +10,24 @@ share the one H⁻¹ they began with and keep their u, instead of a H⁻¹ each.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods.factor import FIRST_DAMPING, LAST_DAMPING
-from mbs_ray.methods.moments import Moment
+from mbs_ray.methods.field_checks import require_fraction
+from mbs_ray.methods.method_part import MethodPart
+from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 MOST_COLUMNS = 1024
 BUFFER_BYTES = 2**27
 ROUNDING = torch.finfo(torch.float32).eps
 
 
-def check_columns(method: str, instead: str, columns: int, name: str) -> None:
+def _check_columns(method: str, instead: str, columns: int, name: str) -> None:
     """Raise InputError, naming the linear, if it is too wide for time and memory that grow with columns³."""
     if columns > MOST_COLUMNS:
         raise InputError(
@@ -47,7 +51,7 @@ class DampedHessian:
     """Fraction of the mean diagonal that was added."""
 
 
-def damped_hessian(moment: Moment, damping: float, name: str) -> DampedHessian:
+def _damped_hessian(moment: Moment, damping: float, name: str) -> DampedHessian:
     """Damp and invert, raising the damping tenfold, up to 1, for as long as that fails.
 
     InputError, naming the linear, if even damping 1 fails.
@@ -79,6 +83,36 @@ def _inverse(matrix: Tensor) -> Tensor | None:
     # the float32 sums is noise; above it, every part of H is safe to factorize in float64.
     share = 1 / (matrix.diagonal() * inverse.diagonal())
     return inverse if bool((share > ROUNDING).all()) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(MethodPart):
+    """Field, checks and beginning of the methods that settle weights one by one; to be named before other bases.
+
+    damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
+    little for an inverse.
+    """
+
+    statistic: ClassVar[Statistic] = Statistic.FULL
+    for_wide_linears: ClassVar[str]
+    """The method for linears that are too wide for this one."""
+
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fraction(self.name, "damping", self.damping, one=True)
+
+    def check(self, rows: int, columns: int, name: str) -> None:
+        """Raise InputError if a linear of this shape, called `name`, cannot take the other fields or is too wide."""
+        super().check(rows, columns, name)
+        _check_columns(self.name, self.for_wide_linears, columns, name)
+
+    def begin(self, weight: Tensor, moment: Moment | None, name: str) -> tuple[Moment, DampedHessian]:
+        """Check what `compress` is given; the moment and its Hessian. Raises InputError naming the linear."""
+        self.check(*check_tensors(weight, moment, name), name)
+        moment = required_moment(moment, self.name, self.statistic, name)
+        return moment, _damped_hessian(moment, self.damping, name)
 
 
 def rows_at_once(columns: int) -> int:

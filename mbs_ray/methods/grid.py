@@ -1,20 +1,20 @@
 """The quantization grid: evenly spaced values, one scale and zero point per row and group of columns."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods.field_checks import require_flag, require_integer
+from mbs_ray.methods.method_part import MethodPart
 
 CLIP_STEPS = 40
 LEAST_CLIP = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization:
+class Quantization(MethodPart):
     """Fields shared by the methods that quantize.
 
     bits: 2 to 8. group_size: columns that share a scale, dividing the columns; None: the whole row.
@@ -22,8 +22,6 @@ class Quantization:
     its weights' range, of 41 from 20 to 100 %, which rounds them with the least squared error (in OBS methods
     each weighted as its column will be, by 1/U_jj²).
     """
-
-    name: ClassVar[str]
 
     bits: int = 4
     group_size: int | None = None

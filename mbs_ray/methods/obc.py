@@ -6,18 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mbs_ray.methods.field_checks import require_fraction
-from mbs_ray.methods.greedy import DampedHessian, check_columns, damped_hessian, reconstructed, rows_at_once, settle
+from mbs_ray.methods.greedy import DampedHessian, Greedy, reconstructed, rows_at_once, settle
 from mbs_ray.methods.grid import Grid, Quantization
-from mbs_ray.methods.moments import Moment, Statistic
+from mbs_ray.methods.moments import Moment
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest_of_all
-from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 
 @dataclass(frozen=True, kw_only=True)
-class OBC(Pruning):
+class OBC(Greedy, Pruning):
     """Frantar, Singh & Alistarh, Optimal Brain Compression, arXiv 2208.11580, section 4 (ExactOBS).
 
     Every row loses the weight of least w² / [H⁻¹]_pp, all others are updated, and so on. Unstructured: every
@@ -26,40 +24,23 @@ class OBC(Pruning):
     lost m - n. The survivors are the exact optimum of the mask, solved in float64. Dead columns are treated
     as in SparseGPT: pruned by magnitude at the same ratio, the live ones among themselves (in an n:m group,
     which has no room for two ratios, they count as average columns).
-
-    damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    little for an inverse.
     """
 
     name: ClassVar[str] = "obc"
     scopes: ClassVar[tuple[str, ...]] = ("linear",)
-    statistic: ClassVar[Statistic] = Statistic.FULL
-
-    damping: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.name, "damping", self.damping, one=True)
-
-    def check(self, rows: int, columns: int, name: str) -> None:
-        """Raise InputError if a linear of this shape, called `name`, cannot take the pattern or is too wide."""
-        super().check(rows, columns, name)
-        check_columns(self.name, "sparsegpt", columns, name)
+    for_wide_linears: ClassVar[str] = "sparsegpt"
 
     @exact_float32()
     def compress(self, weight: Tensor, moment: Moment | None, name: str = "linear") -> Compressed:
         """Prune [rows, columns] by a full moment; survivors are updated and rounded to the weight's dtype."""
-        rows, columns = check_tensors(weight, moment, name)
-        self.check(rows, columns, name)
-        moment = required_moment(moment, self.name, self.statistic, name)
-        hessian = damped_hessian(moment, self.damping, name)
+        moment, hessian = self.begin(weight, moment, name)
         original = weight.double()
         kept = self.kept_of_group
         if kept is None:
             pruned = _cheapest_of_all(original, hessian, self.sparsity)
         else:
             pruned = _cheapest_of_groups(original, hessian, *kept)
-        at_once = rows_at_once(columns)
+        at_once = rows_at_once(weight.shape[1])
         parts = zip(original.split(at_once), pruned.split(at_once), strict=True)
         written = torch.cat([reconstructed(*part, hessian.matrix) for part in parts]).to(weight.dtype)
         return measured(weight, written, moment, name, damping=hessian.damping)
@@ -96,7 +77,7 @@ def _cheapest_of_groups(original: Tensor, hessian: DampedHessian, keep: int, gro
 
 
 @dataclass(frozen=True, kw_only=True)
-class OBQ(Quantization):
+class OBQ(Greedy, Quantization):
     """Frantar, Singh & Alistarh, Optimal Brain Compression, arXiv 2208.11580, section 5 (OBQ).
 
     Every grid covers its group's weights as they came. Every row rounds the weight of least
@@ -106,32 +87,16 @@ class OBQ(Quantization):
 
     The order is the paper's. It leaves the dearest weights for the end, when few are left to make up for them:
     better than GPTQ's where the inputs are alike in size (behind a norm), worse where they differ much.
-
-    damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    little for an inverse.
     """
 
     name: ClassVar[str] = "obq"
-    statistic: ClassVar[Statistic] = Statistic.FULL
-
-    damping: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.name, "damping", self.damping, one=True)
-
-    def check(self, rows: int, columns: int, name: str) -> None:
-        """Raise InputError if a linear of this shape, called `name`, cannot take the groups or is too wide."""
-        super().check(rows, columns, name)
-        check_columns(self.name, "gptq", columns, name)
+    for_wide_linears: ClassVar[str] = "gptq"
 
     @exact_float32()
     def compress(self, weight: Tensor, moment: Moment | None, name: str = "linear") -> Compressed:
         """Quantize [rows, columns] by a full moment."""
-        rows, columns = check_tensors(weight, moment, name)
-        self.check(rows, columns, name)
-        moment = required_moment(moment, self.name, self.statistic, name)
-        hessian = damped_hessian(moment, self.damping, name)
+        moment, hessian = self.begin(weight, moment, name)
+        columns = weight.shape[1]
         group_size = self.group_size or columns
         written, codes, scales, zeros = [], [], [], []
         for part in weight.split(rows_at_once(columns)):

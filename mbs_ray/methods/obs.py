@@ -88,10 +88,3 @@ def solved_loss(errors: Tensor, weight: Tensor, written: Tensor, factor: Inverse
 def _squares(columns: Tensor) -> Tensor:
     """Sum of squares of every row, float64."""
     return torch.linalg.vector_norm(columns, dim=1).double().square()
-
-
-def transposed(weight: Tensor, order: Tensor | None) -> Tensor:
-    """A fresh contiguous float32 [columns, rows] copy of a weight [rows, columns], columns in this order."""
-    # Not weight.t().float().contiguous(): of one row or one column that is the caller's own memory.
-    columns = weight.t() if order is None else weight.t()[order]
-    return torch.empty(columns.shape, dtype=torch.float32, device=weight.device).copy_(columns)

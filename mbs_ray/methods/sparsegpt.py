@@ -9,12 +9,11 @@ from torch import Tensor
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.field_checks import require_flag, require_integer
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
+from mbs_ray.methods.obs import solve_columns, solved_loss
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.pruning_mask import PruningMask
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning
-from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +46,7 @@ class SparseGPT(Factored, Pruning):
         self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
     ) -> Compressed:
         """Prune [rows, columns] by a full moment; survivors are updated and rounded to the weight's dtype."""
-        rows, columns = check_tensors(weight, moment, name)
-        self.check(rows, columns, name)
-        moment = required_moment(moment, self.name, self.statistic, name)
-        factor = factor or self.prepare(moment, name)
-        work = transposed(weight, None)
-        written = torch.empty_like(work, dtype=weight.dtype)
+        moment, factor, work, written = self.begin(weight, moment, name, factor)
         mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
 
         def final(j: int) -> Tensor:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
@@ -12,12 +11,11 @@ from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.field_checks import require_integer
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import solve_columns, solved_loss, transposed
+from mbs_ray.methods.obs import solve_columns, solved_loss
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.pruning_mask import PruningMask
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning
-from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +69,7 @@ class SparseGPTQ(Factored, Pruning, Quantization):
         self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
     ) -> Compressed:
         """Prune and quantize [rows, columns] by a full moment."""
-        rows, columns = check_tensors(weight, moment, name)
-        self.check(rows, columns, name)
-        moment = required_moment(moment, self.name, self.statistic, name)
-        factor = factor or self.prepare(moment, name)
-        work = transposed(weight, None)
-        written = torch.empty_like(work, dtype=weight.dtype)
+        moment, factor, work, written = self.begin(weight, moment, name, factor)
         mask = PruningMask(self, self.block_size, work, factor, keep_zeros=False)
         grids = ColumnGrids(self, work, weight.dtype, factor)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods.field_checks import require_fraction
+from mbs_ray.methods.method_part import MethodPart
 
 UNSTRUCTURED = "unstructured"
 COMPARED_GROUP = 16
@@ -29,7 +30,7 @@ def parse_pattern(method: str, pattern: object) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruning:
+class Pruning(MethodPart):
     """Fields shared by the methods that prune.
 
     sparsity: share of the weights set to zero, in [0, 1); left out: 0.5, or what the pattern gives.
@@ -37,7 +38,6 @@ class Pruning:
     scope: the weights whose scores are compared when unstructured; left out: the method's own.
     """
 
-    name: ClassVar[str]
     scopes: ClassVar[tuple[str, ...]]
     """What `scope` may be, the method's own first."""
 

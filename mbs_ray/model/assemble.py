@@ -3,14 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing_folder
 from mbs_ray.model.block_files import block_file
 from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
@@ -33,8 +33,9 @@ def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str
     """
     headers = {shard: read_header(shard) for shard in shards}
     _require(source.tensors.keys(), headers)
-    with _appearing(target) as partial:
-        _fill(partial, headers, source.folder, card)
+    with appearing_folder(target) as unfinished:
+        _fill(unfinished, headers, source.folder, card)
+        write_manifest(unfinished)
     return target
 
 
@@ -65,9 +66,10 @@ def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, targe
         wanted.update(part for weight in weights for part in scheme.stored_names(weight))
     headers = {shard: read_header(shard) for shard in shards}
     _require(wanted, headers)
-    with _appearing(target) as partial:
-        _fill(partial, headers, source.folder, card)
-        write_quantization(partial, scheme, decoder.linears_outside())
+    with appearing_folder(target) as unfinished:
+        _fill(unfinished, headers, source.folder, card)
+        write_quantization(unfinished, scheme, decoder.linears_outside())
+        write_manifest(unfinished)
     return target
 
 
@@ -80,22 +82,6 @@ def _require(wanted: AbstractSet[str], headers: Headers) -> None:
         raise InputError(f"{folder}: lacks {missing[0]} and {len(missing) - 1} more; finish the run first")
     if foreign:
         raise InputError(f"{held[foreign[0]]}: holds {foreign[0]}, which this model has not; remove the file")
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets a manifest and then becomes ``target``."""
-    partial = target.with_name(f"{target.name}.mbs.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        write_manifest(partial)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
 
 
 def _fill(folder: Path, headers: Headers, source: Path, card: str) -> None:

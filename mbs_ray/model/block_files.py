@@ -1,6 +1,5 @@
 """Tensors on disk: a file per block, and one for all that no method touches."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mbs_ray.files import appearing
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 
@@ -45,16 +45,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: tuple[
 
     ``facts``: name and text of metadata; one pair, because several come in any order, and bytes are to be the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        partial,
-        metadata=dict([facts]) if facts else _METADATA,
-    )
-    # safetensors writes for the owner alone; whoever may read the folder may read the block.
-    partial.chmod(path.parent.stat().st_mode & 0o666)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with appearing(path) as unfinished:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            unfinished,
+            metadata=dict([facts]) if facts else _METADATA,
+        )
+        # safetensors writes for the owner alone; whoever may read the folder may read the block.
+        unfinished.chmod(path.parent.stat().st_mode & 0o666)
     return path

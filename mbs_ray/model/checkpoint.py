@@ -62,6 +62,11 @@ class Checkpoint:
         except (ValueError, OSError, KeyError) as error:
             raise InputError(f"{self.folder / 'config.json'}: {_first_line(error)}") from error
 
+    @property
+    def hidden_size(self) -> int:
+        """Elements of a token's hidden state between blocks; of the text model where there are several."""
+        return int(self.config.get_text_config().hidden_size)
+
     @cached_property
     def files(self) -> list[Path]:
         """All shards, in the order of their names."""

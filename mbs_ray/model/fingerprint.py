@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing
 from mbs_ray.model.checkpoint import Checkpoint
 
 _CHUNK_BYTES = 64 * 2**20
@@ -29,10 +29,8 @@ def fingerprint(checkpoint: Checkpoint, cache: Path, progress: Callable[[int, in
     if stored.is_file():
         return str(json.loads(stored.read_text())["fingerprint"])
     result = _scan(checkpoint, progress)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = stored.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps({"fingerprint": result, "files": states}))
-    partial.replace(stored)
+    with appearing(stored) as unfinished:
+        unfinished.write_text(json.dumps({"fingerprint": result, "files": states}))
     return result
 
 

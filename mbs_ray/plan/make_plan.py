@@ -1,7 +1,6 @@
 """The plan of a sweep: what each stage needs, whether it is there, how long it takes, and what would fit instead."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from mbs_ray.cluster.activations.aio import padded
 from mbs_ray.cluster.activations.host_memory import pinned_size
@@ -12,20 +11,20 @@ from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic
 from mbs_ray.plan.hardware import Hardware
+from mbs_ray.plan.planned_work import PlannedRun, PlannedScore, PlannedWork
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.results_size import results_bytes
 from mbs_ray.plan.stage_memory import Phase, hidden_bytes, phases_of
 from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.stage_time import stage_seconds
 from mbs_ray.plan.units import format_gib
-from mbs_ray.plan.work import PlannedRun
 
 #: What a stage's process holds once the first model is loaded, whatever its size: libraries.
 LIBRARIES_BYTES = 64 * 2**20
 
 
 def make_plan(
-    works: Sequence[PlannedRun],
+    works: Sequence[PlannedWork],
     hardware: Hardware,
     layout: Layout,
     rates: Rates,
@@ -85,7 +84,7 @@ def fitting_plan(plan: Plan) -> Plan | None:
     blocks = min(work.decoder.blocks for work in plan.works)
     fitting: list[Plan] = []
     for smaller in (False, True):
-        works = [_one_segment(work) if smaller else work for work in plan.works]
+        works = [work.one_by_one() if smaller else work for work in plan.works]
         for stages in range(min(actors, blocks), 0, -1):
             for tier in dict.fromkeys([plan.offload, "auto"]):
                 other = make_plan(works, plan.hardware, Layout(stages, 1), plan.rates, tier, plan.nvme)
@@ -106,18 +105,14 @@ def _besides(parts: Mapping[str, int]) -> int:
     return sum(size for part, size in parts.items() if part != "activations")
 
 
-def _one_segment(work: PlannedRun) -> PlannedRun:
-    calibration = None if work.calibration is None else replace(work.calibration, microbatch=1)
-    return replace(
-        work, calibration=calibration, evaluation=tuple(replace(one, microbatch=1) for one in work.evaluation)
-    )
-
-
-def _shards(work: PlannedRun, stages: int) -> list[range]:
-    calibrating = 0 if work.calibration is None else work.calibration.tokens
+def _shards(work: PlannedWork, stages: int) -> list[range]:
     evaluating = sum(one.tokens for one in work.evaluation)
-    statistic = Statistic.NONE if work.method is None else work.method.statistic
-    costs = block_costs(work.decoder, statistic, calibrating, evaluating + 2 * calibrating * work.per_language)
+    match work:
+        case PlannedRun(method=method, calibration=calibration):
+            measuring = 2 * calibration.tokens if work.per_language else 0
+            costs = block_costs(work.decoder, method.statistic, calibration.tokens, evaluating + measuring)
+        case PlannedScore():
+            costs = block_costs(work.decoder, Statistic.NONE, 0, evaluating)
     return shard_blocks(costs, head_cost(work.decoder, evaluating), stages)
 
 
@@ -134,7 +129,7 @@ def _with_tier(
     blocks: range,
     tier: TierName,
     phases: list[Phase],
-    works: Sequence[PlannedRun],
+    works: Sequence[PlannedWork],
     held: int,
     cuda: bool,
     handing_over: bool,
@@ -183,7 +178,7 @@ def _main_part(plan: StagePlan, what: str) -> str:
     return f" ({phase.name}: {part} {format_gib(size)})"
 
 
-def _activations(work: PlannedRun, pinned: bool = False) -> int:
+def _activations(work: PlannedWork, pinned: bool = False) -> int:
     """Of all microbatches of a run; pinned memory comes in powers of two."""
     total = 0
     for one in work.batches:
@@ -192,11 +187,11 @@ def _activations(work: PlannedRun, pinned: bool = False) -> int:
     return total
 
 
-def _microbatch(work: PlannedRun) -> int:
+def _microbatch(work: PlannedWork) -> int:
     return max(hidden_bytes(work.decoder, one, one.rows) for one in work.batches)
 
 
-def _object_store(works: Sequence[PlannedRun], layout: Layout) -> int:
+def _object_store(works: Sequence[PlannedWork], layout: Layout) -> int:
     """Hidden states under way between stages: never more than the credits of every sender."""
     if layout.stages == 1:
         return 0

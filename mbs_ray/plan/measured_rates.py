@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mbs_ray.cluster.activations.host_memory import return_large_tensors
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.evaluation.scoring import score
 from mbs_ray.methods import Method, Moment, Statistic
 from mbs_ray.methods.factor import Factored
@@ -19,10 +20,10 @@ from mbs_ray.model.block_files import write_block
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK
 from mbs_ray.plan.meta_checkpoint import RandomOutline
+from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
-from mbs_ray.plan.stage_memory import hidden_size, inputs_of
+from mbs_ray.plan.stage_memory import inputs_of
 from mbs_ray.plan.stage_time import forward_seconds
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 #: Columns of the factor and the solved linear that are timed, rows of the latter, bytes of the file.
 _COLUMNS = {"cpu": 4096, "cuda": 16384}
@@ -30,15 +31,13 @@ _ROWS = 2048
 _FILE_BYTES = 256 * 2**20
 
 
-def measure_rates(works: Sequence[PlannedRun], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
+def measure_rates(works: Sequence[PlannedWork], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
     """Of this process's device, by the largest microbatch of the works, and of the disk of ``folder``.
 
     What cannot be measured here keeps its assumed rate. Takes the memory of one block and of its largest moment.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if threads:
-        torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    device = forward_device()
+    exact_forward(threads)
     return_large_tensors()
     work = max(works, key=lambda one: max(batches.rows * batches.length for batches in one.batches))
     batches = max(work.batches, key=lambda one: one.rows * one.length)
@@ -47,7 +46,7 @@ def measure_rates(works: Sequence[PlannedRun], assumed: Rates, folder: Path, thr
         rates = replace(assumed, scores=float("inf"), solve={})
         rates = replace(rates, forward=_forward(work.decoder, batches, rates, timing))
         rates = replace(rates, head=_head(work.decoder, batches, timing))
-        methods = {one.method.label: one.method for one in works if one.method is not None}
+        methods = {one.method.label: one.method for one in works if isinstance(one, PlannedRun)}
         if any(method.statistic is Statistic.FULL for method in methods.values()):
             rates = replace(rates, moments=_moments(work.decoder, batches, timing))
         rates = _solvers(work.decoder, methods.values(), rates, timing)
@@ -101,7 +100,7 @@ class _Random(Decoder):
 def _forward(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timing) -> float:
     real = _Random(decoder, timing.device)
     block = real.load_block(0, real.read_block(0))
-    hidden = torch.randn(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
+    hidden = torch.randn(batches.rows, batches.length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
     hidden = hidden.to(timing.device)
     seconds = timing(lambda: real.run_block(block, 0, hidden), repeats=3)
     one = TokenBatches(batches.rows, batches.length, batches.rows)
@@ -112,7 +111,7 @@ def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
     """Scoring of one microbatch with the first rows of the vocabulary."""
     real = _Random(decoder, timing.device)
     length = min(batches.length, 512)
-    hidden = torch.randn(1, length, hidden_size(decoder), dtype=decoder.compute_dtype)
+    hidden = torch.randn(1, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
     token_ids = torch.zeros(1, length, dtype=torch.int64)
     seconds = timing(lambda: score(real, [(hidden, token_ids)]))
     return 2.0 * real.vocabulary * real.width * (length - 1) / seconds
@@ -158,7 +157,7 @@ def _product(square: torch.Tensor) -> torch.Tensor:
 
 
 def _links(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timing) -> Rates:
-    hidden = torch.empty(batches.rows, batches.length, hidden_size(decoder), dtype=decoder.compute_dtype)
+    hidden = torch.empty(batches.rows, batches.length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
     pinned, placed = hidden.pin_memory(), hidden.to(timing.device)
     return replace(
         rates,
@@ -170,7 +169,7 @@ def _links(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timin
 
 def _disk(decoder: Decoder, folder: Path) -> tuple[float, float]:
     """Bytes in a second that are written to a block's file, and read from it past the page cache."""
-    width = hidden_size(decoder)
+    width = decoder.checkpoint.hidden_size
     rows = max(1, min(_FILE_BYTES, 12 * width**2) // (4 * width))
     tensors = {"weight": torch.randn(rows, width)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ import torch
 
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.planned_work import PlannedRun, PlannedWork
 from mbs_ray.plan.stage_memory import block_bytes
-from mbs_ray.plan.work import PlannedRun
 
 
 def blocks_bytes(decoder: Decoder) -> int:
@@ -37,15 +37,15 @@ def packed_bytes(decoder: Decoder, method: Method | None) -> int:
     return total + blocks_bytes(decoder) - linears * decoder.stored_dtype.itemsize
 
 
-def kept_bytes(work: PlannedRun) -> int:
+def kept_bytes(work: PlannedWork) -> int:
     """What a run leaves: its blocks twice where it quantizes, or its scores of tokens alone."""
     scores = 24 * sum(one.tokens for one in work.evaluation)
-    if work.method is None or work.keep == "metrics":
+    if not isinstance(work, PlannedRun) or work.keep == "metrics":
         return scores
     return blocks_bytes(work.decoder) + packed_bytes(work.decoder, work.method) + scores
 
 
-def results_bytes(works: Iterable[PlannedRun], in_flight: int) -> int:
+def results_bytes(works: Iterable[PlannedWork], in_flight: int) -> int:
     """Of all runs at their end, untouched tensors once for each model, and the blocks of ``in_flight`` unkept runs."""
     works = list(works)
     outside = {id(work.decoder): _outside_bytes(work.decoder) for work in works}
@@ -53,7 +53,7 @@ def results_bytes(works: Iterable[PlannedRun], in_flight: int) -> int:
         (
             blocks_bytes(work.decoder) + packed_bytes(work.decoder, work.method)
             for work in works
-            if work.method is not None and work.keep == "metrics"
+            if isinstance(work, PlannedRun) and work.keep == "metrics"
         ),
         reverse=True,
     )

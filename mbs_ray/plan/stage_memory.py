@@ -17,8 +17,8 @@ from mbs_ray.methods import Statistic, moment_bytes
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK
 from mbs_ray.plan.live_bytes import LiveBytes
+from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Phase:
         return Phase(self.name, {}, together)
 
 
-def phases_of(work: PlannedRun, blocks: Iterable[int], last: bool) -> list[Phase]:
+def phases_of(work: PlannedWork, blocks: Iterable[int], last: bool) -> list[Phase]:
     """The largest of each phase over some blocks; activations are not among them. ``last``: the head follows."""
     largest: dict[str, Phase] = {}
     for index in sorted({alike(work.decoder, index) for index in blocks}):
@@ -60,11 +60,7 @@ def block_bytes(decoder: Decoder, index: int) -> int:
 
 def hidden_bytes(decoder: Decoder, batches: TokenBatches, segments: int) -> int:
     """Of the hidden states of so many segments."""
-    return segments * batches.length * hidden_size(decoder) * decoder.compute_dtype.itemsize
-
-
-def hidden_size(decoder: Decoder) -> int:
-    return int(decoder.checkpoint.config.get_text_config().hidden_size)
+    return segments * batches.length * decoder.checkpoint.hidden_size * decoder.compute_dtype.itemsize
 
 
 def _total(phase: Phase) -> int:
@@ -77,15 +73,15 @@ def alike(decoder: Decoder, index: int) -> int:
     return next(other for other in range(index + 1) if decoder.linears(other) == decoder.linears(index))
 
 
-def _block_phases(work: PlannedRun, index: int) -> Iterator[Phase]:
-    decoder, method = work.decoder, work.method
+def _block_phases(work: PlannedWork, index: int) -> Iterator[Phase]:
+    decoder = work.decoder
     stored = block_bytes(decoder, index)
     host = {"block as stored": stored, "next block": stored if decoder.blocks > 1 else 0}
     microbatch = max(hidden_bytes(decoder, one, one.rows) for one in work.batches)
     block = _module_bytes(decoder, index)
     masks = _mask_bytes(work)
-    if method is not None and work.calibration is not None:
-        statistic = method.statistic
+    if isinstance(work, PlannedRun):
+        statistic = work.method.statistic
         if statistic is not Statistic.NONE:
             scratch = _forward_bytes(decoder, index, work.calibration.rows, work.calibration.length, statistic)
             moments = sum(moment_bytes(statistic, columns) for columns, _ in inputs_of(decoder, index))
@@ -107,7 +103,6 @@ def _block_phases(work: PlannedRun, index: int) -> Iterator[Phase]:
 def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) -> Phase:
     """Inputs with the most columns first; a moment goes when its linears are done, a solved weight stays."""
     decoder, method = work.decoder, work.method
-    assert method is not None
     itemsize, shapes = _stored_itemsize(decoder), decoder.linears(index)
     inputs = sorted(inputs_of(decoder, index), key=lambda one: one[0], reverse=True)
     waiting = sum(moment_bytes(method.statistic, columns) for columns, _ in inputs)
@@ -131,7 +126,7 @@ def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) ->
     return peak
 
 
-def _evaluate(work: PlannedRun) -> Phase:
+def _evaluate(work: PlannedWork) -> Phase:
     """The head, some rows of the vocabulary at a time, over all scored tokens; running sums of every token."""
     decoder = work.decoder
     rows, width = min(VOCABULARY_CHUNK, decoder.vocabulary), decoder.width
@@ -161,7 +156,9 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
     """What a forward of a block holds at its peak beside block, moments, masks and its own input."""
     with torch.inference_mode():
         block = decoder.load_block(index, decoder.read_block(index))
-        hidden = torch.empty(rows, length, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
+        hidden = torch.empty(
+            rows, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype, device=decoder.device
+        )
         decoder.run_block(block, index, hidden)
         with LiveBytes() as live:
             if statistic is Statistic.NONE:
@@ -173,7 +170,7 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
             return live.peak - sum(moment.sum.nbytes for moment in moments)
 
 
-def _mask_bytes(work: PlannedRun) -> int:
+def _mask_bytes(work: PlannedWork) -> int:
     """What is recorded for the blocks, of every shape of microbatch."""
     shapes = {(rows, one.length) for one in work.batches for rows in one.shapes}
     with torch.inference_mode():
@@ -187,6 +184,6 @@ def inputs_of(decoder: Decoder, index: int) -> list[tuple[int, list[str]]]:
         return inputs_of(decoder, alike(decoder, index))
     with torch.inference_mode():
         block = decoder.load_block(index, decoder.read_block(index))
-        hidden = torch.empty(1, 2, hidden_size(decoder), dtype=decoder.compute_dtype, device=decoder.device)
+        hidden = torch.empty(1, 2, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype, device=decoder.device)
         collected = collect(decoder, block, index, [hidden], Statistic.DIAGONAL)
     return [(collected.moments[group[0]].columns, group) for group in collected.inputs()]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from mbs_ray.cluster.bounds import TierName
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.plan.hardware import Hardware
+from mbs_ray.plan.planned_work import PlannedWork
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import Phase
 from mbs_ray.plan.stage_time import Seconds
-from mbs_ray.plan.work import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StagePlan:
 class Plan:
     """What a sweep needs on a layout. ``problems`` say what does not fit, one line each."""
 
-    works: list[PlannedRun]
+    works: list[PlannedWork]
     hardware: Hardware
     layout: Layout
     rates: Rates

@@ -7,9 +7,9 @@ from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.methods import Statistic
 from mbs_ray.methods.factor import Factored
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import block_bytes, hidden_bytes, inputs_of
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 #: Bytes that a score of the attention moves through memory: written, masked, softmaxed in float32 and read again.
 _BYTES_OF_A_SCORE = 40
@@ -28,7 +28,7 @@ class Seconds:
 
 
 def stage_seconds(
-    work: PlannedRun, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
+    work: PlannedWork, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
 ) -> Seconds:
     """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie.
 
@@ -55,7 +55,7 @@ def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: 
     config = decoder.checkpoint.config.get_text_config()
     scores = config.num_attention_heads * batches.length * batches.tokens
     operations = 2.0 * sum(rows * columns for rows, columns in linears) * batches.tokens
-    operations += 4.0 * config.hidden_size * batches.length * batches.tokens
+    operations += 4.0 * decoder.checkpoint.hidden_size * batches.length * batches.tokens
     return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
 
 
@@ -72,13 +72,14 @@ def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
     return factors, solved, sum(columns for _, columns in shapes.values())
 
 
-def _block(work: PlannedRun, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
-    decoder, method, calibration = work.decoder, work.method, work.calibration
+def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
+    decoder = work.decoder
     stored = block_bytes(decoder, index)
     parts = {"read": stored / rates.read}
     placed = _uploaded(stored, rates, cuda)
     forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
-    if method is not None and calibration is not None:
+    if isinstance(work, PlannedRun):
+        method, calibration = work.method, work.calibration
         if method.statistic is not Statistic.NONE:
             once = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
             # In a true sequence a forward for every input: the linears before it have changed.
@@ -101,13 +102,13 @@ def _block(work: PlannedRun, index: int, rates: Rates, tier: str, cuda: bool) ->
         parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
         if work.per_language:
             parts["measure"] = 2 * forwards[calibration] + placed
-    following = [one for one in work.batches if index < decoder.blocks - 1 or one is not calibration]
+    following = work.batches if index < decoder.blocks - 1 else work.evaluation
     moving = _moving(decoder, following, rates, tier, cuda, 2)
     parts["propagate"] = sum(forwards[one] for one in following) + moving + placed
     return parts
 
 
-def _largest_hand(work: PlannedRun, index: int, replicas: int) -> float:
+def _largest_hand(work: PlannedWork, index: int, replicas: int) -> float:
     """The share of a block's solving that the busiest replica has."""
     shapes = work.decoder.linears(index)
     costs = [

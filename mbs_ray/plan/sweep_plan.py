@@ -8,9 +8,9 @@ from mbs_ray.cluster.layout import resolve_layout
 from mbs_ray.plan.hardware import Hardware, live_cluster, this_machine
 from mbs_ray.plan.make_plan import make_plan
 from mbs_ray.plan.measured_rates import measure_rates
+from mbs_ray.plan.planned_work import MetaDecoders, PlannedRun, PlannedWork, planned_runs
 from mbs_ray.plan.rates import Rates, assumed_rates
 from mbs_ray.plan.stage_plans import Plan
-from mbs_ray.plan.work import MetaDecoders, PlannedRun, planned_runs
 from mbs_ray.run.sweep_spec import SweepSpec
 
 
@@ -34,14 +34,14 @@ def plan_sweep(
         hardware = hardware.storing(out)
     specs = sweep.runs()
     works = planned_runs(specs, sweep.labels(specs), MetaDecoders(hardware.cuda))
-    runs = [work for work in works if work.method is not None]
+    runs = [work for work in works if isinstance(work, PlannedRun)]
     layout = resolve_layout(
         None if sweep.layout.stages == "auto" else sweep.layout.stages,
         None if sweep.layout.replicas == "auto" else sweep.layout.replicas,
         actors=hardware.actors,
         runs=len(runs),
         blocks=min(work.decoder.blocks for work in works),
-        microbatches=min(work.calibration.count for work in runs if work.calibration is not None),
+        microbatches=min(work.calibration.count for work in runs),
     )
     return make_plan(
         works,
@@ -63,7 +63,7 @@ def _asked(address: str | None, nvme_path: Path | None) -> Hardware:
 
 
 def _rates(
-    works: list[PlannedRun],
+    works: list[PlannedWork],
     hardware: Hardware,
     actors: int,
     threads: int | None,

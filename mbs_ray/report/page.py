@@ -2,9 +2,7 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +11,8 @@ import jinja2
 from matplotlib.figure import Figure
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing
+from mbs_ray.report.figures.canvas import write_png
 from mbs_ray.report.figures.loss_curves import loss_curves
 from mbs_ray.report.page_tables import allocations, by_text, layer_error_grid, overall, scored
 from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
@@ -27,16 +27,12 @@ def write_report_page(folder: Path, out: Path | None = None) -> Path:
     """
     page = render(read_sweep(folder))
     path = out or folder / FILE
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        return partial.replace(path)
+        with appearing(path) as unfinished:
+            unfinished.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    return path
 
 
 def render(report: SweepRuns) -> str:
@@ -121,7 +117,7 @@ def _fingerprints(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
 
 def _figure_uri(figure: Figure) -> str:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    write_png(figure, content, dpi=130)
     return _data_uri(content.getvalue())
 
 

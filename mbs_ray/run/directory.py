@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.files import write_json
+from mbs_ray.files import UNFINISHED, write_json
 from mbs_ray.model.block_files import BLOCK_SUFFIX
 from mbs_ray.run.card import CardFacts
 
@@ -90,9 +90,10 @@ class RunDirectory:
         return result if self.checkpoint.is_dir() or result.get("keep") == METRICS else None
 
     def drop_weights(self) -> None:
-        """Remove the blocks of a finished run, dense and packed; the reports of blocks stay."""
-        for block in self.blocks.glob(f"*{BLOCK_SUFFIX}"):
-            block.unlink()
+        """Remove the blocks of a finished run, dense, packed and left unfinished; the reports of blocks stay."""
+        for pattern in (f"*{BLOCK_SUFFIX}", f"*{UNFINISHED}"):
+            for block in self.blocks.glob(pattern):
+                block.unlink()
         shutil.rmtree(self.packed, ignore_errors=True)
 
     def keep_card(self, facts: CardFacts) -> None:

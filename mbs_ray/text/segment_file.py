@@ -1,7 +1,6 @@
 """A calibration set on disk: one parquet row per segment, named and described by its fingerprint."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import appearing
 from mbs_ray.text.language_draw import LanguageSegments
 from mbs_ray.text.shards import DIGEST_BYTES, Source
 
@@ -129,23 +129,17 @@ def write_segments(
         metadata={METADATA_KEY: json.dumps(metadata, ensure_ascii=False)},
     )
     rows = ((language, segment) for language, result in drawn.items() for segment in result.segments)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pq.ParquetWriter(unfinished, schema) as writer:
-            while group := list(islice(rows, max(1, ROW_GROUP_TOKENS // length))):
-                columns: dict[str, Any] = {
-                    "language": [language for language, _ in group],
-                    "documents": [list(segment.documents) for _, segment in group],
-                    "digests": [[source.digest for source in segment.sources] for _, segment in group],
-                    "beginnings": [[source.beginning for source in segment.sources] for _, segment in group],
-                }
-                for name in ("token_ids", "document_index", "bytes"):
-                    flat = pa.array(np.concatenate([getattr(segment, name) for _, segment in group]))
-                    kind = schema.field(name).type.value_type
-                    columns[name] = pa.FixedSizeListArray.from_arrays(flat.cast(kind), length)
-                writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with appearing(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        while group := list(islice(rows, max(1, ROW_GROUP_TOKENS // length))):
+            columns: dict[str, Any] = {
+                "language": [language for language, _ in group],
+                "documents": [list(segment.documents) for _, segment in group],
+                "digests": [[source.digest for source in segment.sources] for _, segment in group],
+                "beginnings": [[source.beginning for source in segment.sources] for _, segment in group],
+            }
+            for name in ("token_ids", "document_index", "bytes"):
+                flat = pa.array(np.concatenate([getattr(segment, name) for _, segment in group]))
+                kind = schema.field(name).type.value_type
+                columns[name] = pa.FixedSizeListArray.from_arrays(flat.cast(kind), length)
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=len(group))
     return SegmentSet.open(path)

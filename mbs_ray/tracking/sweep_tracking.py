@@ -14,6 +14,7 @@ from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.tracking.mlflow_client import MlflowConnection
+from mbs_ray.tracking.shown_names import shown_run
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking.tracked_run import TrackedRun, child_run, sweep_run
 from mbs_ray.tracking.tracked_texts import dataset_inputs
@@ -46,7 +47,7 @@ class SweepTracking:
         spec = run.spec.model_dump(mode="json")
         told: dict[str, Any] = {
             "key": digest(str(directory.path), str(sorted(signature.items()))),
-            "name": _shown_name(run),
+            "name": shown_run(run),
             "params": {
                 **{field: value for field, value in spec.items() if field not in ("languages", "evaluation")},
                 "languages": ",".join(run.languages),
@@ -109,9 +110,3 @@ class SweepTracking:
             tracked.finish(status)
         self.parent.finish(status)
         return self.parent.sync()
-
-
-def _shown_name(run: PreparedRun) -> str:
-    """The label with the model's name at its end: MLflow cuts long names short there."""
-    rest = run.label.removeprefix(f"{run.model.name}-")
-    return run.label if rest == run.label else f"{rest} ({run.model.name})"

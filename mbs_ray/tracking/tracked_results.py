@@ -1,7 +1,6 @@
 """What a run measured, from its directory to MLflow: in a live sweep and by ``mbs track`` alike."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.perplexity import stored_interval
+from mbs_ray.files import appearing
 from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.layer_error_heatmap import layer_error_heatmap
@@ -121,7 +121,6 @@ def _table(rows: list[dict[str, Any]], path: Path) -> Path:
     and its folder may be somebody else's.
     """
     if not path.is_file():
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        pd.DataFrame(rows).to_parquet(unfinished, index=False)
-        unfinished.replace(path)
+        with appearing(path) as unfinished:
+            pd.DataFrame(rows).to_parquet(unfinished, index=False)
     return path

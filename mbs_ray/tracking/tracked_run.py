@@ -53,7 +53,7 @@ class TrackedRun:
         self.run_id = ""
         self._connection = connection
         self._parent = parent
-        self._name = name
+        self.name = name
         self._params = flatten(params)
         self._identity = {_KIND_TAG: kind, _KEY_TAG: key}
         self._tags = {tag: str(value) for tag, value in tags.items() if not looks_secret(tag)}
@@ -82,7 +82,7 @@ class TrackedRun:
             if path.exists():
                 client.log_artifact(self.run_id, str(path), folder or None)
             else:
-                _LOG.warning("run %s goes without its artefact in MLflow: there is no %s", self._name, path)
+                _LOG.warning("run %s goes without its artefact in MLflow: there is no %s", self.name, path)
 
         self.enqueue(deliver)
 
@@ -124,7 +124,7 @@ class TrackedRun:
         client = self._connection.client
         self._open(client)
         if self._journal is not None:
-            self._deliver_metrics(client, self._journal)
+            self.deliver_metrics(client, self._journal)
         while self._queue:
             self._unless_refused(partial(self._queue[0], client))
             self._queue.popleft()
@@ -138,10 +138,10 @@ class TrackedRun:
             identity[_PARENT_TAG] = self._parent.run_id
         found = self._find(client, identity)
         if found is None:
-            found = client.create_run(self._connection.experiment_id, tags=self._tags | identity, run_name=self._name)
+            found = client.create_run(self._connection.experiment_id, tags=self._tags | identity, run_name=self.name)
         elif self._reopen:
             client.update_run(found.info.run_id, status="RUNNING")
-        self._describe(client, found)
+        self.describe(client, found)
         self.run_id = found.info.run_id
 
     def _find(self, client: "MlflowClient", identity: Mapping[str, str]) -> Any:
@@ -153,13 +153,14 @@ class TrackedRun:
         )
         return runs[0] if runs else None
 
-    def _describe(self, client: "MlflowClient", found: Any) -> None:
+    def describe(self, client: "MlflowClient", found: Any) -> None:
+        """Give a run that was found or made its tags, and the parameters that it lacks."""
         from mlflow.entities import Param, RunTag
 
         known = found.data.params
         changed = sorted(key for key, value in self._params.items() if known.get(key, value) != value)
         if changed:
-            _LOG.warning("run %s keeps in MLflow the first values of: %s", self._name, ", ".join(changed))
+            _LOG.warning("run %s keeps in MLflow the first values of: %s", self.name, ", ".join(changed))
         tags = [RunTag(tag, value) for tag, value in self._tags.items()]
         self._unless_refused(partial(client.log_batch, found.info.run_id, tags=tags))
         new = [Param(key, value) for key, value in self._params.items() if key not in known]
@@ -167,7 +168,8 @@ class TrackedRun:
             batch = new[start : start + _PARAMS_PER_BATCH]
             self._unless_refused(partial(client.log_batch, found.info.run_id, params=batch))
 
-    def _deliver_metrics(self, client: "MlflowClient", journal: Journal) -> None:
+    def deliver_metrics(self, client: "MlflowClient", journal: Journal) -> None:
+        """Deliver the entries of the journal that this object has not delivered yet."""
         from mlflow.entities import Metric
 
         new = [Metric(e.key, e.value, e.timestamp, e.step) for e in journal.entries()[self._delivered :]]
@@ -185,7 +187,7 @@ class TrackedRun:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            _LOG.warning("MLflow refuses a part of run %s: %s", self._name, error.message)
+            _LOG.warning("MLflow refuses a part of run %s: %s", self.name, error.message)
 
 
 def sweep_run(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from mbs_ray.cluster.numerics import resolve_numerics
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.numerics import resolve_numerics
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError, StageDiedError
@@ -192,6 +192,7 @@ def test_a_kill_between_packed_file_and_block_file_costs_the_block_and_no_bit(
     assert digest(job.directory) == undisturbed
 
 
+@pytest.mark.slow
 def test_activations_eight_times_the_object_store_are_handed_over_without_spilling(
     ray_cluster: Cluster, held_out: SegmentSet, tmp_path: Path
 ) -> None:

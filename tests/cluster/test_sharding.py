@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.cluster.layout import Layout, resolve_layout
@@ -14,6 +14,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from tests.support.examples import examples
 
 
 def costliest(costs: list[float], last: float, shards: list[range]) -> float:
@@ -21,7 +22,7 @@ def costliest(costs: list[float], last: float, shards: list[range]) -> float:
     return max([*sums[:-1], sums[-1] + last])
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(costs=st.lists(st.integers(1, 9), min_size=1, max_size=8), last=st.integers(0, 12), data=st.data())
 def test_no_other_cut_has_a_cheaper_costliest_stage(costs: list[float], last: float, data: st.DataObject) -> None:
     stages = data.draw(st.integers(1, len(costs)))

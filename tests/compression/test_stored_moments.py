@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from mbs_ray.cluster.stage.dense_collecting import BlockTargets
@@ -23,6 +23,7 @@ from mbs_ray.driver.pools import refuse_full_disk
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Moment, Statistic
 from mbs_ray.model.block_files import block_file
+from tests.support.examples import examples
 
 CPU = torch.device("cpu")
 #: Linears by the input they share, and its columns.
@@ -54,7 +55,7 @@ def stored(folder: Path, language: int, statistic: Statistic) -> Path:
     return folder
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     weights=st.lists(st.floats(1e-6, 50), min_size=1, max_size=4),
     statistic=st.sampled_from([Statistic.FULL, Statistic.DIAGONAL]),

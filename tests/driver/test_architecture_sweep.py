@@ -1,18 +1,14 @@
 """A sweep over six architectures and three methods on a real cluster, and what plain transformers makes of it."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from ray.cluster_utils import Cluster
-from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.run.export import export_run
@@ -20,6 +16,7 @@ from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.architectures import SIX, WINDOW, plain_perplexities, write_architecture
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 LANGUAGES = ("en", "sw", "hi")
 METHODS = {
@@ -52,7 +49,9 @@ def swept(
     grid = {"model": [str(folder) for folder in models.values()], "method": list(METHODS.values())}
     spec = validated(SweepSpec, {"name": "six", "run": run, "grid": grid, "layout": {"stages": 2}, "threads": 1})
     out = tmp_path_factory.mktemp("out")
-    assert conduct(spec, out, None, Progress(Console(file=io.StringIO()))).failed == {}
+    predrawn(prepared_runs(spec, out), out)
+    result, _ = run_sweep(spec, out)
+    assert result.failed == {}
     return out / "six"
 
 

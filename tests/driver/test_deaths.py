@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.job import Job, Score
 from mbs_ray.driver.deaths import DEATHS_ALLOWED, StageDeaths
 from mbs_ray.driver.interrupt import interrupted_by_sigterm
 
 
 def job(directory: Path) -> Job:
-    return Job("run", directory, "float32", 1, None, None, (), directory, (range(2),))
+    return Job("run", directory, "float32", 1, directory, (range(2),), Score())
 
 
 def test_a_run_that_finishes_nothing_between_deaths_is_given_up(tmp_path: Path) -> None:

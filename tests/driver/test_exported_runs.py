@@ -1,6 +1,5 @@
 """From a sweep on the cluster to checkpoints that a process without mbs_ray loads: cards, forms, sizes, errors."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -11,16 +10,14 @@ import pytest
 import torch
 import yaml
 from ray.cluster_utils import Cluster
-from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from mbs_ray import __version__
 from mbs_ray.cli import app
-from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 QUANTIZED, PRUNED = "gptq-4bit-g32-equal", "wanda-50-equal"
 LOGITS = """
@@ -65,7 +62,9 @@ def sweep_once(model: Path, corpus: Path, held_out: Path, out: Path) -> None:
         "layout": {"stages": 2},
         "threads": 1,
     }
-    result = conduct(validated(SweepSpec, sweep), out, None, Progress(Console(file=io.StringIO())))
+    spec = validated(SweepSpec, sweep)
+    predrawn(prepared_runs(spec, out), out)
+    result, _ = run_sweep(spec, out)
     assert result.failed == {}
 
 

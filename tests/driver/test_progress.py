@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 
 from mbs_ray.cli.terminal_tables import increase_views
-from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.job import Job, Score
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.driver.progress import PLAIN_SECONDS, WORK_SECONDS, Progress
 
@@ -37,7 +37,7 @@ def test_every_number_is_shown_whole_at_any_width() -> None:
 
 
 def job(key: str) -> Job:
-    return Job(key, Path("model"), "float32", 2, None, None, (), Path("run"), (range(4), range(4, 8)))
+    return Job(key, Path("model"), "float32", 2, Path("run"), (range(4), range(4, 8)), Score())
 
 
 class Clock:

@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 import yaml
 from mlflow import MlflowClient
@@ -25,20 +24,20 @@ from typer.testing import CliRunner
 from mbs_ray.cli import app
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.numerics import Numerics
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.driver.conclusion import SweepResult
-from mbs_ray.driver.evaluate import evaluate_model
+from mbs_ray.driver.evaluate import TextQuestion, evaluate
 from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
-from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
 from mbs_ray.report.compare import compare_runs, compare_with_dense
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.spec import EvaluationSpec
-from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec, validated
 from mbs_ray.tracking.replay import track_runs
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.stages import WARM, stage_processes
+from tests.support.sweeps import run_sweep
 
 LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
 
@@ -62,11 +61,6 @@ def spec(bloom: Path, corpus: Path, held_out: Path, stages: int = 2, **changes: 
     return validated(
         SweepSpec, {"name": "tiny", "run": {**run, **changes}, "grid": grid, "layout": {"stages": stages}, "threads": 1}
     )
-
-
-def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
-    text = io.StringIO()
-    return conduct(sweep, out, None, Progress(Console(file=text, width=200))), text.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -273,17 +267,18 @@ def test_a_checkpoint_evaluated_alone_has_the_scores_of_its_run(
     out, _, _ = swept
     label = "sparsegpt-50-proportional"
     result = json.loads((out / "tiny" / "runs" / label / "result.json").read_text())
-    alone = evaluate_model(
+    same = validated(EvaluationSpec, {"corpus": str(held_out), "segments": 5, "sequence_length": 32})
+    alone = evaluate(
         str(out / "tiny" / "runs" / label / "checkpoint"),
         revision=None,
-        languages="en,fr,sw,hi",
-        sets={"held-out": validated(EvaluationSpec, {"corpus": str(held_out), "segments": 5, "sequence_length": 32})},
+        text=TextQuestion("en,fr,sw,hi", {"held-out": same}),
+        tasks=None,
         compute_dtype="auto",
         cluster=ClusterOptions(stages=1, replicas=1, threads=1),
         out=out,
         progress=Progress(Console(file=io.StringIO())),
     )
-    _, scores = alone["held-out"]
+    _, scores = alone.texts["held-out"]
     for language, score in scores.items():
         assert score.perplexity == pytest.approx(result["metrics"][f"ppl/{language}"], rel=1e-6)
 
@@ -388,8 +383,7 @@ def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     def shrunk_to_cluster(stages: int, replicas: int) -> tuple[int, int]:
-        jobs = SweepJobs(SweepFolders(tmp_path, "x"), Numerics("cpu", 1), Layout(stages, replicas), {})
-        layout = jobs.shrunk_to_cluster(print).layout
+        layout = Resources(Layout(stages, replicas), Numerics("cpu", 1)).shrunk_to_cluster(print).layout
         return layout.stages, layout.replicas
 
     assert shrunk_to_cluster(6, 1) == (6, 1)
@@ -397,12 +391,6 @@ def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
     assert shrunk_to_cluster(3, 3) == (2, 3)
     with pytest.raises(InputError, match="has room for 6 of the 7 replicas with which this was begun"):
         shrunk_to_cluster(1, 7)
-
-
-def stage_processes() -> set[int]:
-    """Process ids of the stages that this test session's Ray runs."""
-    actors = ray._private.state.actors().values()
-    return {one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"}
 
 
 def checkpoint_bits(out: Path) -> dict[str, str]:
@@ -424,6 +412,7 @@ def test_a_killed_stage_costs_no_bit_and_no_metric_and_a_run_that_cannot_be_writ
             time.sleep(0.005)
         os.kill(stage_processes().pop(), signal.SIGKILL)
 
+    WARM.rest()
     killer = threading.Thread(target=kill_one)
     killer.start()
     result, printed = run_sweep(spec(bloom, corpus, held_out), tmp_path)

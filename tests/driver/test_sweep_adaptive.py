@@ -13,13 +13,20 @@ from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.sensitivity_task import measure_files
 from mbs_ray.compression.block_report import read_block_reports
-from mbs_ray.driver.pools import pools
-from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
-from mbs_ray.run.prepare import PreparedRun
-from tests.driver.test_sweep_dense import DENSE, SPARSE, WANDA, bits, kill_a_stage_after, prepared, run_sweep, spec
+from tests.driver.test_sweep_dense import (
+    DENSE,
+    SPARSE,
+    WANDA,
+    bits,
+    claim,
+    kill_a_stage_after,
+    prepared,
+    spec,
+)
 from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 ADAPTIVE = {"name": "adaptive", "objective": "regret", "trials": 5, "sensitivity_segments": 2}
 LANGUAGES = ["en", "fr", "hi", "sw"]
@@ -48,15 +55,11 @@ def found(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def claimed(jobs: SweepJobs, runs: list[PreparedRun]) -> None:
-    for one in runs:
-        jobs.places.run(one.label).claim(jobs.signature(one))
-
-
 def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_and_finds_them_again(
     ray_cluster: Cluster, run: dict[str, Any], bloom: Path, tmp_path: Path
 ) -> None:
     sweep = spec(run, 2, DENSE, (WANDA, SPARSE), ("equal", ADAPTIVE))
+    predrawn(prepared_runs(sweep, tmp_path), tmp_path)
     killer = kill_a_stage_after(tmp_path, "adaptive/*/trial-1/blocks/*.json")
     result, printed = run_sweep(sweep, tmp_path)
     killer.join()
@@ -80,16 +83,16 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
         assert all(sum(trial["weights"].values()) == pytest.approx(1) for trial in search["trials"])
 
     # The first trial is the equal run: what it predicts, from the layer errors that such a run reports itself.
-    jobs, runs = prepared(spec(run, 1, DENSE, (WANDA, SPARSE), ("equal",), "by-hand", per_language=True), tmp_path, 1)
-    claimed(jobs, runs)
-    run_here(1, [*jobs.statistics_jobs(), *(jobs.run_job(one) for one in runs)])
-    (pool,) = pools(runs)
+    jobs = prepared(spec(run, 1, DENSE, (WANDA, SPARSE), ("equal",), "by-hand", per_language=True), tmp_path, 1)
+    claim(jobs)
+    run_here(1, [*jobs.collecting_jobs(), *(jobs.run_job(one) for one in jobs.runs)])
+    (pool,) = jobs.pools
     texts = {code: jobs.segments[one.fingerprint].path for code, one in pool.languages.items()}
     *_, known = measure_files(bloom, "float32", 2, texts, 2, 1)
     assert isinstance(known, dict)
-    for one in runs:
+    for one in jobs.runs:
         increase = dict.fromkeys(LANGUAGES, 0.0)
-        for report in read_block_reports(jobs.places.run(one.label).blocks):
+        for report in read_block_reports(jobs.folders.run(one.label).blocks):
             for error in report.layer_error:
                 s = known[report.block][error.linear][error.language]
                 increase[error.language] += 0.5 * s * error.error / (5 * 32)
@@ -98,14 +101,14 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
 
     # A run with these weights is what the engine makes of them without any search.
     adaptive = {label: one for label, one in bits(tmp_path).items() if "adaptive" in label}
-    jobs, runs = prepared(spec(run, 1, DENSE, (WANDA, SPARSE), (ADAPTIVE,), "plain"), tmp_path, 1)
+    jobs = prepared(spec(run, 1, DENSE, (WANDA, SPARSE), (ADAPTIVE,), "plain"), tmp_path, 1)
     weighed = [
         replace(one, weights={code: Fraction(chosen["weights"][code]) for code in LANGUAGES})
-        for one in runs
+        for one in jobs.runs
         for chosen in [searches[one.label]["trials"][searches[one.label]["best"]]]
     ]
-    plain = replace(jobs, pools=pools(weighed))
-    claimed(plain, weighed)
+    plain = replace(jobs, runs=weighed)
+    claim(plain)
     run_here(1, [plain.run_job(one) for one in weighed])
     assert bits(tmp_path, "plain") == adaptive
 

@@ -1,7 +1,6 @@
 """Sweeps with dense statistics: the same bits alone or in a grid, in either layout of the moments, killed or not."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -13,26 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
-from rich.console import Console
 
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.numerics import Numerics
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.driver import pools as sweep_statistics
-from mbs_ray.driver.conclusion import SweepResult
-from mbs_ray.driver.pools import pools
-from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
+from mbs_ray.driver.pools import refuse_moments_without_room
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
-from mbs_ray.run.prepare import PreparedRun, prepare_runs
+from mbs_ray.run.numerics import Numerics
+from mbs_ray.run.signature import signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
-from tests.support.engine import draw_here, run_here
+from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.stages import WARM, stage_processes
+from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 WANDA, SPARSE = {"name": "wanda", "sparsity": 0.5}, {"name": "sparsegpt", "sparsity": 0.5}
 ENGLISH = {"name": "monolingual", "language": "en"}
@@ -81,11 +78,6 @@ def spec(
     return validated(SweepSpec, content)
 
 
-def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
-    text = io.StringIO()
-    return conduct(sweep, out, None, Progress(Console(file=text, width=200))), text.getvalue()
-
-
 def bits(out: Path, name: str = "tiny") -> dict[str, str]:
     return {
         str(path.relative_to(out / name / "runs")): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -101,24 +93,25 @@ def moments(out: Path) -> dict[str, list[str]]:
     }
 
 
-def prepared(sweep: SweepSpec, out: Path, stages: int) -> tuple[SweepJobs, list[PreparedRun]]:
+def prepared(sweep: SweepSpec, out: Path, stages: int) -> SweepJobs:
     """The jobs of a sweep, its text drawn without Ray into where the sweep would draw it."""
-    specs, folders = sweep.runs(), SweepFolders(out, sweep.name)
-    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, lambda *_: None)
-    found = pools(runs)
-    requests = [text for run in runs for text in run.evaluation.values()]
-    requests += [text for pool in found for text in pool.languages.values()]
-    segments = {one.fingerprint: draw_here(one, folders.segments) for one in requests}
-    return SweepJobs(folders, Numerics("cpu", 1), Layout(stages), segments, found), runs
+    runs, resources = prepared_runs(sweep, out), Resources(Layout(stages), Numerics("cpu", 1))
+    return SweepJobs(SweepFolders(out, sweep.name), resources, predrawn(runs, out), runs)
+
+
+def claim(jobs: SweepJobs) -> None:
+    """Make the run directories of the jobs, as a sweep does before it begins."""
+    for run in jobs.runs:
+        own = signature(run, jobs.resources.numerics, jobs.resources.layout.replicas)
+        jobs.folders.run(run.label).claim(own)
 
 
 def solve_here(sweep: SweepSpec, out: Path, stages: int) -> list[str]:
     """All runs of a sweep without Ray; the keys of the jobs that collect statistics."""
-    jobs, runs = prepared(sweep, out, stages)
-    for one in runs:
-        jobs.folders.run(one.label).claim(jobs.signature(one))
-    collecting = jobs.statistics_jobs()
-    run_here(stages, [*collecting, *(jobs.run_job(run) for run in runs)])
+    jobs = prepared(sweep, out, stages)
+    claim(jobs)
+    collecting = jobs.collecting_jobs()
+    run_here(stages, [*collecting, *(jobs.run_job(run) for run in jobs.runs)])
     return [job.key for job in collecting]
 
 
@@ -128,10 +121,9 @@ def kill_a_stage_after(out: Path, pattern: str) -> threading.Thread:
     def kill_one() -> None:
         while not list(out.glob(pattern)):
             time.sleep(0.002)
-        actors = ray._private.state.actors().values()
-        alive = [one["Pid"] for one in actors if one["ActorClassName"] == "Stage" and one["State"] == "ALIVE"]
-        os.kill(alive[0], signal.SIGKILL)
+        os.kill(stage_processes().pop(), signal.SIGKILL)
 
+    WARM.rest()
     killer = threading.Thread(target=kill_one)
     killer.start()
     return killer
@@ -163,7 +155,7 @@ def test_one_run_alone_has_the_bits_it_has_in_the_grid_and_leaves_moments_for_ot
     # A run without a block to solve wants no moments, one that lacks a block wants them again.
     shutil.rmtree(tmp_path / "statistics")
     whole = bits(tmp_path, "more")
-    assert prepared(more, tmp_path, 1)[0].statistics_jobs() == []
+    assert prepared(more, tmp_path, 1).collecting_jobs() == []
     next(tmp_path.glob("more/runs/*/blocks/block-00002.safetensors")).unlink()
     assert solve_here(more, tmp_path, 1) and bits(tmp_path, "more") == whole
 
@@ -179,7 +171,7 @@ def test_weights_decide_and_what_each_language_loses_needs_moments_by_language(
     assert own.keys() == of_shares.keys() and own != of_shares
     # Diagonals for wanda, and full moments for sparsegpt and to measure both by: of four languages each.
     assert list(moments(tmp_path).values()) == [BLOCKS] * 8
-    _, (one, _) = prepared(spec(run, 1, None, samplings=("proportional", "equal"), methods=(SPARSE,)), tmp_path, 1)
+    one, _ = prepared(spec(run, 1, None, samplings=("proportional", "equal"), methods=(SPARSE,)), tmp_path, 1).runs
     for label in (LABELS[1], LABELS[3]):
         for report in read_block_reports(tmp_path / "tiny" / "runs" / label / "blocks"):
             assert list(report.language_errors()) == ["en", "fr", "hi", "sw"]
@@ -230,13 +222,14 @@ def test_a_sweep_whose_stage_is_killed_after_the_first_moments_by_language_has_t
 def test_changed_statistics_are_refused_by_name(
     run: dict[str, Any], tmp_path: Path, statistics: Any, field: str
 ) -> None:
-    jobs, (before,) = prepared(spec(run, 1, DENSE, (SPARSE,), ("proportional",)), tmp_path, 1)
+    jobs = prepared(spec(run, 1, DENSE, (SPARSE,), ("proportional",)), tmp_path, 1)
+    claim(jobs)
+    (before,), numerics = jobs.runs, jobs.resources.numerics
     directory = jobs.folders.run(before.label)
-    directory.claim(jobs.signature(before))
-    directory.refuse_changed(jobs.signature(before))
-    jobs, (now,) = prepared(spec(run, 1, statistics, (SPARSE,), ("proportional",)), tmp_path, 1)
+    directory.refuse_changed(signature(before, numerics, 1))
+    (now,) = prepared(spec(run, 1, statistics, (SPARSE,), ("proportional",)), tmp_path, 1).runs
     with pytest.raises(InputError, match=f"was begun with {field}"):
-        directory.refuse_changed(jobs.signature(now))
+        directory.refuse_changed(signature(now, numerics, 1))
 
 
 def test_where_the_moments_go_there_must_be_room(
@@ -245,7 +238,8 @@ def test_where_the_moments_go_there_must_be_room(
     usage = namedtuple("usage", "free")(1000)
     monkeypatch.setattr(sweep_statistics.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"statistics: second moments need up to .* GiB in .*statistics, 0\.00 GiB"):
-        prepared(spec(run, 1, DENSE), tmp_path, 1)[0].refuse_full_disk()
+        jobs = prepared(spec(run, 1, DENSE), tmp_path, 1)
+        refuse_moments_without_room(jobs.runs, jobs.folders, jobs.resources)
 
 
 def test_a_sum_per_sampling_cannot_tell_what_each_language_loses(run: dict[str, Any], tmp_path: Path) -> None:

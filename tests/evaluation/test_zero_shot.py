@@ -4,7 +4,9 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +24,16 @@ from mbs_ray.cli import app
 from mbs_ray.cli.terminal_tables import accuracy_table
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.job import Job, Score
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.stage.worker import Worker
-from mbs_ray.driver.evaluate_tasks import Scorer, track_scores
+from mbs_ray.cluster.stage_pool import StagePool
+from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
+from mbs_ray.driver.evaluate_tasks import score_requests, track_scores
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.token_requests import TokenRequests
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.token_scores import RequestScore
@@ -40,6 +46,7 @@ from mbs_ray.evaluation.zero_shot import (
     task_language,
     task_metrics,
 )
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import read_through
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from tests.support.models import TEXTS
@@ -94,9 +101,15 @@ def score_plainly(folder: Path) -> Any:
     return score
 
 
-def scorer(model: Path, out: Path, stages: int, replicas: int = 1) -> Scorer:
-    opened = read_through(str(model), None, out / "cache", lambda *_: None)
-    return Scorer(opened, "float32", stages, replicas, 1, AUTO, out / "evaluated", Progress(Console(quiet=True)))
+@contextmanager
+def scoring(model: Path, out: Path, stages: int, replicas: int = 1) -> Iterator[Callable[..., list[RequestScore]]]:
+    """The function that scores requests on stages of their own."""
+    opened, progress = read_through(str(model), None, out / "cache", lambda *_: None), Progress(Console(quiet=True))
+    with StagePool() as pool:
+        driver = StageDriver(Resources(Layout(stages, replicas), Numerics("cpu", 1)), pool, AUTO, progress)
+        scorer = CheckpointScorer(str(model), opened, "float32", driver, out / "evaluated", progress)
+        yield partial(score_requests, scorer)
+        assert pool.starts == 1
 
 
 def of_texts(*pairs: tuple[str, ...]) -> list[Any]:
@@ -198,18 +211,19 @@ def test_sequences_of_all_lengths_are_scored_as_by_the_plain_model(kind: str, bl
     assert [(file.name, len(file.languages)) for file in files] == [
         ("length-17", 1), ("length-9", 3), ("length-5", 1), ("length-2", 2),
     ]  # fmt: skip
-    job = Job("plain", folder, "float32", 1, None, None, files, tmp_path, (range(blocks),))
-    Worker(Layout().places()[0], 1).process(job, ActivationStore(MemoryTier(torch.device("cpu"))), None)
+    job = Job("plain", folder, "float32", 1, tmp_path, (range(blocks),), Score(), files)
+    Worker(Layout().places()[0], 1).take(job, ActivationStore(MemoryTier(torch.device("cpu"))), None)
     assert_scored(requests.scores(tmp_path), plain(sequences))
 
 
 def test_replicas_share_the_lengths(ray_cluster: Cluster, bloom: Path, tmp_path: Path) -> None:
     plain = score_plainly(bloom)
     sequences = some_sequences(plain)
-    assert_scored(scorer(bloom, tmp_path, 1, 2).score(sequences), plain(sequences))
+    with scoring(bloom, tmp_path, 1, 2) as score:
+        assert_scored(score(sequences), plain(sequences))
     assert list((tmp_path / "evaluated").iterdir()) == []
     files = TokenRequests(tmp_path / "segments", sequences).write()
-    job = Job("shared", bloom, "float32", 1, None, None, files, tmp_path, (range(4),), replicas=2)
+    job = Job("shared", bloom, "float32", 1, tmp_path, (range(4),), Score(), files, replicas=2)
     shares = [[one.file.name for one in job.microbatches(replica)] for replica in range(2)]
     assert shares == [["length-9", "length-2"], ["length-17", "length-5"]]
 
@@ -230,8 +244,9 @@ def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
             answers.append(self.lm.loglikelihood(requests))
             return answers[-1]
 
-    staged = staged_lm(bloom, scorer(bloom, tmp_path, 2).score)
-    ours, theirs = (run_tasks(Listening(lm), open_tasks(names, task_folder), shots=1) for lm in (staged, harness))
+    with scoring(bloom, tmp_path, 2) as score:
+        staged = staged_lm(bloom, score)
+        ours, theirs = (run_tasks(Listening(lm), open_tasks(names, task_folder), shots=1) for lm in (staged, harness))
     assert len(answers[0]) == 3 * 9 * 3 + 2 * 6 * 2
     assert_same(*answers)
     assert ours == theirs

@@ -4,7 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
@@ -12,6 +12,7 @@ from mbs_ray.languages.distribution import DISTRIBUTION_FILE, ROOTS, Distributio
 from mbs_ray.languages.facts import LANGUAGES, PAPER_LANGUAGES, table_order
 from mbs_ray.languages.sampling_registry import SAMPLINGS, build_sampling, distribution_for, sampling_spec
 from mbs_ray.languages.samplings import Adaptive, Counts, Equal, Monolingual, Proportional, Sampling, Temperature
+from tests.support.examples import examples
 
 CODES = list(LANGUAGES)
 ALL = [Monolingual("sw"), Equal(), Proportional(), Temperature(0.3), Counts({"sw": 2, "en": 3}), Adaptive("worst", 5)]
@@ -48,7 +49,7 @@ def test_the_rule_is_completed_where_the_papers_sum_is_off(segments: int) -> Non
     assert allocation == by_the_rule(ROOTS.amounts_of(PAPER_LANGUAGES), segments)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(AMOUNTS, st.integers(0, 300))
 def test_proportional_is_the_rule_for_any_distribution(amounts: dict[str, float], extra: int) -> None:
     segments = len(amounts) + extra
@@ -58,7 +59,7 @@ def test_proportional_is_the_rule_for_any_distribution(amounts: dict[str, float]
     assert Temperature(1).allocate(distribution, amounts, segments) == allocation
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(AMOUNTS, st.integers(0, 5000), st.floats(0, 3))
 def test_every_sampling_adds_up_exactly_with_at_least_one_each(
     amounts: dict[str, float], extra: int, alpha: float
@@ -71,7 +72,7 @@ def test_every_sampling_adds_up_exactly_with_at_least_one_each(
         assert tuple(allocation) == table_order(amounts)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.lists(st.sampled_from(CODES), unique=True, min_size=1), st.integers(0, 500))
 def test_equal_gives_the_rest_in_table_order_and_alpha_zero_does_the_same(codes: list[str], extra: int) -> None:
     segments = len(codes) + extra
@@ -100,7 +101,7 @@ def test_counts_come_in_table_order() -> None:
     assert list(Counts({"sw": 2, "en": 3}).allocate(ROOTS, ["en", "sw"], 5).items()) == [("en", 3), ("sw", 2)]
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(AMOUNTS, st.floats(0, 3))
 def test_weights_are_the_shares_that_an_allocation_comes_ever_nearer_to(
     amounts: dict[str, float], alpha: float

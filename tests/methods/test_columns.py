@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment
 from torch import Tensor
@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 from mbs_ray.methods import GPTQ, SparseGPT, SparseGPTQ
 from mbs_ray.methods.factor import inverse_factor
 from mbs_ray.methods.obs import solve_columns
+from tests.support.examples import examples
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(
     columns=st.integers(1, 150),
     smaller=st.integers(1, 40),

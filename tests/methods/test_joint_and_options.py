@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import collected, damped64, draw, full_moment
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, RTN, Magnitude, SparseGPT, SparseGPTQ, Statistic, Wanda
 from mbs_ray.methods.grid import Grid
+from tests.support.examples import examples
 
 
 def test_joint_without_sparsity_is_gptq() -> None:
@@ -37,7 +38,7 @@ def test_joint_with_many_bits_is_sparsegpt(pattern: str) -> None:
     assert near.loss == pytest.approx(sparse.loss, rel=0.05)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     sparsity=st.floats(0, 0.9),
     bits=st.integers(2, 8),
@@ -152,7 +153,7 @@ def test_gptq_keeps_an_existing_mask(method: GPTQ) -> None:
     assert (lost.weight[sparse == 0] != 0).any(), "without the flag the mask is filled by updates"
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     before=st.floats(0, 0.9),
     after=st.floats(0, 0.9),
@@ -183,7 +184,7 @@ def test_groups_keep_an_existing_mask_too() -> None:
     assert torch.equal(result.weight == 0, sparse == 0)
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(sparsity=st.floats(0, 0.95), block_size=st.integers(1, 30), dead=st.integers(0, 5))
 def test_in_scope_row_every_row_loses_as_much(sparsity: float, block_size: int, dead: int) -> None:
     weight, inputs = draw(7, 24)

@@ -4,17 +4,18 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import collected, draw, full_moment
 
 from mbs_ray.methods import Magnitude, Statistic, Wanda
+from tests.support.examples import examples
 
 SHARES = st.floats(0, 1, exclude_max=True)
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 12))
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(shape=SHAPES, sparsity=SHARES, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_magnitude_prunes_exactly_k_of_equal_weights_the_first(
     shape: tuple[int, int], sparsity: float, dtype: torch.dtype
@@ -38,7 +39,7 @@ def test_magnitude_prunes_the_smallest_and_leaves_the_rest() -> None:
     assert (result.damping, result.dead_columns) == (0.0, 0)
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(shape=SHAPES, sparsity=SHARES, dead=st.integers(0, 12), seed=st.integers(0, 5))
 def test_wanda_prunes_exactly_k_of_every_row(shape: tuple[int, int], sparsity: float, dead: int, seed: int) -> None:
     weight, inputs = draw(*shape, seed=seed)

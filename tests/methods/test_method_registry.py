@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, METHODS, SparseGPT, Wanda, build_method, method_spec
+from tests.support.examples import examples
 
 SPECS = st.one_of(
     st.fixed_dictionaries({"name": st.sampled_from(["magnitude", "wanda", "sparsegpt"])}).flatmap(
@@ -21,7 +22,7 @@ SPECS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(spec=SPECS)
 def test_a_spec_survives_the_way_through_json(spec: dict[str, object]) -> None:
     method = build_method(spec)

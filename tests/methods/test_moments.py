@@ -4,13 +4,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import collected, draw, hessian64
 from torch import Tensor
 
 from mbs_ray.methods import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
+from tests.support.examples import examples
 
 BOTH = [Statistic.FULL, Statistic.DIAGONAL]
 
@@ -21,7 +22,7 @@ def whole_numbers(tokens: int, columns: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("statistic", BOTH)
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(cuts=st.lists(st.integers(0, 40), max_size=4), data=st.data())
 def test_parts_merged_in_any_order_are_the_whole(statistic: Statistic, cuts: list[int], data: st.DataObject) -> None:
     inputs = whole_numbers(40, 5)

@@ -5,13 +5,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment, hessian64
 from torch import Tensor
 
 from mbs_ray.methods import Magnitude, Moment, SparseGPT, Statistic
 from mbs_ray.methods.obc import OBC
+from tests.support.examples import examples
 
 
 def loss64(weight: Tensor, original: Tensor, hessian: Tensor) -> float:
@@ -152,7 +153,7 @@ def test_never_worse_than_sparsegpt(rows: int, columns: int, tokens: int, option
         assert ours < 0.9 * theirs, seed
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 16)),
     sparsity=st.floats(0, 1, exclude_max=True),

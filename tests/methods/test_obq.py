@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment, hessian64
 from torch import Tensor
 
 from mbs_ray.methods import GPTQ, RTN
 from mbs_ray.methods.obc import OBQ
+from tests.support.examples import examples
 
 
 def loss64(weight: Tensor, original: Tensor, hessian: Tensor) -> float:
@@ -69,7 +70,7 @@ def test_a_weight_carried_off_its_grid_is_rounded_at_once() -> None:
     assert at_once != in_turn, "this case does not show the rule"
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     bits=st.integers(2, 8),
     groups=st.integers(1, 4),

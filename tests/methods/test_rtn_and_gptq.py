@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment
 from torch import Tensor
@@ -11,6 +11,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, RTN, Compressed
 from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.grid import Grid
+from tests.support.examples import examples
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -98,7 +99,7 @@ def assert_on_grid(result: Compressed, bits: int, symmetric: bool) -> None:
     assert torch.equal(steps == 0, result.weight == 0)
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(
     cls=st.sampled_from([RTN, GPTQ]),
     bits=st.integers(2, 8),
@@ -199,8 +200,8 @@ def test_a_scale_is_made_larger_by_an_update_in_its_own_block() -> None:
 
 def test_grids_that_may_clip_what_updates_push_out_are_better_than_grids_that_cover_it() -> None:
     class Following(ColumnGrids):
-        def _grid(self, weights: Tensor, importance: Tensor, before: object) -> Grid:
-            return super()._grid(weights, importance, None)
+        def grid(self, weights: Tensor, importance: Tensor, before: object) -> Grid:
+            return super().grid(weights, importance, None)
 
     ratios = []
     for seed in range(6):

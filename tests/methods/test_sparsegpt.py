@@ -4,12 +4,13 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from method_cases import damped64, draw, full_moment, hessian64
 from torch import Tensor
 
 from mbs_ray.methods import Magnitude, Moment, SparseGPT, Statistic, Wanda
+from tests.support.examples import examples
 
 
 def quota(sparsity: float, rows: int, columns: int, stop: int) -> int:
@@ -104,7 +105,7 @@ def test_pruning_one_weight_is_the_closed_form_of_brain_surgeon() -> None:
     assert result.loss == pytest.approx(losses[0], rel=1e-3)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(
     rows=st.integers(1, 7),
     columns=st.integers(1, 20),
@@ -127,7 +128,7 @@ def test_equal_weights_lose_exactly_k_in_all(
     assert result.dead_columns == int(is_dead.sum())
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 16)),
     sparsity=st.floats(0, 1, exclude_max=True),

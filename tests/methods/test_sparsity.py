@@ -2,17 +2,18 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Magnitude, SparseGPT, Wanda
 from mbs_ray.methods.sparsity import lowest, lowest_of_groups
+from tests.support.examples import examples
 
 PRUNING = [Magnitude, Wanda, SparseGPT]
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(scores=st.lists(st.integers(0, 3), min_size=1, max_size=20), data=st.data())
 def test_exactly_k_lowest_are_chosen_and_the_first_of_equals(scores: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(scores)))
@@ -75,7 +76,7 @@ def test_a_pattern_that_does_not_divide_the_columns_names_the_linear(cls: type) 
         cls(pattern="2:4").compress(torch.ones(3, 10), None)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     group=st.sampled_from([2, 4, 8, 16, 17, 32]),
     data=st.data(),

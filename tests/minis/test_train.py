@@ -72,6 +72,7 @@ def test_it_learns(corpus: Path, trained: Path) -> None:
     assert model(ids, labels=ids).loss.item() < np.log(320) - 0.3
 
 
+@pytest.mark.slow
 def test_a_training_killed_after_a_checkpoint_goes_on_to_the_same_counts_and_weights(
     corpus: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_training_killed_after_a_checkpoint_goes_on_to_the_same_counts_and_wei
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_training_killed_between_two_renames_goes_on_from_the_checkpoint_before(
     corpus: Path, trained: Path, tmp_path: Path
 ) -> None:

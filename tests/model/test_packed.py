@@ -6,12 +6,13 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import METHODS, RTN, Compressed, Magnitude, Method, Moment, Statistic, build_method, method_spec
 from mbs_ray.model.packed import IntegerScheme, check_loadable, pack_linear, packed_block
+from tests.support.examples import examples
 
 
 def compress(method: RTN, rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> Compressed:
@@ -36,7 +37,7 @@ def unpacked_by_the_library(parts: dict[str, torch.Tensor], scheme: IntegerSchem
     return compressor.decompress(parts, QuantizationScheme(targets=["Linear"], weights=arguments))["weight"]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     bits=st.integers(2, 8),
     symmetric=st.booleans(),

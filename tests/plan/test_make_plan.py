@@ -15,11 +15,11 @@ from mbs_ray.plan.make_plan import fitting_plan, make_plan, refuse, reserved_mem
 from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.plan.plan_view import closing_lines, summary, tables
+from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.results_size import blocks_bytes, kept_bytes, packed_bytes, results_bytes
 from mbs_ray.plan.stage_time import Seconds, moment_operations, solve_operations, stage_seconds
 from mbs_ray.plan.units import duration, format_gib, parse_rate, parse_size
-from mbs_ray.plan.work import PlannedRun, TokenBatches
 
 GB = 10**9
 RATES = assumed_rates("A100", True, 1, torch.bfloat16)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.run.journal import Entry, Journal, check_name
+from tests.support.examples import examples
 
 NAMES = st.from_regex(r"[a-z]{1,5}(/[a-zA-Z\-]{1,8})?", fullmatch=True)
 VALUES = st.floats(allow_infinity=False)
@@ -27,7 +28,7 @@ def same(left: list[Entry], right: list[Entry]) -> bool:
     return list(map(comparable, left)) == list(map(comparable, right))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.lists(st.tuples(st.dictionaries(NAMES, VALUES, max_size=4), STEPS, TIMES), max_size=5))
 def test_what_is_appended_is_read_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, appends: list[tuple[dict[str, float], int, int]]
@@ -100,7 +101,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path) -> None:
         journal.entries()
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     st.one_of(
         st.text(alphabet="ab./-_: \\@%é\n", max_size=8),

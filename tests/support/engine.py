@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.job import Compress, Job, Score, Work, job_text
 from mbs_ray.cluster.layout import Layout
-from mbs_ray.cluster.pipeline import Outcome, Pipeline
+from mbs_ray.cluster.offload import AUTO
+from mbs_ray.cluster.pipeline import Outcome
 from mbs_ray.cluster.sharding import shard_blocks
 from mbs_ray.cluster.stage.worker import Worker
 from mbs_ray.methods import Moment, build_method
@@ -24,6 +25,7 @@ from mbs_ray.model.decoder import Decoder
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
+from tests.support.stages import WARM
 from tests.support.texts import drawn_here
 
 LENGTH = 32
@@ -64,25 +66,25 @@ def make_job(
     per_language: bool = False,
 ) -> Job:
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
+    work: Work = Score()
+    if method is not None and calibration is not None:
+        work = Compress(method, job_text("calibration", calibration), true_sequential, per_language)
     return Job(
         key=key,
         model=model,
         compute_dtype="float32",
         microbatch=microbatch,
-        method=method,
-        calibration=None if calibration is None else job_text("calibration", calibration),
-        evaluation=(job_text("held-out", evaluation),),
         directory=directory,
         blocks=tuple(shard_blocks([1.0] * blocks, 0.0, stages)),
-        true_sequential=true_sequential,
-        per_language=per_language,
+        work=work,
+        evaluation=(job_text("held-out", evaluation),),
         replicas=replicas,
     )
 
 
 def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome]:
     outcomes = {}
-    with Pipeline(Layout(stages, jobs[0].replicas), threads) as pipeline:
+    with WARM.lent(Layout(stages, jobs[0].replicas), threads, AUTO, print) as pipeline:
         for job in jobs:
             pipeline.submit(job)
         while pipeline.busy:
@@ -98,7 +100,7 @@ def run_here(stages: int, jobs: Sequence[Job]) -> None:
         for job in jobs:
             stores = [ActivationStore(MemoryTier(torch.device("cpu"))) for _ in places]
             for worker, store, following in zip(workers, stores, [*stores[1:], None], strict=True):
-                worker.process(job, store, None if following is None else following.put)
+                worker.take(job, store, None if following is None else following.put)
     finally:
         torch.set_num_threads(threads)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
@@ -15,6 +15,7 @@ from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.shards import Document
 from mbs_ray.text.token_stream import joined
 from mbs_ray.text.tokenization import DocumentTokenizer
+from tests.support.examples import examples
 from tests.support.texts import drawn_here, rows_of, some_texts, write_jsonl, write_parquet
 
 TEXTS = st.lists(st.text(alphabet="thewas \n.1éन河😀", max_size=12), min_size=1, max_size=6)
@@ -44,7 +45,7 @@ def reference(tokenizer: DocumentTokenizer, texts: list[str]) -> list[tuple[int,
     return rows
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(texts=TEXTS)
 def test_tokens_documents_and_bytes_are_those_of_the_joined_text(blank: DocumentTokenizer, texts: list[str]) -> None:
     streams = blank.tokenize(documents(texts))

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.shards import Document
 from mbs_ray.text.token_bytes import character_bytes, token_bytes
 from mbs_ray.text.tokenization import DocumentTokenizer
+from tests.support.examples import examples
 from tests.support.texts import some_texts
 
 HARD = ["नदी चढ़ी 😀😀👩‍👩‍👧", "  two  spaces \n\n", "河水很高", "é́ \u200d \U0001f1eb\U0001f1f7", "\x00\x7f"]
@@ -25,7 +26,7 @@ def plain(tokenizer: Path) -> DocumentTokenizer:
     return DocumentTokenizer(str(tokenizer))
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(text=st.text(min_size=1))
 def test_bytes_add_up_for_any_text(plain: DocumentTokenizer, text: str) -> None:
     (stream,) = plain.tokenize(documents([text]))

@@ -267,6 +267,7 @@ def text(path: Path) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_where_a_login_is_asked_for_nobody_gets_in_without_it(tmp_path: Path) -> None:
     password = secrets.token_hex(16)
     port = free_port()
@@ -300,6 +301,7 @@ def status(port: int, login: str, process: subprocess.Popen[bytes]) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_an_address_that_others_reach_needs_a_password(host: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}

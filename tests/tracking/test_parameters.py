@@ -3,18 +3,19 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.tracking.parameters import flatten
+from tests.support.examples import examples
 
 WORDS = st.text(alphabet="abcdef_- ", min_size=1, max_size=5)
 LEAVES = st.one_of(st.integers(), st.booleans(), st.none(), st.floats(), st.lists(st.integers(), max_size=2))
 TREES = st.recursive(LEAVES, lambda tree: st.dictionaries(WORDS, tree, min_size=1, max_size=3), max_leaves=12)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.dictionaries(WORDS, TREES, max_size=4))
 def test_the_dotted_names_lead_to_the_values_as_text(params: dict[str, Any]) -> None:
     def leaves(tree: Any) -> int:

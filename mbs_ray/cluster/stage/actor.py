@@ -48,9 +48,9 @@ class Stage:
         self._store: Any = None
         self._next: Any = None
         self._new_store = StoreMaker(AUTO, "host")
-        self._stores: dict[str, ActivationStore] = {}
-        #: Runs that ended here or were given up: what still arrives of them is dropped.
-        self._over: set[str] = set()
+        self._stores: dict[int, ActivationStore] = {}
+        #: Submissions that ended here or were given up: what still arrives of them is dropped.
+        self._over: set[int] = set()
         self._changed = threading.Condition()
 
     @ray.method(concurrency_group="control")
@@ -71,7 +71,7 @@ class Stage:
         """Build the group of this stage's replicas; returns when all of them have come."""
         store = self._store or joined_store(host, port)
         rank, size = self._place.replica, self._place.layout.replicas
-        self._worker.replicas = ReplicaGroup(rank, size, store, ray.util.get_node_ip_address())
+        self._worker.process.replicas = ReplicaGroup(rank, size, store, ray.util.get_node_ip_address())
 
     @ray.method(concurrency_group="control")
     def room(self, nvme_path: Path | None) -> FreeMemory:
@@ -87,38 +87,45 @@ class Stage:
         """Where this stage is, and what it did since the last call."""
         with self._changed:
             held = sum(store.held() for store in self._stores.values())
-        self._metrics.tell(self._worker.blocks_done, self._worker.tokens_done, self._new_store.tier, held)
-        return self._worker.status, self._worker.timeline.take()
+        process = self._worker.process
+        self._metrics.tell(process.blocks_done, process.tokens_done, self._new_store.tier, held)
+        return process.status, process.timeline.take()
 
     @ray.method(concurrency_group="control")
-    def abandon(self, key: str) -> None:
+    def abandon(self, submission: int) -> None:
         """Give a run up: whoever waits for its microbatches stops, and later ones are dropped."""
         with self._changed:
-            self._over.add(key)
-            if key in self._stores:
-                self._stores[key].abandon()
+            self._over.add(submission)
+            if submission in self._stores:
+                self._stores[submission].abandon()
             self._changed.notify_all()
 
     @ray.method(concurrency_group="receive")
-    def receive(self, key: str, microbatch: int, block: int, carried: np.ndarray, dtype: torch.dtype) -> None:
+    def receive(self, submission: int, microbatch: int, block: int, carried: np.ndarray, dtype: torch.dtype) -> None:
         """Store a microbatch of a run; waits while this stage already holds as many runs as it may."""
         with self._changed:
-            self._changed.wait_for(lambda: key in self._over or key in self._stores or len(self._stores) < RUNS_HELD)
-            if key in self._over:
+            self._changed.wait_for(
+                lambda: submission in self._over or submission in self._stores or len(self._stores) < RUNS_HELD
+            )
+            if submission in self._over:
                 return
-            if key not in self._stores:
-                self._stores[key] = self._new_store()
-            store = self._stores[key]
+            if submission not in self._stores:
+                self._stores[submission] = self._new_store()
+            store = self._stores[submission]
             self._changed.notify_all()
         # The array is the object store's and read-only: the store below makes the one copy.
         with torch.no_grad():
             store.put(microbatch, block, _unpack(carried, dtype))
 
-    def process(self, job: Job) -> None:
-        """Take a run through this stage's blocks; ends when all replicas are through."""
-        replicas = self._worker.replicas
+    def process(self, submission: int, job: Job) -> None:
+        """Take a run through this stage's blocks; ends when all replicas are through.
+
+        ``submission`` numbers the runs of this actor: the same job may come twice, and what is late of the first
+        is not the second's.
+        """
+        replicas = self._worker.process.replicas
         try:
-            self._process(job)
+            self._process(submission, job)
             replicas.agree()
         except (ReplicaGaveUpError, ReplicaLostError):
             raise
@@ -126,29 +133,29 @@ class Stage:
             replicas.give_up()
             raise
 
-    def _process(self, job: Job) -> None:
+    def _process(self, submission: int, job: Job) -> None:
         with self._changed:
             # A replica that nothing is sent to, because there are so few microbatches, waits for nothing; nor does
             # one that can solve its blocks before anything arrives.
-            alone = self._place.first or job.moments is not None or not job.microbatches(self._place.replica)
-            if alone and job.key not in self._stores:
-                self._stores[job.key] = self._new_store()
-            self._changed.wait_for(lambda: job.key in self._stores or job.key in self._over)
-            if job.key in self._over:
-                if job.key in self._stores:
-                    self._stores.pop(job.key).close()
+            alone = self._place.first or not job.waits_for_text or not job.microbatches(self._place.replica)
+            if alone and submission not in self._stores:
+                self._stores[submission] = self._new_store()
+            self._changed.wait_for(lambda: submission in self._stores or submission in self._over)
+            if submission in self._over:
+                if submission in self._stores:
+                    self._stores.pop(submission).close()
                 raise RunAbandonedError
-            store = self._stores[job.key]
+            store = self._stores[submission]
         try:
-            sender = None if self._next is None else _Sender(self._next, job.key)
-            self._worker.process(job, store, None if sender is None else sender.send)
+            sender = None if self._next is None else _Sender(self._next, submission)
+            self._worker.take(job, store, None if sender is None else sender.send)
             if sender is not None:
                 sender.drain()
         finally:
             with self._changed:
                 # The last stage may end before the last calibration microbatches, which it needs not, arrive.
-                self._over.add(job.key)
-                del self._stores[job.key]
+                self._over.add(submission)
+                del self._stores[submission]
                 self._changed.notify_all()
             store.close()
 
@@ -156,15 +163,15 @@ class Stage:
 class _Sender:
     """Hands microbatches to the next stage, never more than :data:`CREDITS` unacknowledged."""
 
-    def __init__(self, following: Any, key: str) -> None:
-        self._following, self._key = following, key
+    def __init__(self, following: Any, submission: int) -> None:
+        self._following, self._submission = following, submission
         self._unacknowledged: deque[ray.ObjectRef] = deque()
 
     def send(self, microbatch: int, block: int, hidden: torch.Tensor) -> None:
         while len(self._unacknowledged) >= CREDITS:
             self._acknowledged()
         receive = self._following.receive.remote
-        self._unacknowledged.append(receive(self._key, microbatch, block, _pack(hidden), hidden.dtype))
+        self._unacknowledged.append(receive(self._submission, microbatch, block, _pack(hidden), hidden.dtype))
 
     def drain(self) -> None:
         while self._unacknowledged:

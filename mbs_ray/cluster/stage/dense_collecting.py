@@ -1,80 +1,61 @@
-"""Dense statistics in a stage: moments of a block, language after language, on their way to files, and back."""
+"""Second moments of a dense block, language after language, on their way to files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
 
 from mbs_ray.cluster.activations.host_memory import available_host_memory, return_freed_memory
-from mbs_ray.cluster.sharding import assign_longest_first
+from mbs_ray.cluster.job import Collect
+from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.collect import Collected, collecting
 from mbs_ray.compression.solve import check_called
-from mbs_ray.compression.stored_moments import MomentSum, Target, block_moment_bytes, stored_language_sums
+from mbs_ray.compression.stored_moments import MomentSum, Target, block_moment_bytes
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Statistic
 from mbs_ray.model.block_files import block_file
 from mbs_ray.model.decoder import Decoder
 
 
-def collect_dense(run: StageRun, index: int, tensors: dict[str, torch.Tensor]) -> None:
-    """Moments of a dense block for what of the job's targets lacks it, and in the same forward the next one's input.
+def collect_pool(run: StageRun, work: Collect, block: StageBlock) -> None:
+    """Collect moments of a dense block for what of the targets lacks it, and in the same forward the next one's input.
 
-    The device holds the moments of one language. ReplicaGroup add up theirs at the first one, which writes. Raises
+    The device holds the moments of one language. Replicas add up theirs at the first one, which writes. Raises
     :class:`InputError` where host memory has no room for the sums, or a replica's tokens miss a linear.
     """
-    job, decoder, replicas, timeline = run.job, run.decoder, run.replicas, run.timeline
-    writes = run.writes
+    job, decoder, replicas, timeline, index = run.job, run.decoder, run.replicas, run.timeline, block.index
     # Only the first replica looks: what others have once not found on a shared folder may stay hidden from them.
-    there = [run.agree(index, not writes or target.holds(index)) for target in job.targets]
-    targets = BlockTargets([one for one, held in zip(job.targets, there, strict=True) if not held], index)
-    if writes:
+    there = [run.agree(index, not run.writes or target.holds(index)) for target in work.targets]
+    targets = BlockTargets([one for one, held in zip(work.targets, there, strict=True) if not held], index)
+    if run.writes:
         targets.check_host_memory(decoder)
     linears = list(decoder.linears(index))
     last = index == job.blocks[-1][-1]
     # Nothing follows the last block: what is not collected there need not go through it.
-    pooled = [(file, own) for file, own in job.pooled(replicas.rank) if not last or targets.statistics(file.name)]
+    texts = [text for text in work.pool if not last or targets.statistics(text.name)]
+    pooled = list(job.by_file(texts, replicas.rank))
     following = run.follow(index, "collect", [one for _, own in pooled for one in own])
-    block = decoder.load_block(index, tensors)
-    for file, own in pooled:
-        statistics = targets.statistics(file.name)
-        with timeline.part(job.key, index, "collect"), collecting(block, statistics) as seen:
+    module = decoder.load_block(index, block.tensors)
+    for text, own in pooled:
+        statistics = targets.statistics(text.name)
+        with timeline.part(job.key, index, "collect"), collecting(module, statistics) as seen:
             for microbatch in islice(following, len(own)):
-                hidden = decoder.run_block(block, index, run.get(microbatch, index))
+                hidden = decoder.run_block(module, index, run.get(microbatch, index))
                 if not last:
                     run.pass_on(microbatch, index, hidden)
         for statistic in statistics:
             collected = seen.pop(0)
             if replicas.size > 1:
-                check_called(linears, collected.inputs(), statistic, f"block {index}, language {file.name}:")
+                check_called(linears, collected.inputs(), statistic, f"block {index}, language {text.name}:")
                 run.agree(index)
                 with timeline.part(job.key, index, "reduce"):
                     collected = replicas.gather(collected, dict.fromkeys(linears, 0))
-            if writes:
+            if run.writes:
                 with timeline.part(job.key, index, "write"):
-                    targets.add(file.name, statistic, collected)
+                    targets.add(text.name, statistic, collected)
             del collected
     return_freed_memory()
-
-
-def measure_stored(
-    run: StageRun,
-    index: int,
-    linears: Sequence[str],
-    dense: Mapping[str, torch.Tensor],
-    compressed: Mapping[str, torch.Tensor],
-) -> torch.Tensor:
-    """What :func:`stored_language_sums` makes of the linears dealt to this replica, zeros for the others.
-
-    ``dense`` and ``compressed`` are tensors of the block as stored.
-    """
-    owners = assign_longest_first([1.0] * len(linears), run.replicas.size)
-    own = [name for name, owner in zip(linears, owners, strict=True) if owner == run.replicas.rank]
-    changes = {
-        name: (compressed[f"{name}.weight"].float() - dense[f"{name}.weight"].float()).to(run.decoder.device)
-        for name in own
-    }
-    return stored_language_sums(run.job.measured, index, changes, linears)
 
 
 class BlockTargets:

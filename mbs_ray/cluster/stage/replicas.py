@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mbs_ray.cluster.activations.store import RunAbandonedError
 from mbs_ray.compression.collect import Collected
+from mbs_ray.compression.device import forward_device
 from mbs_ray.compression.solve import Solved
 from mbs_ray.methods import Moment
 
@@ -71,7 +72,7 @@ class ReplicaGroup(SingleReplica):
 
     def __init__(self, rank: int, size: int, store: dist.Store, node_ip: str) -> None:
         self.rank, self.size = rank, size
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = forward_device()
         _talk_through(node_ip)
         with _peers():
             dist.init_process_group(

@@ -1,19 +1,22 @@
 """One run in one stage: how its microbatches come and go, and who is told where it is."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from mbs_ray.cluster.activations.host_memory import return_freed_memory
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job, Microbatch
+from mbs_ray.cluster.job import Job, JobText, Microbatch
 from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.replicas import SingleReplica
 from mbs_ray.cluster.stage.timeline import Timeline
 from mbs_ray.compression.block_report import BlockReport
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.text.segment_file import SegmentSet
 
 #: Takes the input of a block: (microbatch index, block, hidden states).
 Send = Callable[[int, int, torch.Tensor], None]
@@ -32,22 +35,46 @@ class StageStatus:
 
 
 @dataclass(eq=False)
+class StageProcess:
+    """What belongs to the process of a stage, whatever run it works on.
+
+    ``ahead`` is the thread that reads blocks ahead; ``blocks_done`` counts the blocks that were written, and
+    ``tokens_done`` the tokens that were taken through a block, since the start.
+    """
+
+    place: StagePlace
+    replicas: SingleReplica
+    timeline: Timeline = field(default_factory=Timeline)
+    ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    status: StageStatus = StageStatus()
+    blocks_done: int = 0
+    tokens_done: int = 0
+
+
+@dataclass(eq=False)
 class StageRun:
     """A job on its way through the blocks of one stage, on one replica of it.
 
-    ``send`` is given what the next stage receives, None in the last one; ``tell`` where the run is, ``count`` the
-    tokens that were taken through a block.
+    ``send`` is given what the next stage receives, None in the last one.
     """
 
     job: Job
-    place: StagePlace
-    replicas: SingleReplica
+    process: StageProcess
     decoder: Decoder
     store: ActivationStore
     send: Send | None
-    timeline: Timeline
-    tell: Callable[[StageStatus], None]
-    count: Callable[[int], None]
+
+    @property
+    def place(self) -> StagePlace:
+        return self.process.place
+
+    @property
+    def replicas(self) -> SingleReplica:
+        return self.process.replicas
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.process.timeline
 
     @property
     def blocks(self) -> range:
@@ -55,33 +82,37 @@ class StageRun:
 
     @property
     def writes(self) -> bool:
+        """Whether this replica is the one that writes for its stage."""
         return self.place.replica == 0
 
     @property
     def microbatches(self) -> list[Microbatch]:
         return self.job.microbatches(self.place.replica)
 
-    @property
-    def calibrating(self) -> list[Microbatch]:
-        return self.job.calibrating(self.place.replica)
+    def microbatches_of(self, file: JobText) -> list[Microbatch]:
+        return [one for one in self.microbatches if one.file is file]
+
+    def tell(self, block: int, part: str, done: int, total: int, language: str = "") -> None:
+        """Say where the run is, for whoever looks at the stage."""
+        self.process.status = StageStatus(self.job.key, block, part, done, total, language)
 
     def follow(self, block: int, part: str, microbatches: list[Microbatch]) -> Iterator[Microbatch]:
-        """The microbatches one by one, telling whoever asks where this stage is."""
+        """Yield the microbatches one by one, telling whoever looks where this stage is."""
         for done, microbatch in enumerate(microbatches):
-            self.tell(StageStatus(self.job.key, block, part, done, len(microbatches), microbatch.language))
+            self.tell(block, part, done, len(microbatches), microbatch.language)
             yield microbatch
 
     def get(self, microbatch: Microbatch, block: int) -> torch.Tensor:
-        """The input of a block; raises :class:`RunAbandonedError` where the run was given up."""
+        """Return the input of a block; raises :class:`RunAbandonedError` where the run was given up."""
         if not self.store.holds(microbatch.index):
             with self.timeline.part(self.job.key, block, "receive"):
                 self.store.wait(microbatch.index)
         hidden = self.store.get(microbatch.index, block, self.decoder.device)
-        self.count(hidden.shape[0] * hidden.shape[1])
+        self.process.tokens_done += hidden.shape[0] * hidden.shape[1]
         return hidden
 
     def pass_on(self, microbatch: Microbatch, block: int, hidden: torch.Tensor) -> None:
-        """What a block made: kept here for the next one, or handed to the next stage."""
+        """Keep what a block made for the next one, or hand it to the next stage."""
         if self.send is None or block != self.blocks[-1]:
             self.store.put(microbatch.index, block + 1, hidden)
             return
@@ -90,7 +121,7 @@ class StageRun:
         self.store.pop(microbatch.index)
 
     def agree(self, block: int, yes: bool = True) -> bool:
-        """Wait for the other replicas: whether all say yes."""
+        """Wait for the other replicas, and return whether all say yes."""
         if self.replicas.size == 1:
             return yes
         with self.timeline.part(self.job.key, block, "meet"):
@@ -98,12 +129,25 @@ class StageRun:
 
     @contextmanager
     def timed(self, report: BlockReport, part: str) -> Iterator[None]:
+        """Time a part of a block for its report and for the timeline."""
         with report.timed(part), self.timeline.part(self.job.key, report.block, part):
             yield
             return_freed_memory()
 
     @contextmanager
     def exchanged(self, report: BlockReport, part: str) -> Iterator[None]:
-        """Timed only where there is somebody to exchange with."""
+        """Time a part only where there is somebody to exchange with."""
         with nullcontext() if self.replicas.size == 1 else self.timed(report, part):
             yield
+
+
+def token_ids_of(microbatch: Microbatch) -> torch.Tensor:
+    """Read the token ids of a microbatch: int64 [segments, length]."""
+    rows = SegmentSet.open(microbatch.file.path).rows(microbatch.start, microbatch.stop)
+    return torch.from_numpy(rows.token_ids.astype(np.int64))
+
+
+def read_tokens(microbatch: Microbatch) -> torch.Tensor:
+    """Read those token ids of a microbatch that go through the blocks."""
+    token_ids = token_ids_of(microbatch)
+    return token_ids[:, :-1] if microbatch.file.requests else token_ids

@@ -1,14 +1,12 @@
-"""Token ids of microbatches, and at the end of the last stage how they were foreseen."""
+"""What the last stage makes of the evaluation segments at the end of a run: the nll of every token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Microbatch
-from mbs_ray.cluster.stage.stage_run import StageRun
+from mbs_ray.cluster.stage.stage_run import StageRun, token_ids_of
 from mbs_ray.evaluation.scoring import score
 from mbs_ray.evaluation.token_scores import write_token_scores
 from mbs_ray.text.segment_file import SegmentSet
@@ -20,7 +18,7 @@ def score_evaluation(run: StageRun) -> None:
     """Token scores of all evaluation sets, from what left the last block, on disk; the first replica writes."""
     job, decoder, store = run.job, run.decoder, run.store
     end = decoder.blocks
-    evaluating = list(job.evaluating(run.place.replica))
+    evaluating = list(job.by_file(job.evaluation, run.place.replica))
     together = [microbatch for _, microbatches in evaluating for microbatch in microbatches]
     for microbatch in run.follow(end, "evaluate", together):
         hidden = run.get(microbatch, end)
@@ -42,16 +40,6 @@ def score_evaluation(run: StageRun) -> None:
         if run.writes:
             kept = is_argmax.bool() if file.requests else None
             write_token_scores(job.scores_file(file.name), segments, [nll], kept)
-
-
-def read_tokens(token_ids: torch.Tensor, microbatch: Microbatch) -> torch.Tensor:
-    """Those of a microbatch that go through the blocks."""
-    return token_ids[:, :-1] if microbatch.file.requests else token_ids
-
-
-def token_ids_of(microbatch: Microbatch) -> torch.Tensor:
-    rows = SegmentSet.open(microbatch.file.path).rows(microbatch.start, microbatch.stop)
-    return torch.from_numpy(rows.token_ids.astype(np.int64))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Timeline:
 
     @contextmanager
     def part(self, run: str, block: int, part: str) -> Iterator[None]:
+        """Record what is done inside the with statement as this part of a block (-1: before the first) of a run."""
         with self._lock:
             self._cut()
             self._open.append((run, block, part))
@@ -56,6 +57,11 @@ class Timeline:
                 self._cut()
                 self._open.pop()
 
+    def now(self) -> tuple[str, int, str] | None:
+        """The run, block and part that is going on; None between two runs."""
+        with self._lock:
+            return self._open[-1] if self._open else None
+
     def take(self) -> list[Span]:
         """The spans that ended since the last call; for another thread."""
         with self._lock:
@@ -63,6 +69,8 @@ class Timeline:
             return taken
 
     def _cut(self) -> None:
+        # The innermost open part gets the time since the last cut: as a span of its own, or as a longer last one
+        # where that was the same part and nothing came between. So spans never overlap.
         now = time.time()
         if self._open and now > self._since:
             run, block, part = self._open[-1]

@@ -6,9 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from mbs_ray.errors import InputError
-from mbs_ray.report.figures.canvas import new_figure
-
-_BAR = "#2b6a99"
+from mbs_ray.report.colours import BAR
+from mbs_ray.report.figures.canvas import new_figure, wrapped
 
 
 def allocation_bars(allocations: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -21,11 +20,11 @@ def allocation_bars(allocations: Mapping[str, Mapping[str, int]]) -> Figure:
         raise InputError("the figure of the allocations needs at least one sampling with one language")
     most = max(max(counts.values(), default=0) for counts in allocations.values())
     width, height = 1.2 + 2.5 * len(allocations), 1.2 + 0.2 * len(languages)
-    figure = new_figure(width, height, "calibration segments per language")
+    figure = new_figure(width, height, wrapped("calibration segments per language", width))
     panels = figure.subplots(1, len(allocations), sharey=True, sharex=True, squeeze=False)[0]
     for axes, (sampling, counts) in zip(panels, allocations.items(), strict=True):
         segments = [counts.get(language, 0) for language in languages]
-        bars = axes.barh(languages, segments, color=_BAR, height=0.75)
+        bars = axes.barh(languages, segments, color=BAR, height=0.75)
         axes.bar_label(bars, labels=[str(count) for count in segments], padding=2, fontsize=7)
         axes.set_title(f"{sampling}\n{sum(segments)} segments", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,15 +3,14 @@
 import textwrap
 from collections.abc import Mapping
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mbs_ray.evaluation.comparison import Difference
+from mbs_ray.report.colours import BETTER, GRID, NOISE, WORSE
+from mbs_ray.report.figures.canvas import new_figure
 
-# Colours that colour-blind readers tell apart (Okabe and Ito, Color Universal Design, 2008).
-_COLOURS = {"B is worse": "#d55e00", "B is better": "#0072b2"}
-_NOISE = "#888888"
+_COLOURS = {"B is worse": WORSE, "B is better": BETTER}
 _WIDTH, _ROW = 6.5, 0.26  # inches
 
 
@@ -21,14 +20,14 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
     The axis is logarithmic: half and double are equally far from 1.
     """
     rows = [position + (name == "geomean") * 0.4 for position, name in enumerate(differences)]
-    figure = Figure(figsize=(_WIDTH, 1.5 + _ROW * (rows[-1] + 1)), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(textwrap.fill(title, 64, break_on_hyphens=False), fontsize=11)
+    # The names of runs in the title are full of hyphens.
+    shown = textwrap.fill(title, 64, break_on_hyphens=False)
+    figure = new_figure(_WIDTH, 1.5 + _ROW * (rows[-1] + 1), shown)
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.axvline(1.0, color="black", linewidth=0.8)
     for row, (name, one) in zip(rows, differences.items(), strict=True):
-        colour = _COLOURS.get(one.verdict, _NOISE)
+        colour = _COLOURS.get(one.verdict, NOISE)
         if one.ratio_interval is not None:
             axes.plot(one.ratio_interval, (row, row), color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot([one.ratio], [row], "D" if name == "geomean" else "o", color=colour, markersize=5)
@@ -38,7 +37,7 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     axes.minorticks_off()
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)

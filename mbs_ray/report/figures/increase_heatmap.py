@@ -14,10 +14,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mbs_ray.errors import InputError
-from mbs_ray.report.figures.canvas import CHARACTER, new_figure
+from mbs_ray.report.colours import LOSSES
+from mbs_ray.report.figures.canvas import CHARACTER, ink_on, new_figure, wrapped
 
 _SUMMARIES = ("geomean", "worst")
-COLOURS = "YlGnBu"  # light is no loss; safe for colour-blind readers, monotone in grey
 _GAP = 0.3  # of a cell: between methods, and between languages and summaries
 _CELL_WIDTH, CELL_HEIGHT = 0.6, 0.27  # inches
 
@@ -39,12 +39,12 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
 
     width = max(4.5, (x[-1] + 1) * _CELL_WIDTH + 2.2)
     height = (y[-1] + 1) * CELL_HEIGHT + max(map(len, labels)) * CHARACTER + 1.6
-    figure = new_figure(width, height, title)
+    figure = new_figure(width, height, wrapped(title, width))
     axes = figure.add_subplot()
     values = increase.loc[rows].to_numpy(dtype=float)
     finite = values[np.isfinite(values)]
     # At least a tenth wide, so that noise around 1 stays pale.
-    scale = ScalarMappable(LogNorm(finite.min(initial=1.0), finite.max(initial=1.1)), COLOURS)
+    scale = ScalarMappable(LogNorm(finite.min(initial=1.0), finite.max(initial=1.1)), LOSSES)
     for row, column in np.ndindex(*values.shape):
         _cell(axes, x[column], y[row], float(values[row, column]), scale, bold=rows[row] in _SUMMARIES)
     axes.set(xlim=(-0.5, x[-1] + 0.5), ylim=(y[-1] + 0.5, -0.5))
@@ -73,7 +73,6 @@ def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, b
     # Clipped because the norm has no colour for an infinite value.
     colour = "white" if missing else scale.to_rgba(np.clip([value], *scale.get_clim()))[0]
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.8))
-    light = np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.5
     axes.text(
         x,
         y,
@@ -82,7 +81,7 @@ def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, b
         va="center",
         fontsize=8,
         weight="bold" if bold else "normal",
-        color="black" if light else "white",
+        color=ink_on(to_rgb(colour)),
     )
 
 

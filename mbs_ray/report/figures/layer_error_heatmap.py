@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mbs_ray.errors import InputError
-from mbs_ray.report.figures.canvas import new_figure
-from mbs_ray.report.figures.increase_heatmap import CELL_HEIGHT, COLOURS
+from mbs_ray.report.colours import LOSSES
+from mbs_ray.report.figures.canvas import new_figure, wrapped
+from mbs_ray.report.figures.increase_heatmap import CELL_HEIGHT
 
 
 def layer_error_heatmap(errors: pd.DataFrame, title: str) -> Figure:
@@ -22,13 +23,13 @@ def layer_error_heatmap(errors: pd.DataFrame, title: str) -> Figure:
         raise InputError(f"{title}: the heatmap needs at least one block, and errors that are not negative")
     values = errors.to_numpy(dtype=float)
     width, height = max(4.5, 2.2 + 0.22 * len(errors.columns)), 1.4 + CELL_HEIGHT * len(errors)
-    figure = new_figure(width, height, title)
+    figure = new_figure(width, height, wrapped(title, width))
     axes = figure.add_subplot()
     positive = values[values > 0]
     lowest = positive.min(initial=1.0)
     scale = LogNorm(lowest, max(positive.max(initial=lowest), 1.1 * lowest))
     shown = np.ma.masked_where(~(values > 0), values)
-    mesh = axes.pcolormesh(shown, cmap=COLOURS, norm=scale, edgecolors="white", linewidth=0.4)
+    mesh = axes.pcolormesh(shown, cmap=LOSSES, norm=scale, edgecolors="white", linewidth=0.4)
     axes.invert_yaxis()
     axes.set_yticks(np.arange(len(errors)) + 0.5, [str(language) for language in errors.index])
     step = math.ceil(len(errors.columns) / 24)

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mbs_ray.report.colours import OTHER_SAMPLING, SAMPLING_COLOURS
+from mbs_ray.report.colours import GRID, OTHER_SAMPLING, SAMPLING_COLOURS
+from mbs_ray.report.figures.canvas import new_figure
 from mbs_ray.report.run_results import RunResults
 
 _PANEL_WIDTH, _HEIGHT = 3.0, 3.2  # inches
@@ -21,8 +21,7 @@ def loss_curves(runs: Sequence[RunResults]) -> Figure:
     """
     methods = list(dict.fromkeys(run.method for run in runs))
     styles = _styles(runs)
-    figure = Figure(figsize=(1.0 + _PANEL_WIDTH * max(len(methods), 2), _HEIGHT), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(1.0 + _PANEL_WIDTH * max(len(methods), 2), _HEIGHT)
     panels = figure.subplots(1, len(methods), sharey=len({run.loss_name for run in runs}) == 1, squeeze=False)[0]
     for axes, method in zip(panels, methods, strict=True):
         own = [run for run in runs if run.method == method]
@@ -39,7 +38,7 @@ def loss_curves(runs: Sequence[RunResults]) -> Figure:
             axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.tick_params(labelsize=8)
-        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.grid(color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(runs[0].loss_name, fontsize=8)

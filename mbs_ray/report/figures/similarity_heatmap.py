@@ -3,12 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram
 
-_COLOURS = "YlGnBu_r"  # dark is alike; safe for colour-blind readers, monotone in grey
+from mbs_ray.report.colours import ANGLES, ASIDE, BLUE, TREE, VERMILION
+from mbs_ray.report.figures.canvas import ink_on, new_figure
+
 _CELL = 0.34  # inches
 _MOST_NUMBERS = 30  # languages beside which numbers in the cells could not be read
 
@@ -24,12 +25,12 @@ def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDAr
     ordered = degrees.iloc[tree["leaves"], tree["leaves"]]
     languages, values = list(ordered.index), ordered.to_numpy()
     side = max(2.4, _CELL * len(languages))
-    figure = _figure(side + 3.0, side + 0.9, title)
+    figure = new_figure(side + 3.0, side + 0.9, title)
     joins, cells = figure.subplots(1, 2, width_ratios=(1.3, side))
 
     for across, away in zip(tree["dcoord"], tree["icoord"], strict=True):
         # scipy puts the leaves at 5, 15, 25, …
-        joins.plot(across, np.array(away) / 10 - 0.5, color="0.35", linewidth=1.0)
+        joins.plot(across, np.array(away) / 10 - 0.5, color=TREE, linewidth=1.0)
     joins.set(xlim=(1.05 * links[:, 2].max() or 1.0, 0), ylim=(len(languages) - 0.5, -0.5), xlabel="degrees")
     joins.spines[["top", "left", "right"]].set_visible(False)
     joins.set_yticks([])
@@ -39,7 +40,7 @@ def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDAr
     apart = ~np.eye(len(values), dtype=bool)
     lowest, highest = values[apart].min(), values[apart].max()
     shown = np.ma.masked_where(~apart, values)
-    image = cells.imshow(shown, cmap=_COLOURS, vmin=lowest, vmax=max(highest, lowest + 0.1), aspect="auto")
+    image = cells.imshow(shown, cmap=ANGLES, vmin=lowest, vmax=max(highest, lowest + 0.1), aspect="auto")
     cells.set_xticks(range(len(languages)), languages, rotation=90)
     cells.set_yticks(range(len(languages)), languages)
     cells.tick_params(length=0, labelsize=8)
@@ -48,7 +49,6 @@ def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDAr
         for (row, column), value in np.ndenumerate(values):
             own = row == column
             angle = float(halves[languages[row]]) if own else value
-            light = own or np.dot(image.to_rgba(value)[:3], (0.299, 0.587, 0.114)) > 0.5
             cells.text(
                 column,
                 row,
@@ -57,7 +57,7 @@ def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDAr
                 va="center",
                 fontsize=7,
                 style="italic" if own else "normal",
-                color="0.4" if own else "black" if light else "white",
+                color=ASIDE if own else ink_on(image.to_rgba(value)),
             )
     bar = figure.colorbar(image, ax=cells, fraction=0.05, pad=0.02, aspect=30)
     bar.set_label("angle in degrees")
@@ -71,20 +71,13 @@ def angles_by_block(angles: pd.DataFrame, title: str) -> Figure:
 
     ``angles`` has the columns statistic, block, smallest, mean, largest (degrees).
     """
-    figure = _figure(6.4, 3.4, title)
+    figure = new_figure(6.4, 3.4, title)
     axes = figure.add_subplot()
-    for colour, (statistic, own) in zip(("#0072b2", "#d55e00"), angles.groupby("statistic"), strict=False):
+    for colour, (statistic, own) in zip((BLUE, VERMILION), angles.groupby("statistic"), strict=False):
         axes.plot(own["block"], own["mean"], color=colour, marker=".", label=statistic)
         axes.fill_between(own["block"], own["smallest"], own["largest"], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="block", ylabel="angle between two languages, degrees", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
     return figure

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mbs_ray.errors import InputError
+from mbs_ray.report.colours import RUNS
 from mbs_ray.report.figures.canvas import new_figure
 
 
@@ -26,7 +27,7 @@ def stage_timeline(spans: pd.DataFrame) -> Figure:
     names = [f"stage {stage + 1}" if alone else f"stage {stage + 1}.{replica + 1}" for stage, replica in actors]
     figure = new_figure(10.0, 1.6 + 0.5 * len(actors) + 0.2 * math.ceil(len(runs) / 3), "What the stages did")
     axes = figure.add_subplot()
-    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    palette = colormaps[RUNS].colors  # type: ignore[attr-defined]
     colours = {run: palette[index % len(palette)] for index, run in enumerate(runs)}
     shown = spans[spans["kind"] != "waiting"]
     for (stage, replica, run, computing), own in shown.groupby(

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.cluster.activations import aio as lanes
 from mbs_ray.cluster.activations.aio import ALIGNMENT, AioLane, padded
 from mbs_ray.cluster.activations.slot_file import BUFFERS, SlotFile
+from tests.support.examples import examples
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def lane(aio: Any, tmp_path: Path) -> Iterator[AioLane]:
     lane.close()
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(
     sizes=st.lists(st.sampled_from([1, 255, 256, 257, 1000, 2048, 4100, 70_001, 1_048_578]), min_size=1, max_size=8),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),

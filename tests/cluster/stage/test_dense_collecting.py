@@ -12,7 +12,7 @@ import torch
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
-from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.job import Collect, CompressStored, Job, job_text
 from mbs_ray.cluster.sharding import shard_blocks
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.stored_moments import RunMoments, Source, Target
@@ -53,14 +53,10 @@ def statistics_job(bloom: Path, folder: Path, pool: dict[str, SegmentSet], stage
         model=bloom,
         compute_dtype="float32",
         microbatch=3,
-        method=None,
-        calibration=None,
-        evaluation=(),
         directory=folder,
         blocks=tuple(shard_blocks([1.0] * 4, 0.0, stages)),
+        work=Collect(tuple(job_text(language, one) for language, one in pool.items()), tuple(targets)),
         replicas=replicas,
-        pool=tuple(job_text(language, one) for language, one in pool.items()),
-        targets=tuple(targets),
     )
 
 
@@ -124,9 +120,8 @@ def test_moments_are_those_of_the_plain_dense_model_whatever_the_stages_and_what
     # One stage goes on with the first, and makes the second; two solve on both layouts of the moments.
     runs = [
         replace(
-            make_job(key, bloom, tmp_path / key, 2, None, held_out, SPARSE, per_language=True),
-            moments=moments,
-            measured=tuple(Source(two / code, language=code) for code in WEIGHTS),
+            make_job(key, bloom, tmp_path / key, 2, None, held_out, None),
+            work=CompressStored(SPARSE, moments, tuple(Source(two / code, language=code) for code in WEIGHTS)),
         )
         for key, moments in (("languages", sources(two)), ("samplings", (Source(two / "sum"),)))
     ]
@@ -157,8 +152,9 @@ def test_replicas_share_every_languages_text_and_the_linears_of_a_run(
     ray_cluster: Cluster, bloom: Path, pool: dict[str, SegmentSet], held_out: SegmentSet, tmp_path: Path
 ) -> None:
     moments = tmp_path / "moments"
-    run = make_job("run", bloom, tmp_path / "run", 1, None, held_out, SPARSE, replicas=2, per_language=True)
-    run = replace(run, moments=sources(moments), measured=(Source(moments / "hi", language="hi"),))
+    run = make_job("run", bloom, tmp_path / "run", 1, None, held_out, None, replicas=2)
+    work = CompressStored(SPARSE, sources(moments), (Source(moments / "hi", language="hi"),))
+    run = replace(run, work=work)
     jobs = [statistics_job(bloom, moments, pool, 1, replicas=2), run]
     assert all(outcome.error is None for outcome in run_all(1, jobs).values())
     reference = plain_moments(bloom, pool)
@@ -179,6 +175,6 @@ def test_replicas_share_every_languages_text_and_the_linears_of_a_run(
 def test_a_run_whose_moments_are_missing_fails_and_says_which(
     bloom: Path, held_out: SegmentSet, tmp_path: Path
 ) -> None:
-    run = make_job("run", bloom, tmp_path / "run", 1, None, held_out, SPARSE)
+    run = make_job("run", bloom, tmp_path / "run", 1, None, held_out, None)
     with pytest.raises(InputError, match=r"none/block-00000\.safetensors: not there"):
-        run_here(1, [replace(run, moments=(Source(tmp_path / "none"),))])
+        run_here(1, [replace(run, work=CompressStored(SPARSE, (Source(tmp_path / "none"),)))])

@@ -11,7 +11,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mbs_ray.cluster.stage.timeline import Timeline
 
 Target = Literal["stage", "node", "driver", "server"]
 TARGETS: tuple[Target, ...] = ("stage", "node", "driver", "server")
@@ -162,27 +165,25 @@ def install_in_driver() -> None:
     from mbs_ray.tracking.tracked_run import TrackedRun
 
     orders = Orders(Path(os.environ[FOLDER]))
-    describe, deliver = TrackedRun._describe, TrackedRun._deliver_metrics
+    describe, deliver = TrackedRun.describe, TrackedRun.deliver_metrics
 
     def obeying_describe(self: TrackedRun, *arguments: object) -> None:
-        orders.obey("track", "describe", self._name, -1, "")
+        orders.obey("track", "describe", self.name, -1, "")
         describe(self, *arguments)  # type: ignore[arg-type]
 
     def obeying_deliver(self: TrackedRun, *arguments: object) -> None:
-        orders.obey("track", "deliver", self._name, -1, "")
+        orders.obey("track", "deliver", self.name, -1, "")
         deliver(self, *arguments)  # type: ignore[arg-type]
 
-    TrackedRun._describe = obeying_describe  # type: ignore[method-assign]
-    TrackedRun._deliver_metrics = obeying_deliver  # type: ignore[method-assign]
+    TrackedRun.describe = obeying_describe  # type: ignore[method-assign]
+    TrackedRun.deliver_metrics = obeying_deliver  # type: ignore[method-assign]
 
 
-def _die_later(orders: Orders, order: Order, timeline: object, node: str) -> None:
+def _die_later(orders: Orders, order: Order, timeline: "Timeline", node: str) -> None:
     time.sleep(order.delay)
-    opened = list(timeline._open)  # type: ignore[attr-defined]
-    while not opened:  # between two runs
+    while (now := timeline.now()) is None:  # between two runs
         time.sleep(0.001)
-        opened = list(timeline._open)  # type: ignore[attr-defined]
-    run, block, phase = opened[-1]
+    run, block, phase = now
     orders.die(order, phase, run, block, node)
 
 

@@ -43,6 +43,10 @@ class TokenBatches:
         """Numbers of segments of its microbatches: the last may be a smaller one."""
         return {self.rows, self.segments % self.microbatch or self.rows}
 
+    def one_by_one(self) -> "TokenBatches":
+        """The same with one segment in a forward."""
+        return replace(self, microbatch=1)
+
     def of_replica(self, replicas: int) -> "TokenBatches":
         """What the replica with the most takes."""
         return TokenBatches(
@@ -51,16 +55,37 @@ class TokenBatches:
 
 
 @dataclass(frozen=True)
+class PlannedScore:
+    """The evaluation of a dense model; ``decoder`` is on the meta device."""
+
+    label: str
+    decoder: Decoder
+    evaluation: tuple[TokenBatches, ...]
+
+    @property
+    def batches(self) -> tuple[TokenBatches, ...]:
+        return self.evaluation
+
+    def of_replica(self, replicas: int) -> "PlannedScore":
+        """The share of the replica with the most."""
+        return replace(self, evaluation=tuple(one.of_replica(replicas) for one in self.evaluation))
+
+    def one_by_one(self) -> "PlannedScore":
+        """The same with one segment in a forward."""
+        return replace(self, evaluation=tuple(one.one_by_one() for one in self.evaluation))
+
+
+@dataclass(frozen=True)
 class PlannedRun:
-    """One run; ``method`` None is the evaluation of the dense model. ``decoder`` is on the meta device.
+    """The compression of a model and its evaluation; ``decoder`` is on the meta device.
 
     ``solvings``: how often all linears are solved, at most: a search for weights solves them once a trial.
     """
 
     label: str
     decoder: Decoder
-    method: Method | None
-    calibration: TokenBatches | None
+    method: Method
+    calibration: TokenBatches
     evaluation: tuple[TokenBatches, ...]
     per_language: bool = False
     true_sequential: bool = False
@@ -69,12 +94,20 @@ class PlannedRun:
 
     @property
     def batches(self) -> tuple[TokenBatches, ...]:
-        return (*((self.calibration,) if self.calibration else ()), *self.evaluation)
+        return (self.calibration, *self.evaluation)
 
     def of_replica(self, replicas: int) -> "PlannedRun":
-        calibration = None if self.calibration is None else self.calibration.of_replica(replicas)
+        """The share of the replica with the most."""
         evaluation = tuple(one.of_replica(replicas) for one in self.evaluation)
-        return replace(self, calibration=calibration, evaluation=evaluation)
+        return replace(self, calibration=self.calibration.of_replica(replicas), evaluation=evaluation)
+
+    def one_by_one(self) -> "PlannedRun":
+        """The same with one segment in a forward."""
+        evaluation = tuple(one.one_by_one() for one in self.evaluation)
+        return replace(self, calibration=self.calibration.one_by_one(), evaluation=evaluation)
+
+
+PlannedWork = PlannedRun | PlannedScore
 
 
 class MetaDecoders:
@@ -94,12 +127,12 @@ class MetaDecoders:
         return self._built[key]
 
 
-def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: MetaDecoders) -> list[PlannedRun]:
+def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: MetaDecoders) -> list[PlannedWork]:
     """One for every run, after one for every dense model that runs are compared with.
 
     Evaluation sets count as many segments as they take at most; those that take all their text count nothing.
     """
-    works: dict[str, PlannedRun] = {}
+    works: dict[str, PlannedWork] = {}
     for spec, label in zip(specs, labels, strict=True):
         decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
         distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
@@ -116,7 +149,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         )
         if evaluation:
             name = f"dense-{Path(spec.model).name}"
-            works.setdefault(name, PlannedRun(name, decoder, None, None, evaluation))
+            works.setdefault(name, PlannedScore(name, decoder, evaluation))
         works[label] = PlannedRun(
             label,
             decoder,
@@ -128,4 +161,4 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             spec.keep,
             1 + spec.sampling.trials if isinstance(spec.sampling, Adaptive) else 1,
         )
-    return sorted(works.values(), key=lambda work: work.method is not None)
+    return sorted(works.values(), key=lambda work: isinstance(work, PlannedRun))

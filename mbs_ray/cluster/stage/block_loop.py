@@ -1,0 +1,103 @@
+"""The loop of the whole system: what a stage does with each of its blocks, one step under the other."""
+
+from mbs_ray.cluster.job import Collect, Compress, CompressStored, Score, Try
+from mbs_ray.cluster.stage.block_measuring import measure
+from mbs_ray.cluster.stage.block_reader import BlockReader, StageBlock, read_dense
+from mbs_ray.cluster.stage.block_solver import collect, solve, solving_groups
+from mbs_ray.cluster.stage.block_writer import write
+from mbs_ray.cluster.stage.dense_collecting import collect_pool
+from mbs_ray.cluster.stage.stage_run import StageRun, read_tokens
+from mbs_ray.cluster.stage.stage_scoring import score_evaluation
+from mbs_ray.compression.block_report import block_report_file, write_block_report
+from mbs_ray.methods import build_method
+
+
+def take_through(run: StageRun) -> None:
+    """Take a run through the blocks of this stage.
+
+    1. embed      the first stage looks up the embedding of every token
+    2. read       a block, while the one before it is computed; a finished one as the run directory holds it
+    3. collect    second moments of its linears' inputs, in a forward of the dense block, or from files
+    4. solve      every linear, dealt out to the replicas
+    5. measure    what each language loses, where that is asked
+    6. write      the compressed block, and its report
+    7. propagate  all segments through the block as it was written: the input of the next one
+    8. score      the last stage: nll of every evaluation token
+    """
+    work = run.job.work
+    if isinstance(work, Try):
+        _try(run, work)
+        return
+    if isinstance(work, CompressStored) and not run.place.first:
+        # Blocks do not wait for each other: all are solved before the first microbatch has come this far.
+        for block in BlockReader(run):
+            _compress(run, work, block)
+    blocks = BlockReader(run)
+    if run.place.first:
+        _embed(run)
+    for block in blocks:
+        match work:
+            case Compress() | CompressStored():
+                _compress(run, work, block)
+                _propagate(run, block)
+                _report(run, block)
+            case Collect():
+                collect_pool(run, work, block)  # and propagates, in the same forward
+            case Score():
+                _propagate(run, block)
+    if run.place.last:
+        with run.timeline.part(run.job.key, run.decoder.blocks, "evaluate"):
+            score_evaluation(run)
+
+
+def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock) -> None:
+    """Steps 3 to 6; a block that the run directory already holds is left as it is."""
+    if block.finished:
+        return
+    method = build_method(work.method)
+    dense = dict(block.tensors)
+    for group in solving_groups(run, work, method, block):
+        moments = collect(run, work, method, block, group)
+        solve(run, method, block, group, moments)
+    measure(run, work, block, dense)
+    write(run, block)
+
+
+def _try(run: StageRun, work: Try) -> None:
+    """Solve the blocks for the sake of their reports alone; one whose report is there is not tried again."""
+    method = build_method(work.method)
+    for index in run.blocks:
+        if run.agree(index, block_report_file(run.job.blocks_folder, index).is_file()):
+            continue
+        with run.timeline.part(run.job.key, index, "read"):
+            block = read_dense(run, index)
+        dense = dict(block.tensors)
+        for group in solving_groups(run, work, method, block):
+            solve(run, method, block, group, collect(run, work, method, block, group))
+        measure(run, work, block, dense)
+        _report(run, block)
+
+
+def _embed(run: StageRun) -> None:
+    with run.timeline.part(run.job.key, -1, "embed"):
+        for microbatch in run.follow(-1, "embed", run.microbatches):
+            run.store.put(microbatch.index, 0, run.decoder.embed(read_tokens(microbatch)))
+
+
+def _propagate(run: StageRun, block: StageBlock) -> None:
+    """Make the input of the next block, kept here or handed to the next stage."""
+    microbatches = run.microbatches
+    if block.index == run.job.blocks[-1][-1]:
+        # Nothing follows the last block but the head, which calibration segments never see.
+        microbatches = [one for one in microbatches if all(one.file is not text for text in run.job.learned)]
+    with run.timed(block.report, "propagate"):
+        module = run.decoder.load_block(block.index, block.tensors)
+        for microbatch in run.follow(block.index, "propagate", microbatches):
+            hidden = run.decoder.run_block(module, block.index, run.get(microbatch, block.index))
+            run.pass_on(microbatch, block.index, hidden)
+
+
+def _report(run: StageRun, block: StageBlock) -> None:
+    """Write the report of a block that was solved just now, with all of its seconds."""
+    if run.writes and not block.finished:
+        write_block_report(run.job.blocks_folder, block.report)

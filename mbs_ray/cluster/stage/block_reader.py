@@ -1,0 +1,77 @@
+"""The blocks of a stage as they lie on the disk, read one ahead of the work."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+
+from mbs_ray.cluster.job import Compress, CompressStored
+from mbs_ray.cluster.stage.stage_run import StageRun
+from mbs_ray.compression.block_report import BlockReport
+from mbs_ray.model.block_files import read_block
+
+
+@dataclass
+class StageBlock:
+    """A block in work: its tensors by module name, dense, or as the run directory holds it where it is ``finished``.
+
+    ``packed`` takes the integer forms of its linears, by the name of their weight.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    finished: bool
+    report: BlockReport
+    packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def index(self) -> int:
+        return self.report.block
+
+
+class BlockReader:
+    """Yields the blocks of a stage; the first is being read when this is made, the next while one is computed."""
+
+    def __init__(self, run: StageRun) -> None:
+        self._run = run
+        self._reading = self._read_ahead(run.blocks[0])
+
+    def __iter__(self) -> Iterator[StageBlock]:
+        for index in self._run.blocks:
+            with self._run.timeline.part(self._run.job.key, index, "read"):
+                block = self._reading.result()
+            if index != self._run.blocks[-1]:
+                self._reading = self._read_ahead(index + 1)
+            yield self._agreed(block)
+
+    def _read_ahead(self, index: int) -> "Future[StageBlock]":
+        return self._run.process.ahead.submit(_read, self._run, index)
+
+    def _agreed(self, block: StageBlock) -> StageBlock:
+        """The block as all replicas have it.
+
+        A shared folder may show a file to one node before it shows it to another.
+        """
+        finished = self._run.agree(block.index, block.finished)
+        return block if finished == block.finished else read_dense(self._run, block.index)
+
+
+def read_dense(run: StageRun, index: int) -> StageBlock:
+    """Read a block of the dense model."""
+    begun = time.monotonic()
+    return _timed(StageBlock(run.decoder.read_block(index), False, BlockReport(index)), begun)
+
+
+def _read(run: StageRun, index: int) -> StageBlock:
+    begun = time.monotonic()
+    compresses = isinstance(run.job.work, Compress | CompressStored)
+    done = read_block(run.job.blocks_folder, index) if compresses else None
+    if done is None:
+        return read_dense(run, index)
+    return _timed(StageBlock(run.decoder.from_stored(index, done), True, BlockReport(index)), begun)
+
+
+def _timed(block: StageBlock, begun: float) -> StageBlock:
+    block.report.seconds["read"] = time.monotonic() - begun
+    return block

@@ -1,0 +1,28 @@
+"""How a solved block gets onto the disk."""
+
+from mbs_ray.cluster.stage.block_reader import StageBlock
+from mbs_ray.cluster.stage.stage_run import StageRun
+from mbs_ray.compression.block_report import write_block_report
+from mbs_ray.model.block_files import write_block
+from mbs_ray.model.packed import packed_block
+from mbs_ray.run.directory import RunDirectory
+
+
+def write(run: StageRun, block: StageBlock) -> None:
+    """Write report, packed and dense form of a block; the first replica does it for its stage.
+
+    The dense block file comes last: where it lies, all else of the block lies too.
+    """
+    if not run.writes:
+        return
+    job, decoder = run.job, run.decoder
+    with run.timed(block.report, "write"):
+        write_block_report(job.blocks_folder, block.report)
+        stored = decoder.to_stored(block.index, block.tensors)
+        # Nothing can load the packed form of a Conv1D: mbs export says so.
+        if block.packed and not decoder.transposed(block.index):
+            names = decoder.block_tensors(block.index)
+            by_stored_name = {names[weight]: parts for weight, parts in block.packed.items()}
+            write_block(RunDirectory(job.directory).packed, block.index, packed_block(stored, by_stored_name))
+        write_block(job.blocks_folder, block.index, stored)
+    run.process.blocks_done += 1

@@ -1,0 +1,72 @@
+"""Stages that stay up between one piece of work and the next: starting them costs about ten seconds."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.offload import Offload
+from mbs_ray.cluster.pipeline import Pipeline
+
+
+class StagePool:
+    """Lends pipelines by layout and threads, as a context manager at whose end all of them are stopped.
+
+    What comes back whole waits for the next to ask for the same; what failed while it was lent is stopped.
+    ``idle_cpus``: how many CPUs may stay with pipelines that nobody asked for last; a command has none to spare.
+    """
+
+    def __init__(self, idle_cpus: int = 0) -> None:
+        self._idle_cpus = idle_cpus
+        self._idle: list[Pipeline] = []
+        #: How often stages were started.
+        self.starts = 0
+
+    def __enter__(self) -> "StagePool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Stop the pipelines that are not lent."""
+        self._stop_idle(0)
+
+    @contextmanager
+    def lent(self, layout: Layout, threads: int, offload: Offload, say: Callable[[str], None]) -> Iterator[Pipeline]:
+        """Lend a pipeline with nothing in it, whose stages keep activations as ``offload`` tells.
+
+        ``say`` is told of long preparations. Raises what entering a :class:`Pipeline` does.
+        """
+        pipeline = self._idle_one(layout, threads) or self._start(layout, threads)
+        try:
+            pipeline.make_ready(offload, say)
+            yield pipeline
+        except BaseException:
+            pipeline.stop()
+            raise
+        self._idle.append(pipeline)
+
+    def _idle_one(self, layout: Layout, threads: int) -> Pipeline | None:
+        """Take an idle pipeline whose actors still answer; those that do not are stopped."""
+        alike = [one for one in self._idle if (one.layout, one.threads) == (layout, threads)]
+        for pipeline in reversed(alike):
+            self._idle.remove(pipeline)
+            if not pipeline.busy and pipeline.answers():
+                return pipeline
+            pipeline.stop()
+        return None
+
+    def _start(self, layout: Layout, threads: int) -> Pipeline:
+        self._stop_idle(max(0, self._idle_cpus - layout.actors * threads))
+        pipeline = Pipeline(layout, threads)
+        pipeline.start()
+        self.starts += 1
+        return pipeline
+
+    def _stop_idle(self, cpus: int) -> None:
+        """Stop the pipelines that waited longest, until the others hold at most so many CPUs."""
+        while self._idle and sum(one.layout.actors * one.threads for one in self._idle) > cpus:
+            self._idle.pop(0).stop()

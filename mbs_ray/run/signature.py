@@ -1,0 +1,57 @@
+"""All that can change a bit of a run, and whether an earlier command has finished the run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mbs_ray.methods import method_spec
+from mbs_ray.run.directory import METRICS
+from mbs_ray.run.numerics import Numerics
+from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.sweep_folders import SweepFolders
+
+
+def forward_fields(run: PreparedRun, numerics: Numerics) -> dict[str, Any]:
+    """Fields of :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`: what can change a bit of a forward of the model."""
+    return {
+        "compute_dtype": numerics.compute_dtype(run.spec.compute_dtype, run.model.decoder.stored_dtype),
+        "microbatch": run.microbatch,
+        "device": numerics.device,
+        "threads": numerics.threads,
+        "torch": torch.__version__,
+    }
+
+
+def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, Any]:
+    """All that can change a bit of the run's weights, and whether its reports hold the error of each language.
+
+    The latter changes no bit, but blocks that were finished without it cannot be measured any more.
+    """
+    return {
+        "model": run.model.fingerprint,
+        "calibration": run.calibration.fingerprint,
+        "method": method_spec(run.spec.method),
+        **_statistics(run),
+        "true_sequential": run.spec.true_sequential,
+        "per_language": run.spec.per_language,
+        "replicas": replicas,
+        **forward_fields(run, numerics),
+    }
+
+
+def finished_result(folders: SweepFolders, run: PreparedRun) -> Mapping[str, Any] | None:
+    """What an earlier command left of the run; None where the run, or one of its evaluations, is not done."""
+    result = folders.run(run.label).result()
+    wanted = {name: text.fingerprint for name, text in run.evaluation.items()}
+    if result is None or result["evaluation"] != wanted:
+        return None
+    # Weights that were removed are computed anew where they are wanted after all.
+    return None if run.spec.keep == "checkpoint" and result.get("keep") == METRICS else result
+
+
+def _statistics(run: PreparedRun) -> dict[str, Any]:
+    """Which moments are taken; the text of a pool is in the fingerprint of the calibration."""
+    if run.weights is None:
+        return {"statistics": "propagated"}
+    return {"statistics": "dense", "weights": run.shares}
