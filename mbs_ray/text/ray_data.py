@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,6 +13,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayActorError
+from ray.util.annotations import RayDeprecationWarning
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.shards import Document, Shard, Source
@@ -101,17 +103,18 @@ def _stream(
     tokenizers = min(tokenizers, len(items))
     tasks = min(TASKS_PER_TOKENIZER * tokenizers, len(items))
     with DataContext.current(_quiet_context()):
-        rows = (
-            ray.data.from_items(items, override_num_blocks=tasks)
-            .map_batches(
-                read_units,
-                fn_kwargs={"shards": shards, "seed": recipe.seed},
-                batch_format="pyarrow",
-                batch_size=None,
-                compute=TaskPoolStrategy(size=min(READERS_PER_TOKENIZER * tokenizers, tasks)),
-                num_cpus=READER_CPUS,
-            )
-            .map_batches(
+        rows = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
+            read_units,
+            fn_kwargs={"shards": shards, "seed": recipe.seed},
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=TaskPoolStrategy(size=min(READERS_PER_TOKENIZER * tokenizers, tasks)),
+            num_cpus=READER_CPUS,
+        )
+        with warnings.catch_warnings():
+            # Ray 2.60 has no other way to say max_restarts, and tells to use one.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            rows = rows.map_batches(
                 TokenizeUnits,
                 fn_constructor_args=(recipe,),
                 compute=ActorPoolStrategy(size=tokenizers),
@@ -121,7 +124,6 @@ def _stream(
                 # Ray would restart them, but prints for each, past all log levels, that this may fail some day.
                 max_restarts=0,
             )
-        )
         for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
             yield from unit_results(table)
 
