@@ -52,6 +52,11 @@ def demo_sweep(models: Sequence[Path]) -> SweepSpec:
     return validated(SweepSpec, {"name": "demo", "run": run, "grid": grid, "layout": {"stages": 2}, "threads": 1})
 
 
+def shown_tables(result: SweepResult) -> dict[str, pd.DataFrame]:
+    """Pick the table that a terminal shows: that of the last model. The page has all."""
+    return dict(list(result.tables.items())[-1:])
+
+
 def demo_sentence(result: SweepResult) -> str:
     """What the numbers of a demo say, in one sentence: the last model in full, all models counted."""
     tables = {title.removesuffix(f"-{EVALUATION}"): table for title, table in result.tables.items()}

@@ -1,5 +1,6 @@
 """``mbs compress | sweep | demo``: what compresses models."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,9 +75,9 @@ def demo(
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
     with one_line_errors():
-        from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models
+        from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_tables
 
-        _conduct(demo_sweep(model or packaged_models()), out, address, conclusion=demo_sentence)
+        _conduct(demo_sweep(model or packaged_models()), out, address, conclusion=demo_sentence, shown=shown_tables)
 
 
 def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
@@ -87,8 +88,10 @@ def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
     }
 
 
-def _conduct(spec: Any, out: Path, address: str | None, force: bool = False, conclusion: Any = None) -> None:
-    """Conduct a sweep and show what it left, with the sentence that ``conclusion`` makes of it."""
+def _conduct(
+    spec: Any, out: Path, address: str | None, force: bool = False, conclusion: Any = None, shown: Any = None
+) -> None:
+    """Conduct a sweep and show what it left: tables that ``shown`` picks, the sentence that ``conclusion`` makes."""
     from mbs_ray.cli.interruption import finished_runs, told_of_interruption
     from mbs_ray.driver.progress import Progress
     from mbs_ray.driver.sweep import conduct
@@ -96,14 +99,15 @@ def _conduct(spec: Any, out: Path, address: str | None, force: bool = False, con
     console, folder = Console(), absolute(out)
     with told_of_interruption(lambda: finished_runs(spec, folder)):
         result = conduct(spec, folder, address, Progress(console), force)
-        _show(result, out, console, conclusion(result) if conclusion else "")
+        tables = shown(result) if shown else result.tables
+        _show(result, tables, out, console, conclusion(result) if conclusion else "")
 
 
-def _show(result: Any, out: Path, console: Console, conclusion: str) -> None:
+def _show(result: Any, tables: Mapping[str, Any], out: Path, console: Console, conclusion: str) -> None:
     """Tables, what they show, and where everything is. Exit code 1 where runs failed."""
     from mbs_ray.cli.terminal_tables import increase_views
 
-    for title, table in result.tables.items():
+    for title, table in tables.items():
         for view in increase_views(f"perplexity increase: {title}", table, console.width):
             console.print(view)
     if conclusion:
