@@ -26,6 +26,8 @@ class SparseGPTQ(Factored, Pruning, Quantization):
 
     Frantar & Alistarh, SparseGPT, arXiv 2301.00774, section 3.5. The fields are those of the two methods. A
     group's grid covers the survivors where the group's mask is chosen by then.
+
+    block_size: columns whose mask is chosen at once.
     """
 
     name: ClassVar[str] = "sparsegpt+gptq"
