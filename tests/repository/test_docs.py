@@ -14,8 +14,10 @@ from handbook.__main__ import PAGES
 from handbook.pictures import LANGUAGES, SAMPLINGS, increase_bars, read_increases
 from handbook.sweep_file import field_description
 from mbs_ray.cli import app
+from mbs_ray.compression.block_report import BlockReport, LinearReport
 from mbs_ray.languages.sampling_registry import SAMPLINGS as ALL_SAMPLINGS
 from mbs_ray.methods import METHODS
+from mbs_ray.run import directory
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -190,6 +192,16 @@ def test_the_targets_of_a_page_are_those_of_make(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", read(ROOT / "Makefile"), re.MULTILINE))
     said = re.findall(r"(?:^|`)make ([a-z-]+)", read(page), re.MULTILINE)
     assert set(said) <= targets
+
+
+def test_the_metrics_of_blocks_and_the_files_of_runs_are_explained() -> None:
+    page = read(DOCS / "metrics-and-files.md")
+    linear = LinearReport("linear", 2, 2, 8, 0.5, 0.1, 0.5, 0.01, 0, 1.0)
+    for name in BlockReport(0, [linear]).metrics():
+        assert f"`block/{name}`" in page
+    files = {value for value in vars(directory).values() if isinstance(value, str) and value.endswith(".json")}
+    assert len(files) > 5
+    assert {name for name in files if f"`{name}`" not in page} == set()
 
 
 def test_the_files_that_contributing_names_exist() -> None:
