@@ -44,7 +44,12 @@ def _examples(name: str, epilog: str) -> list[str]:
     pieces = re.split(rf"(?=mbs {name}\b)|\s{{2,}}", epilog.removeprefix("Example: "))
     lines = [piece.strip(" ()").removesuffix(" or:").strip() for piece in pieces if piece]
     lines = [line for line in lines if line not in ("", "or:", "or one run against its dense model:")]
-    return [line if line.startswith("mbs ") else f"# {line}" for line in lines]
+    return [_broken(line) if line.startswith("mbs ") else f"# {line}" for line in lines]
+
+
+def _broken(command: str) -> str:
+    """Return the command in lines that a page shows without a scroll bar."""
+    return " \\\n    ".join(textwrap.wrap(command, 86, break_long_words=False, break_on_hyphens=False))
 
 
 def _parameter(parameter: Any) -> list[str]:

@@ -23,7 +23,12 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 #: Pages written here; those that come with the models, texts and server are held to their links alone.
 PAGES_OF_OURS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *DOCS.rglob("*.md")]
-PAGES_WITH_LINKS = [*PAGES_OF_OURS, *(ROOT / "tracking").glob("*.md"), *(ROOT / "mbs_ray").rglob("*.md")]
+PAGES_WITH_LINKS = [
+    *PAGES_OF_OURS,
+    ROOT / "CHANGELOG.md",
+    *(ROOT / "tracking").glob("*.md"),
+    *(ROOT / "mbs_ray").rglob("*.md"),
+]
 WIDTH, FIRST_SCREEN, LONG_TABLE = 100, 45, 10
 WORDS = ("sampling", "method", "run", "sweep", "stage", "increase")
 
