@@ -28,10 +28,16 @@ def command_line() -> str:
     for name, command in commands.items():
         parts += [f"## mbs {name}\n", *(f"{_filled(text)}\n" for text in _paragraphs(command))]
         parts.append("```\n" + "\n".join(_examples(name, command.epilog or "")) + "\n```\n")
-        rows = [_parameter(parameter) for parameter in command.params]
+        rows = [_parameter(parameter) for parameter in parameters(command)]
         options = table(["argument or option", "value", "default", "meaning"], rows)
         parts.append(_folded_if_long(options, len(rows), f"{len(rows)} arguments and options"))
     return "\n".join(parts)
+
+
+def parameters(command: Any) -> list[Any]:
+    """Return arguments and options of a command but ``--help``, those too that it makes when it is chosen."""
+    context = command.make_context(command.name, [], resilient_parsing=True)
+    return [one for one in command.get_params(context) if one.opts != ["--help"]]
 
 
 def _paragraphs(command: Any) -> list[str]:

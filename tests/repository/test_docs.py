@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from handbook.__main__ import PAGES
+from handbook.command_line import parameters
 from handbook.pictures import LANGUAGES, SAMPLINGS, increase_bars, read_increases
 from handbook.sweep_file import field_description
 from mbs_ray.cli import app
@@ -188,7 +189,7 @@ def test_the_commands_of_a_page_can_be_given(page: Path) -> None:
     for inline in re.findall(r"`mbs ([a-z][^`\n]*)`", without_code(read(page))):
         name, *words = inline.split()
         assert name in known, f"{shown(page)}: mbs {name}"
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        options = {option for parameter in parameters(known[name]) for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, f"{shown(page)}: mbs {inline}"
 
 
