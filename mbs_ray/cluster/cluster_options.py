@@ -1,4 +1,4 @@
-"""What a command is told of the cluster: how many actors, of how many threads, and where their activations lie."""
+"""Options of a command for the cluster: how many actors, with how many threads, and where activations are kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
