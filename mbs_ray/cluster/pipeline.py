@@ -149,7 +149,10 @@ class Pipeline:
             )
 
     def _reserve(self, gpus: int) -> PlacementGroupSchedulingStrategy:
-        """Reserve a place for every actor, all or none. On GPUs neighbours share nodes if possible; on CPUs they spread."""
+        """Reserve a place for every actor, all or none.
+
+        On GPUs neighbours share a node if they can, on CPUs they spread.
+        """
         count = len(self._places)
         bundle = {"CPU": float(self.threads)} | ({"GPU": 1.0} if gpus else {})
         self._placement = placement_group([bundle] * count, strategy="PACK" if gpus else "SPREAD")

@@ -14,7 +14,7 @@ from mbs_ray.files import appearing
 
 @dataclass(frozen=True)
 class LinearReport:
-    """What one linear lost. ``loss`` is tr(ΔW H ΔWᵀ), ``relative_loss`` the same over tr(W H Wᵀ)."""
+    """Report of one linear: ``loss`` is tr(ΔW H ΔWᵀ), ``relative_loss`` the same over tr(W H Wᵀ)."""
 
     name: str
     rows: int
@@ -30,7 +30,7 @@ class LinearReport:
 
 @dataclass
 class BlockReport:
-    """One block of one run; ``seconds`` by part (read, collect, solve, measure, write, propagate).
+    """Report of one block of one run; ``seconds`` by part (read, collect, solve, measure, write, propagate).
 
     ``layer_error`` is empty unless the run is ``per_language``.
     """
@@ -49,7 +49,7 @@ class BlockReport:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begun
 
     def metrics(self) -> dict[str, float]:
-        """Sums and means over the linears, weighted by their weights where they are shares."""
+        """Aggregate the linears: sums, the largest damping, sparsity weighted by size, and the mean relative loss."""
         weights = [linear.rows * linear.columns for linear in self.linears]
         total = max(sum(weights), 1)
         values = {
@@ -67,7 +67,7 @@ class BlockReport:
         return values
 
     def language_errors(self) -> dict[str, float]:
-        """Relative error of each language: Σ ‖ΔW x‖² over Σ ‖W x‖², both over the linears as well as the tokens."""
+        """Compute each language's relative error: Σ ‖ΔW x‖² over Σ ‖W x‖², both over the linears and the tokens."""
         languages = dict.fromkeys(one.language for one in self.layer_error)
         errors = {}
         for language in languages:
@@ -97,5 +97,5 @@ def write_block_report(folder: Path, report: BlockReport) -> None:
 
 
 def read_block_reports(folder: Path) -> list[BlockReport]:
-    """Reports of all finished blocks, in the order of the blocks."""
+    """Read the reports of all finished blocks, in the order of the blocks."""
     return [BlockReport.from_json(json.loads(path.read_text())) for path in sorted(folder.glob("block-*.json"))]

@@ -14,7 +14,7 @@ from mbs_ray.model.linears import bias_of, linears_of, shape_of
 
 @dataclass
 class Collected:
-    """What one forward over the calibration set says of the linears of a block, by their names."""
+    """Statistics of a block's linears, by their names, from one forward over the calibration set."""
 
     moments: dict[str, Moment] = field(default_factory=dict)
     """Of the inputs; linears that are called with the same tensor share one."""
@@ -22,7 +22,7 @@ class Collected:
     """Σ ‖W x‖² over the tokens, float64 scalars: what a loss is relative to."""
 
     def inputs(self) -> list[list[str]]:
-        """Names of the linears that share an input, in the order of the calls."""
+        """Group the names of the linears that share an input, in the order of the calls."""
         shared: dict[int, list[str]] = {}
         for name, moment in self.moments.items():
             shared.setdefault(id(moment), []).append(name)
@@ -37,7 +37,7 @@ def collect(
     statistic: Statistic,
     linears: Collection[str] | None = None,
 ) -> Collected:
-    """Moments at the input of every linear of a block, or of some, in one forward over all microbatches.
+    """Collect moments at the input of every linear of a block, or of some, in one forward over all microbatches.
 
     ``microbatches`` are hidden states [microbatch, length, hidden_size].
     """
@@ -53,7 +53,7 @@ def collect(
 def collecting(
     block: nn.Module, statistics: Sequence[Statistic], linears: Collection[str] | None = None
 ) -> Iterator[list[Collected]]:
-    """What is seen of the linears of a block while it is called: one :class:`Collected` for each statistic."""
+    """Watch the linears of a block while it is called; yield one :class:`Collected` for each statistic."""
     recordings = [_Recording(statistic) for statistic in statistics]
     hooks = [
         module.register_forward_hook(
@@ -72,16 +72,17 @@ def collecting(
 
 
 class _Recording:
-    """What one statistic says of the inputs of linears, call by call."""
+    """Recorder of one statistic of the linears' inputs, call by call."""
 
     def __init__(self, statistic: Statistic) -> None:
         self._statistic = statistic
         self.collected = Collected()
-        # Only the latest input is kept: linears that share one are called one after the other.
+        # Only the latest input is kept, to recognise it: linears that share one are called one after the other.
         self._latest: tuple[torch.Tensor, Moment] | None = None
 
     def record(self, name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
         moments, energies = self.collected.moments, self.collected.energies
+        # The first linear that is called with a tensor adds it to a moment; the others called with it share the moment.
         seen = self._latest[1] if self._latest is not None and self._latest[0] is inputs else None
         if name not in moments:
             moments[name] = seen or Moment.zeros(shape_of(module)[1], self._statistic, device=inputs.device)
@@ -101,10 +102,10 @@ def without_bias(linear: nn.Module, output: torch.Tensor) -> torch.Tensor:
 
 
 def squared_norms(product: torch.Tensor) -> torch.Tensor:
-    """‖y‖² of every token, float64."""
+    """Compute ‖y‖² of every token, float64."""
     return torch.linalg.vector_norm(product, dim=-1, dtype=torch.float32).double().square()
 
 
 def sequential_groups(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:
-    """Linears of a block by the input they share, in the order in which the forward calls them."""
+    """Group the linears of a block by the input they share, in the order in which the forward calls them."""
     return collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs()

@@ -4,14 +4,14 @@ import torch
 
 
 def forward_device() -> torch.device:
-    """Return the device that this process computes on: its GPU, or the CPU where it was given none."""
+    """Return the device that this process computes on: its GPU, or the CPU if it has none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def exact_forward(threads: int | None) -> None:
-    """Have this thread's forwards take so many CPU threads (None: as many as now), and float32 products no TF32.
+    """Set the CPU threads of this thread's forwards (None: as many as now), and forbid TF32 in float32 products.
 
-    To be called in the thread that computes: torch counts CPU threads for each thread that asks for some.
+    Call it in the thread that computes: torch counts CPU threads separately for each thread that sets them.
     """
     if threads is not None:
         torch.set_num_threads(threads)

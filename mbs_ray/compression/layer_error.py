@@ -1,4 +1,4 @@
-"""What each linear loses in each language."""
+"""The error of each linear in each language."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mbs_ray.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class LayerError:
-    """What a linear lost in one language: ``error`` is Σ ‖ΔW x‖² over its calibration tokens, ``energy`` Σ ‖W x‖².
+    """Error of one linear in one language: ``error`` is Σ ‖ΔW x‖² over its calibration tokens, ``energy`` Σ ‖W x‖².
 
     x is the linear's input in the dense block, which is given the block input that the moments were collected from.
     """
@@ -31,7 +31,7 @@ class LayerError:
 def weight_changes(
     decoder: Decoder, linears: Iterable[str], dense: Mapping[str, torch.Tensor], compressed: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """ΔW = compressed − dense of linears, from a block's tensors; on the device, in the forward's type."""
+    """Compute ΔW = compressed − dense of linears, from a block's tensors; on the device, in the forward's dtype."""
     parameters = ((name, f"{name}.weight") for name in linears)
     return {
         name: (compressed[parameter].float() - dense[parameter].float()).to(decoder.device, decoder.compute_dtype)
@@ -47,16 +47,17 @@ def language_sums(
     changes: Mapping[str, torch.Tensor],
     languages: Sequence[str],
 ) -> torch.Tensor:
-    """Σ ‖ΔW x‖² and Σ ‖W x‖² over the tokens of each language, in one forward of the dense block.
+    """Sum ‖ΔW x‖² and ‖W x‖² over the tokens of each language, in one forward of the dense block.
 
-    Float64 [languages, linears, 2] in host memory; linears are those of ``changes``, in its order, a linear that the
+    Float64 [languages, linears, 2] in host memory; linears are those of ``changes``, in its order; a linear that the
     forward never calls has zeros. ``microbatches`` are the language of every segment, and hidden states [microbatch,
-    length, hidden_size]. Products are made in the type of the forward, norms of tokens in float32.
+    length, hidden_size]. Products are computed in the dtype of the forward, norms of tokens in float32.
 
-    Raises :class:`InputError` for a linear that is given only some of the tokens (an expert): whose they are is lost.
+    Raises :class:`InputError` for a linear that receives only some of the tokens (an expert): their languages are
+    then unknown.
     """
     sums = torch.zeros(len(languages), len(changes), 2, dtype=torch.float64, device=decoder.device)
-    # Row by row: a microbatch may begin in one language and end in the next.
+    # Row by row, by [languages, segments] of zeros and ones: a microbatch may begin in one language and end in another.
     members, tokens = torch.zeros(0, 0), 0
     places = {name: place for place, name in enumerate(changes)}
 
@@ -92,7 +93,7 @@ def language_sums(
 
 
 def layer_errors(sums: torch.Tensor, languages: Sequence[str], linears: Sequence[str]) -> list[LayerError]:
-    """What :func:`language_sums` made, language by language; without linears that were never called."""
+    """List the sums of :func:`language_sums`, language by language, without linears that were never called."""
     called = sums[..., 1].sum(0) > 0
     return [
         LayerError(language, linear, float(sums[row, column, 0]), float(sums[row, column, 1]))

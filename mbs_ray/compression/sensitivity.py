@@ -1,9 +1,10 @@
-"""How much a language's nll suffers from an error at the output of each linear, measured on the dense model. No Ray.
+"""Sensitivity of a language's nll to errors at the output of each linear, measured on the dense model. No Ray.
 
 A linear whose weight changes by ΔW gives y + ΔW x, and the nll of a text grows by ½ Σ (gᵀ ΔW x)² over its tokens to
 second order, with g = ∂ Σ nll / ∂ y and the empirical Fisher matrix for the Hessian (Hassibi & Stork, NIPS 1992,
-section 2). Where g and x count as independent (Martens & Grosse, arXiv 1503.05671, section 3), and E[g gᵀ] is taken for
-its mean diagonal s times the identity, that is ½ s Σ ‖ΔW x‖². The first order, gᵀ ΔW x, has no sign of its own.
+section 2). If g and x are treated as independent (Martens & Grosse, arXiv 1503.05671, section 3), and E[g gᵀ] is
+replaced by its mean diagonal s times the identity, that is ½ s Σ ‖ΔW x‖². The first order, gᵀ ΔW x, is left out: its
+sign can be either.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -25,13 +26,15 @@ Sensitivity = dict[int, dict[str, dict[str, float]]]
 def measure_sensitivity(
     decoder: Decoder, token_ids: Mapping[str, torch.Tensor], microbatch: int
 ) -> Generator[tuple[int, int], None, Sensitivity]:
-    """Take the segments of every language through the dense model and gradients of their Σ nll back, block by block.
+    """Run the segments of every language through the dense model and gradients of their Σ nll back, block by block.
 
     ``token_ids`` are int64 [segments, length] by language. Yields (done, total) after every microbatch and returns
-    what was found. The device holds a block, what its backward needs of one microbatch, or 32,768 rows of the head;
-    host memory the inputs of all blocks, in the type of the forward. Raises :class:`InputError` naming the language
-    whose gradients are not finite.
+    the sensitivity. The device holds a block and what its backward needs of one microbatch, or 32,768 rows of the head;
+    host memory holds the inputs of all blocks, in the dtype of the forward. Raises :class:`InputError` naming the
+    language whose gradients are not finite.
     """
+    # One block is on the device at a time, forward and backward: so the inputs of every block wait in host memory, and
+    # its backward runs its forward once more from them, with the gradient that the block after it left.
     pieces = [(language, piece) for language, ids in token_ids.items() for piece in ids.split(microbatch)]
     tokens = {language: ids.numel() for language, ids in token_ids.items()}
     total = (2 * decoder.blocks + 1) * len(pieces)
@@ -64,10 +67,10 @@ def measure_sensitivity(
 def predicted_increase(
     sensitivity: Sensitivity, errors: Iterable[tuple[int, LayerError]], tokens: int
 ) -> dict[str, float]:
-    """Nats by which a token of each language is foreseen worse: ½ Σ s ‖ΔW x‖² over linears, mean over ``tokens``.
+    """Predict each language's increase of nll in nats per token: ½ Σ s ‖ΔW x‖² over linears, mean over ``tokens``.
 
-    ``errors`` are (block, what a linear loses over so many tokens of a language). Linears that the text of the
-    sensitivity never called count as nothing.
+    ``errors`` are (block, error of a linear over this many tokens of a language). Linears that the text of the
+    sensitivity never called count as zero.
     """
     increase: dict[str, float] = {}
     for block, one in errors:
@@ -77,7 +80,7 @@ def predicted_increase(
 
 
 def _head_gradient(decoder: Decoder, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """∂ Σ nll / ∂ of what leaves the last block, [microbatch, length, hidden_size]; tokens 2…n are scored."""
+    """Compute ∂ Σ nll / ∂ output of the last block, [microbatch, length, hidden_size]; tokens 2…n are scored."""
     hidden = hidden.detach().requires_grad_(True)
     finished = decoder.finish(hidden)
     states = finished[:, :-1].detach().requires_grad_(True)
@@ -90,7 +93,7 @@ def _head_gradient(decoder: Decoder, hidden: torch.Tensor, token_ids: torch.Tens
             whole = torch.logaddexp(whole, logits.logsumexp(-1))
     for start, stop in chunks:
         logits = decoder.logits(states, *decoder.head_rows(start, stop)).float()
-        # Σ nll has the gradient softmax − one-hot by the logits, whatever the chunk.
+        # By the logits of any chunk, the gradient of Σ nll is softmax − one-hot; ``whole`` normalises the softmax.
         weight = (logits.detach() - whole[..., None]).exp_()
         inside = (tokens >= start) & (tokens < stop)
         own = (tokens - start).clamp(0, stop - start - 1)
@@ -111,7 +114,7 @@ def _block_gradient(
     sums: dict[str, dict[str, torch.Tensor]],
     language: str,
 ) -> torch.Tensor:
-    """The gradient by a block's input from that by its output; squares at outputs of linears are added to ``sums``."""
+    """Compute the gradient by a block's input from that by its output; add squares at linears' outputs to ``sums``."""
 
     def record(name: str, own: torch.Tensor) -> None:
         square = own.float().square().sum(dtype=torch.float64)
@@ -119,7 +122,7 @@ def _block_gradient(
         of_linear[language] = of_linear.get(language, torch.zeros_like(square)) + square
 
     def watch(name: str, output: torch.Tensor) -> None:
-        # On the tensor as the linear gave it, whatever the block then does to it in place.
+        # The hook is on the tensor as the linear returned it, whatever the block then does to it in place.
         output.register_hook(partial(record, name))
 
     hooks = [

@@ -16,7 +16,7 @@ from mbs_ray.model.packed import IntegerScheme, pack_linear
 
 @dataclass
 class Solved:
-    """Compressed linears of a block, by the names of their weights, and what each of them lost."""
+    """Compressed linears of a block, by the names of their weights, and a report of each."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -32,9 +32,9 @@ class Solved:
 def solving_costs(
     shapes: Mapping[str, tuple[int, int]], linears: Sequence[str], inputs: Iterable[list[str]], statistic: Statistic
 ) -> list[tuple[list[str], float]]:
-    """Linears that are solved together, because they share one of the ``inputs``, and the operations that takes.
+    """Group linears that are solved together, because they share one of the ``inputs``; count each group's operations.
 
-    ``shapes`` are (rows, columns). A full moment is factorised once for all of them.
+    ``shapes`` are (rows, columns). A full moment is factorised once for its group.
     """
     if statistic is Statistic.NONE:
         return [([name], float(math.prod(shapes[name]))) for name in linears]
@@ -48,7 +48,7 @@ def solving_costs(
 
 
 def check_called(linears: Sequence[str], inputs: Iterable[list[str]], statistic: Statistic, where: str) -> None:
-    """:class:`InputError` naming a linear that needs a moment and has none."""
+    """Raise :class:`InputError` naming a linear that needs a moment and has none."""
     called = {name for group in inputs for name in group}
     for name in linears:
         if statistic is not Statistic.NONE and name not in called:
@@ -65,8 +65,8 @@ def solve(
 ) -> Solved:
     """Compress linears of a block, those with the largest input first.
 
-    A factor is made once for all linears that share a moment, and lives, like the moment, no longer than they
-    need it. ``where`` (``block 3``) begins the name under which an error speaks of a linear.
+    A factor is computed once for all linears that share a moment, and is freed, like the moment, as soon as they
+    are solved. ``where`` (``block 3``) begins the name of a linear in errors.
     """
     if method.statistic is Statistic.NONE:
         inputs = [[name] for name in linears]
@@ -90,7 +90,7 @@ def _solve_input(
     device: torch.device,
     where: str,
 ) -> Solved:
-    """Linears that share an input, and so a moment and its factor."""
+    """Solve the linears that share an input, and so a moment and its factor."""
     begun = time.monotonic()
     solved = Solved()
     scheme = IntegerScheme.of(method_spec(method))

@@ -14,14 +14,14 @@ from mbs_ray.methods import Moment, Statistic, moment_bytes
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.model.block_files import block_file, write_tensors
 
-#: Elements of a moment that are weighed, read or multiplied at once.
+#: Elements of a moment that are weighted, read or multiplied at once.
 _ELEMENTS_AT_ONCE = 2**24
 _METADATA = "moments"
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A folder of moments that is to be filled, a file per block: Σ coefficient × moments over ``coefficients``."""
+    """Folder of moments that is to be filled, a file per block: Σ coefficient × moments over ``coefficients``."""
 
     folder: Path
     statistic: Statistic
@@ -33,7 +33,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of moments that a run takes ``coefficient`` times; ``language`` where it is of one alone."""
+    """Folder of moments that a run uses ``coefficient`` times; ``language`` if they are of a single one."""
 
     folder: Path
     coefficient: float = 1.0
@@ -41,12 +41,16 @@ class Source:
 
 
 class MomentSum:
-    """Σ coefficient × moments at the inputs of a block's linears, growing on a device.
+    """Weighted sum, Σ coefficient × moments at the inputs of a block's linears, accumulated on a device.
 
-    Float32, with one rounding of every product and one of every sum, element by element: the order of the additions
-    alone decides about the bits, not the device, nor which sums were written and read again in between. Token counts
+    Float32, with one rounding of every product and one of every sum, element by element: the bits depend only on the
+    order of the additions, not on the device, nor on which sums were written and read again in between. Token counts
     and energies are weighted in the same way, in float64.
     """
+
+    # Moments are plain sums over tokens, so the moments of any mix of languages are a weighted sum of the moments of
+    # each: collected once from the dense model, they serve every allocation without another forward. A sum is keyed by
+    # the linears that share its input, and grows by pieces: the device never holds a stored moment whole.
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -62,14 +66,14 @@ class MomentSum:
             self._add_sum(tuple(group), moment.sum.shape, _pieces(moment.sum), coefficient)
 
     def add_stored(self, stored: "StoredMoments", names: Collection[str], coefficient: float) -> None:
-        """The moments of some linears, piece by piece from their file."""
+        """Add the moments of some linears, piece by piece from their file."""
         for group, tokens in stored.inputs.items():
             if group[0] in names:
                 self._add(group, tokens, stored.energies, coefficient)
                 self._add_sum(group, stored.shape(group), stored.pieces(group), coefficient)
 
     def collected(self) -> Collected:
-        """The sums, as if one forward had made them."""
+        """Return the sums as if one forward had collected them."""
         whole = Collected()
         for group, total in self._sums.items():
             statistic = Statistic.FULL if total.dim() == 2 else Statistic.DIAGONAL
@@ -80,7 +84,7 @@ class MomentSum:
         return whole
 
     def write(self, path: Path) -> None:
-        """The file appears whole or not at all."""
+        """Write the sums to a file, which appears whole or not at all."""
         facts = {
             "inputs": [[list(group), tokens] for group, tokens in self._tokens.items()],
             "energies": self._energies,
@@ -101,14 +105,15 @@ class MomentSum:
     ) -> None:
         if group not in self._sums:
             self._sums[group] = torch.zeros(shape, dtype=torch.float32, device=self._device)
+        # Not one fused multiply-add, which rounds once where the device has it: the bits would depend on the device.
         for rows, piece in pieces:
             self._sums[group][rows] += piece.to(self._device) * coefficient
 
 
 class StoredMoments:
-    """The moments of one block in a file. :class:`InputError` where there is none.
+    """Moments of one block in a file. Raises :class:`InputError` where there is none.
 
-    ``inputs``: linears that share an input → tokens; ``energies`` Σ ‖W x‖² of each linear, W x without its bias.
+    ``inputs``: linears that share an input → tokens; ``energies``: Σ ‖W x‖² of each linear, W x without its bias.
     """
 
     def __init__(self, folder: Path, index: int) -> None:
@@ -125,7 +130,7 @@ class StoredMoments:
             return torch.Size(file.get_slice(group[0]).get_shape())
 
     def pieces(self, group: tuple[str, ...]) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows of the sum, in fresh memory."""
+        """Yield rows of the sum, in fresh memory."""
         with safe_open(self._path, framework="pt") as file:
             stored = file.get_slice(group[0])
             for rows in _rows(stored.get_shape()):
@@ -133,17 +138,17 @@ class StoredMoments:
 
 
 class RunMoments:
-    """What a run takes for the moments of a block: the weighted sum of its sources, in their order."""
+    """Moments of a block as a run uses them: the weighted sum of its sources, in their order."""
 
     def __init__(self, sources: Sequence[Source], index: int) -> None:
         self._parts = [(StoredMoments(source.folder, index), source.coefficient) for source in sources]
 
     def inputs(self) -> list[list[str]]:
-        """Names of the linears that share an input."""
+        """Group the names of the linears that share an input."""
         return [list(group) for group in dict.fromkeys(group for stored, _ in self._parts for group in stored.inputs)]
 
     def read(self, linears: Collection[str], device: torch.device) -> Collected:
-        """Of some linears, which share no input with any of the others."""
+        """Read the moments of some linears, which share no input with any of the others."""
         total = MomentSum(device)
         for stored, coefficient in self._parts:
             total.add_stored(stored, linears, coefficient)
@@ -154,7 +159,7 @@ class RunMoments:
 def stored_language_sums(
     sources: Sequence[Source], index: int, changes: Mapping[str, torch.Tensor], linears: Sequence[str]
 ) -> torch.Tensor:
-    """tr(ΔW S ΔWᵀ) = Σ ‖ΔW x‖² and Σ ‖W x‖² of each language, from full second moments S = Σ x xᵀ of its tokens.
+    """Compute Σ ‖ΔW x‖² = tr(ΔW S ΔWᵀ) and Σ ‖W x‖² of each language, from its full second moments S = Σ x xᵀ.
 
     Float64 [sources, linears, 2] in host memory; zeros for linears without a change, or never called. ``changes`` are
     float32 [rows, columns] on the device. Raises :class:`InputError` where a source has no file.
@@ -176,7 +181,7 @@ def stored_language_sums(
 
 
 def block_moment_bytes(shapes: Iterable[tuple[int, int]], statistic: Statistic) -> int:
-    """Bytes of the moments of linears of these (rows, columns), at most: as if none of them shared an input."""
+    """Bound the bytes of the moments of linears of these (rows, columns): as if none of them shared an input."""
     return sum(moment_bytes(statistic, columns) for _, columns in shapes)
 
 

@@ -1,4 +1,4 @@
-"""The grids and codes of one linear, made while its columns are solved."""
+"""Grids and codes of one linear, computed while its columns are solved."""
 
 import torch
 from torch import Tensor
@@ -8,24 +8,24 @@ from mbs_ray.methods.grid import Grid, Quantization
 
 
 class ColumnGrids:
-    """A grid per row and group of columns, from weights as they are when the group begins.
+    """Grids of one linear, one per row and group of columns, fitted to the weights as updated when the group begins.
 
-    Updates push a few weights far out, and covering them can cost all others more than clipping would cost them:
-    of the grid over all of the range and the grid over what of it lies within the group's range before any
-    update, the one with the smaller error is taken, weighted as the columns' errors weigh.
+    Updates push a few weights far out, and covering these can cost all others more than clipping would cost them.
+    So two grids are tried, one over the whole range and one over the part of it that lies within the group's range
+    before any update, and the one with the smaller error is used, each column's squared error weighted by 1/U_jj².
 
     With an order of solving, groups are static: columns of one group are solved far apart, so all grids are
-    taken from the weights before any update.
+    fitted to the weights before any update.
     """
 
     def __init__(self, method: Quantization, work: Tensor, dtype: torch.dtype, factor: InverseFactor) -> None:
-        """work: [columns, rows] float32, in the order of solving, as solve_columns changes it."""
+        """Prepare grids for `work`, [columns, rows] float32 in the order of solving, as solve_columns changes it."""
         self._method, self._work, self._dtype = method, work, dtype
         self.group_size = method.group_size or len(work)
         self.unit = 1 if factor.order is not None else self.group_size
         self.codes = torch.empty_like(work, dtype=torch.uint8)
         """[columns, rows], in the order of solving."""
-        # What a squared error of a column costs once the later ones have made up for it.
+        # 1/U_jj²: cost of a column's squared error once the later columns have compensated for it.
         self._importance = factor.upper.diagonal().square().reciprocal()[:, None]
         self._grids: list[Grid] = []
         if factor.order is None:
@@ -38,11 +38,12 @@ class ColumnGrids:
                 self._grids.append(self.grid(work[columns], self._importance[columns], None))
 
     def round(self, j: int, values: Tensor, pruned: Tensor | None = None) -> Tensor:
-        """The nearest values of column j's grid, [rows]; columns must be asked for in order.
+        """Round to the nearest values of column j's grid, [rows]; columns must be asked for in order.
 
-        pruned: [columns, rows] bool; a new group's grid need not cover what is known to become zero.
+        pruned: [columns, rows] bool, weights known to become zero, which a new group's grid need not cover.
         """
         if self._group_of[j] == len(self._grids):
+            # The first column of its group: the group's weights now carry all updates of earlier columns.
             group, part = self._group_of[j], slice(j, j + self.group_size)
             weights = self._work[part] if pruned is None else self._work[part].masked_fill(pruned[part], 0)
             self._grids.append(self.grid(weights, self._importance[part], self._ranges[group]))
@@ -52,11 +53,11 @@ class ColumnGrids:
         return grid.values(codes)
 
     def scales(self) -> Tensor:
-        """[rows, groups] in the dtype in which they are stored."""
+        """Return the scales, [rows, groups], in the dtype in which they are stored."""
         return torch.stack([grid.scale for grid in self._grids], dim=1).to(self._dtype)
 
     def zeros(self) -> Tensor:
-        """[rows, groups] uint8."""
+        """Return the zero points, [rows, groups] uint8."""
         return torch.stack([grid.zero for grid in self._grids], dim=1).to(torch.uint8)
 
     def grid(self, weights: Tensor, importance: Tensor, before: tuple[Tensor, Tensor] | None) -> Grid:

@@ -1,4 +1,4 @@
-"""The inverse factor of a Hessian, by recursive 2×2 blocks, in one buffer beside the moment."""
+"""The inverse factor of a Hessian, by recursive 2×2 blocks, in one buffer in addition to the moment."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ PANEL = 512
 
 @dataclass(frozen=True, eq=False)
 class InverseFactor:
-    """U with UᵀU = (H / mean diagonal of H's live columns + damping)⁻¹; OBS does not depend on H's scale.
+    """Factor U with UᵀU = (H / mean diagonal of H's live columns + damping)⁻¹; OBS does not depend on H's scale.
 
-    A dead column (no token ever activated it) stands alone with the mean diagonal: it neither receives nor
+    A dead column (no token ever activated it) is decoupled, with the mean diagonal: it neither receives nor
     causes an update. One factor serves all linears that have the same input.
     """
 
@@ -42,10 +42,10 @@ class InverseFactor:
 
 @dataclass(frozen=True, kw_only=True)
 class Factored(MethodPart, ABC):
-    """Field and preparation shared by the methods that solve with an inverse factor.
+    """Base of the methods that solve with an inverse factor: their field and their preparation.
 
     damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    little for a factorization.
+    small for a factorization.
     """
 
     damping: float = 0.01
@@ -54,15 +54,15 @@ class Factored(MethodPart, ABC):
         require_fraction(self.name, "damping", self.damping, one=True)
 
     def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
-        """The factor of a full moment with tokens, which all linears with this input share."""
+        """Compute the factor of a full moment with tokens, which all linears with this input share."""
         return inverse_factor(required_moment(moment, self.name, Statistic.FULL, name), self.damping, name)
 
     def begin(
         self, weight: Tensor, moment: Moment | None, name: str, factor: InverseFactor | None
     ) -> tuple[Moment, InverseFactor, Tensor, Tensor]:
-        """Check what :meth:`compress` is given; the moment, its factor, and what solve_columns takes.
+        """Check the arguments of :meth:`compress`; return the moment, its factor and two tensors for solve_columns.
 
-        The latter are the weight in float32 and an empty tensor of its dtype, both fresh, [columns, rows] in the order
+        These are the weight in float32 and an empty tensor of its dtype, both fresh, [columns, rows] in the order
         of the factor. Raises InputError naming the linear.
         """
         self.check(*check_tensors(weight, moment, name), name)
@@ -75,12 +75,12 @@ class Factored(MethodPart, ABC):
     def compress(
         self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
     ) -> Compressed:
-        """Compress a weight [rows, columns] by a full moment; factor: what prepare(moment) gave, to share it."""
+        """Compress a weight [rows, columns] by a full moment; factor: the result of prepare(moment), to share it."""
 
 
 def _transposed(weight: Tensor, order: Tensor | None) -> Tensor:
     """Copy a weight [rows, columns] to fresh contiguous float32 [columns, rows], columns in this order."""
-    # Not weight.t().float().contiguous(): of one row or one column that is the caller's own memory.
+    # Not weight.t().float().contiguous(): for a single row or column that is the caller's own memory.
     columns = weight.t() if order is None else weight.t()[order]
     return torch.empty(columns.shape, dtype=torch.float32, device=weight.device).copy_(columns)
 
@@ -90,8 +90,8 @@ def inverse_factor(moment: Moment, damping: float, name: str, *, by_activation: 
     """Factor the inverse Hessian, raising the damping tenfold, up to 1, for as long as that fails.
 
     by_activation: solve the columns in descending order of their mean squared input (GPTQ's activation
-    order) instead of as they stand. Holds at most two float32 buffers of columns² beside the moment.
-    InputError if even damping 1 fails.
+    order) instead of as they stand. Holds at most two float32 buffers of columns² in addition to the moment.
+    Raises InputError if even damping 1 fails.
     """
     mean, dead = moment.live_mean(), moment.dead()
     order = torch.argsort(moment.diagonal(), descending=True, stable=True) if by_activation else None
@@ -135,6 +135,8 @@ def _invert_block(hessian: Tensor, failures: Tensor) -> None:
     if columns <= LEAF:
         _invert_leaf(hessian, failures)
         return
+    # In one buffer, so the order counts: invert the last block, turn the corner into R₁₂ and the first block into its
+    # Schur complement, invert that, and only then turn the corner into its part of the inverse.
     half = (columns // 2 + LEAF - 1) // LEAF * LEAF
     first, corner, last = hessian[:half, :half], hessian[:half, half:], hessian[half:, half:]
     _invert_block(last, failures)
@@ -156,8 +158,8 @@ def _invert_leaf(hessian: Tensor, failures: Tensor) -> None:
     failures += failure != 0
 
 
-# Products with a triangle, panel by panel and in place: a panel of the result needs only what the order of
-# the panels has not overwritten, and never the half of the triangle that is zero.
+# Products with a triangle, panel by panel and in place: the panels are ordered so that each reads only what is
+# not yet overwritten, and the half of the triangle that is zero is never multiplied.
 
 
 def _panels(size: int) -> list[tuple[int, int]]:
@@ -165,24 +167,24 @@ def _panels(size: int) -> list[tuple[int, int]]:
 
 
 def _times_transposed_upper(matrix: Tensor, upper: Tensor) -> None:
-    """matrix := matrix @ upperᵀ."""
+    """Compute matrix := matrix @ upperᵀ."""
     for start, stop in _panels(len(upper)):
         matrix[:, start:stop] = matrix[:, start:] @ upper[start:stop, start:].t()
 
 
 def _times_upper(matrix: Tensor, upper: Tensor) -> None:
-    """matrix := matrix @ upper."""
+    """Compute matrix := matrix @ upper."""
     for start, stop in reversed(_panels(len(upper))):
         matrix[:, start:stop] = matrix[:, :stop] @ upper[:stop, start:stop]
 
 
 def _upper_times(upper: Tensor, matrix: Tensor) -> None:
-    """matrix := upper @ matrix."""
+    """Compute matrix := upper @ matrix."""
     for start, stop in _panels(len(upper)):
         matrix[start:stop] = upper[start:stop, start:] @ matrix[start:]
 
 
 def _subtract_square(symmetric: Tensor, matrix: Tensor) -> None:
-    """symmetric := symmetric - matrix @ matrixᵀ, in the upper triangle."""
+    """Compute symmetric := symmetric - matrix @ matrixᵀ, in the upper triangle."""
     for start, stop in _panels(len(symmetric)):
         symmetric[start:stop, start:].addmm_(matrix[start:stop], matrix[start:].t(), alpha=-1)

@@ -11,7 +11,7 @@ def require_integer(method: str, field: str, value: object, low: int, high: int 
 
 
 def require_fraction(method: str, field: str, value: object, *, one: bool) -> None:
-    """A number from 0 to 1; `one` says whether 1 itself is allowed."""
+    """Raise InputError unless the value is a number from 0 to 1; `one` says whether 1 itself is allowed."""
     valid = isinstance(value, int | float) and not isinstance(value, bool)
     if not valid or not (0 <= value <= 1 if one else 0 <= value < 1):  # type: ignore[operator]
         rule = "from 0 to 1" if one else "from 0 to below 1 (one half is 0.5, not 50)"

@@ -19,10 +19,10 @@ from mbs_ray.methods.tensor_checks import required_moment
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQ(Factored, Quantization):
-    """Frantar et al., GPTQ, arXiv 2210.17323, section 3, algorithm 1.
+    """Quantization with OBS updates: Frantar et al., GPTQ, arXiv 2210.17323, section 3, algorithm 1.
 
-    A group's grid follows its weights as already updated when the group begins, see ColumnGrids. What is
-    compensated is the difference to the value as written, rounded to the weight's dtype. Dead columns
+    A group's grid is fitted to its weights as already updated when the group begins, see ColumnGrids. Later
+    columns compensate for the difference to the value as written, rounded to the weight's dtype. Dead columns
     are rounded to nearest. Rows are independent: a caller may solve slices of rows with one factor.
 
     activation_order: solve the columns with the largest inputs first; groups are then static, so that the
@@ -46,7 +46,7 @@ class GPTQ(Factored, Quantization):
         return f"{self.name}-{self.quantization_label}" + ("-act" if self.activation_order else "")
 
     def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
-        """The factor of a full moment with tokens, which all linears with this input share."""
+        """Compute the factor of a full moment with tokens, which all linears with this input share."""
         moment = required_moment(moment, self.name, self.statistic, name)
         return inverse_factor(moment, self.damping, name, by_activation=self.activation_order)
 
@@ -64,6 +64,7 @@ class GPTQ(Factored, Quantization):
 
         solve_columns(work, factor.upper, [grids.unit], final, written)
         loss = solved_loss(work, weight, written, factor, moment)
+        # Back from the order of solving to the columns' own.
         own = slice(None) if factor.order is None else torch.argsort(factor.order)
         return measured(
             weight,

@@ -1,10 +1,10 @@
-"""Optimal Brain Surgeon, cheapest weight first: every row takes its weights in an order of its own, in float64.
+"""Optimal Brain Surgeon, cheapest weight first: every row settles its weights in an order of its own, in float64.
 
-To give weight p of a row its final value, e below the present one, costs e² / [H⁻¹]_pp. The best change of the
-weights that are still open is -e / [H⁻¹]_pp times column p of H⁻¹, and from then on H⁻¹ is H⁻¹ - u uᵀ, with u that
+Giving weight p of a row its final value, e below the present one, costs e² / [H⁻¹]_pp. The best change of the
+weights that are still open is -e / [H⁻¹]_pp times column p of H⁻¹, and H⁻¹ then becomes H⁻¹ - u uᵀ, where u is that
 column over the root of [H⁻¹]_pp (Frantar, Singh & Alistarh, Optimal Brain Compression, arXiv 2208.11580, section 4,
-lemma 1). The u of a row are the columns of a Cholesky factor of H⁻¹ with pivots of the row's own choice: so the rows
-share the one H⁻¹ they began with and keep their u, instead of a H⁻¹ each.
+lemma 1). The vectors u of a row are the columns of a Cholesky factor of H⁻¹ whose pivots the row chooses itself: so
+the rows share the initial H⁻¹ and each keeps its vectors u instead of an H⁻¹ of its own.
 """
 
 import math
@@ -40,7 +40,7 @@ def _check_columns(method: str, instead: str, columns: int, name: str) -> None:
 class DampedHessian:
     """H / mean diagonal of its live columns + damping, and its inverse, [columns, columns] float64.
 
-    A dead column (no token ever activated it) stands alone with the mean diagonal, as in an InverseFactor.
+    A dead column (no token ever activated it) is decoupled, with the mean diagonal, as in an InverseFactor.
     """
 
     matrix: Tensor
@@ -52,9 +52,9 @@ class DampedHessian:
 
 
 def _damped_hessian(moment: Moment, damping: float, name: str) -> DampedHessian:
-    """Damp and invert, raising the damping tenfold, up to 1, for as long as that fails.
+    """Damp and invert the Hessian, raising the damping tenfold, up to 1, for as long as that fails.
 
-    InputError, naming the linear, if even damping 1 fails.
+    Raises InputError, naming the linear, if even damping 1 fails.
     """
     dead = moment.dead()
     plain = moment.sum.double() / moment.live_mean().double()
@@ -79,7 +79,7 @@ def _inverse(matrix: Tensor) -> Tensor | None:
     if int(failure):
         return None
     inverse = torch.cholesky_inverse(lower)
-    # Of a column j, the others leave a share of 1 / (H_jj [H⁻¹]_jj) unexplained. A share below the rounding of
+    # The other columns leave a share 1 / (H_jj [H⁻¹]_jj) of column j unexplained. A share below the rounding of
     # the float32 sums is noise; above it, every part of H is safe to factorize in float64.
     share = 1 / (matrix.diagonal() * inverse.diagonal())
     return inverse if bool((share > ROUNDING).all()) else None
@@ -87,10 +87,10 @@ def _inverse(matrix: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Greedy(MethodPart):
-    """Field, checks and beginning of the methods that settle weights one by one; to be named before other bases.
+    """Base of the methods that settle weights one by one; name it before other bases, whose checks it calls.
 
     damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    little for an inverse.
+    small for an inverse.
     """
 
     statistic: ClassVar[Statistic] = Statistic.FULL
@@ -109,14 +109,14 @@ class Greedy(MethodPart):
         _check_columns(self.name, self.for_wide_linears, columns, name)
 
     def begin(self, weight: Tensor, moment: Moment | None, name: str) -> tuple[Moment, DampedHessian]:
-        """Check what `compress` is given; the moment and its Hessian. Raises InputError naming the linear."""
+        """Check the arguments of `compress`; return the moment and its Hessian. Raises InputError naming the linear."""
         self.check(*check_tensors(weight, moment, name), name)
         moment = required_moment(moment, self.name, self.statistic, name)
         return moment, _damped_hessian(moment, self.damping, name)
 
 
 def rows_at_once(columns: int) -> int:
-    """So many rows that [rows, columns, columns] float64 fills BUFFER_BYTES; never are more than two such alive."""
+    """Return how many rows fill BUFFER_BYTES as [rows, columns, columns] float64; at most two such are ever alive."""
     return max(1, BUFFER_BYTES // (8 * columns * columns))
 
 
@@ -125,12 +125,11 @@ Look = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def settle(weights: Tensor, taken: Tensor, inverse: Tensor, steps: int, look: Look) -> tuple[Tensor, Tensor]:
-    """Let every row settle `steps` of its open weights, the cheapest candidate first (the first of equals).
+    """Settle `steps` of every row's open weights, the cheapest candidate first (the first of equals).
 
-    weights: [rows, columns] float64, updated in place. taken: [columns] bool, what is not open from the
-    beginning. inverse: [columns, columns] float64. look is asked before every step; a row has a candidate
-    in each, and only open ones. Returns the columns in the order of settling and what each cost,
-    both [rows, steps].
+    weights: [rows, columns] float64, updated in place. taken: [columns] bool, not open from the start.
+    inverse: [columns, columns] float64. look is called before every step and must give every row a candidate,
+    and only open ones. Returns the columns in the order of settling and the cost of each, both [rows, steps].
     """
     rows, columns = weights.shape
     open_ = (~taken).repeat(rows, 1)
@@ -144,6 +143,9 @@ def settle(weights: Tensor, taken: Tensor, inverse: Tensor, steps: int, look: Lo
         chosen = cost.argmin(1, keepdim=True)
         order[:, step], costs[:, step] = chosen[:, 0], cost.gather(1, chosen)[:, 0]
 
+        # Column p of the row's present H⁻¹ is the initial column less u_p u for every vector u the row has kept;
+        # over the root of its pivot it is the next u. The open weights move along it, settling weight p, and every
+        # pivot [H⁻¹]_jj loses u_j².
         before = used[:, :step]
         shares = before.gather(2, chosen[:, None].expand(-1, step, -1)).transpose(1, 2)
         root = pivots.gather(1, chosen).sqrt_()
@@ -156,10 +158,10 @@ def settle(weights: Tensor, taken: Tensor, inverse: Tensor, steps: int, look: Lo
 
 
 def reconstructed(weights: Tensor, pruned: Tensor, hessian: Tensor) -> Tensor:
-    """The weights of least loss that are zero where `pruned`: what OBS leaves, without its rounding errors.
+    """Compute the weights of least loss that are zero where `pruned`: OBS's result, without its rounding errors.
 
     weights [rows, columns], hessian [columns, columns], both float64. With kept columns S and pruned ones P,
-    a row changes by H_SS⁻¹ H_SP w_P: one system per row, in which a pruned column stands alone.
+    a row changes by H_SS⁻¹ H_SP w_P: one system per row, in which a pruned column is decoupled.
     """
     kept = ~pruned
     systems = hessian * (kept[:, :, None] & kept[:, None, :])

@@ -15,12 +15,12 @@ LEAST_CLIP = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization(MethodPart):
-    """Fields shared by the methods that quantize.
+    """Base of the methods that quantize: their fields.
 
     bits: 2 to 8. group_size: columns that share a scale, dividing the columns; None: the whole row.
-    symmetric: the zero point is fixed in the middle of the codes. clip_search: every grid covers that share of
-    its weights' range, of 41 from 20 to 100 %, which rounds them with the least squared error (in OBS methods
-    each weighted as its column will be, by 1/U_jj²).
+    symmetric: the zero point is fixed in the middle of the codes. clip_search: every grid covers the share of
+    its weights' range, out of 41 from 20 to 100 %, that rounds them with the least squared error (in OBS methods
+    weighted by column, with 1/U_jj²).
     """
 
     bits: int = 4
@@ -55,7 +55,7 @@ class Quantization(MethodPart):
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Values (code - zero) * scale for codes 0 … top, as they read once rounded to `dtype`.
+    """Grid of the values (code - zero) * scale for codes 0 … top, rounded to `dtype`.
 
     scale and zero are float32; scale holds values of `dtype` exactly, zero whole numbers within the codes.
     """
@@ -67,7 +67,7 @@ class Grid:
 
     @classmethod
     def covering(cls, low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> "Grid":
-        """The grid from `low` to `high` (float32, elementwise), zero always on it.
+        """Return the grid from `low` to `high` (float32, elementwise), with zero always on it.
 
         The scale is rounded to the dtype in which it will be stored before anything is measured with it.
         Frantar et al., GPTQ, arXiv 2210.17323, section 4: min-max grids.
@@ -96,11 +96,11 @@ class Grid:
         before: tuple[Tensor, Tensor] | None = None,
         importance: Tensor | float = 1.0,
     ) -> "Grid":
-        """The grid of each slice of float32 weights along `dim`, which its scale and zero keep with size 1.
+        """Fit a grid to each slice of float32 weights along `dim`, which its scale and zero keep with size 1.
 
-        It covers them, or where that rounds them with a smaller squared error, what of their range lies within
-        the range `before` (lowest and highest), or any share of it (if the method searches). importance: of the
-        squared errors, broadcast.
+        The grid covers the weights or, where that rounds them with a smaller squared error, the part of their
+        range within `before` (lowest and highest), or a smaller share of it (if the method searches). importance:
+        weights of the squared errors, broadcast.
         """
         low, high = torch.aminmax(weights, dim=dim, keepdim=True)
         ranges = [(low, high)]
@@ -109,6 +109,7 @@ class Grid:
             ranges += [(low * share, high * share) for share in shares]
         elif before is not None:
             ranges.append((torch.maximum(low, before[0]), torch.minimum(high, before[1])))
+        # Slice by slice the range of least error wins; the first one covers all weights, and is kept on a tie.
         grids = (cls.covering(*one, method.bits, method.symmetric, dtype) for one in ranges)
         best = next(grids)
         least = None
@@ -126,13 +127,13 @@ class Grid:
         return (self.values(self.codes(weights)) - weights).square_().mul_(importance).sum(dim, keepdim=True)
 
     def squeezed(self, dim: int) -> "Grid":
-        """The same grid without a dimension of size 1."""
+        """Return the same grid without `dim`, a dimension of size 1."""
         return Grid(self.scale.squeeze(dim), self.zero.squeeze(dim), self.top, self.dtype)
 
     def codes(self, values: Tensor) -> Tensor:
-        """The nearest codes, as float32; values and grid broadcast."""
+        """Compute the nearest codes, as float32; values and grid broadcast."""
         return ((values / self.scale).round() + self.zero).clamp(0, self.top)
 
     def values(self, codes: Tensor) -> Tensor:
-        """The weights that codes stand for, as they will be written: rounded to `dtype`, held in float32."""
+        """Compute the weights of codes, as they will be written: rounded to `dtype`, held in float32."""
         return ((codes - self.zero) * self.scale).to(self.dtype).to(torch.float32)

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights of the linear go."""
+"""Magnitude pruning: the smallest weights of the linear become zero."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ from mbs_ray.methods.tensor_checks import check_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(Pruning):
-    """Prune the smallest |w|, exactly as many as asked for.
+    """Pruning of the smallest |w|, exactly as many as asked for.
 
     scope: "linear" prunes round(sparsity * rows * columns) of the whole linear, "row" round(sparsity * columns)
     of every row.

@@ -1,4 +1,4 @@
-"""What a base class of methods is: fields that several methods share, and the checks that go with them."""
+"""Base class for parts of methods: fields that several methods share, and the checks that go with them."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ class MethodPart:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Raise InputError, naming the field, for a value that it cannot have."""
+        """Raise InputError, naming the field, for an invalid value."""
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take what the fields ask for."""

@@ -12,7 +12,7 @@ PANEL = 1024
 
 
 class Statistic(enum.Enum):
-    """What a method must know about the inputs of a linear."""
+    """Statistic of a linear's inputs that a method needs."""
 
     NONE = "none"
     DIAGONAL = "diagonal"
@@ -20,7 +20,7 @@ class Statistic(enum.Enum):
 
 
 def moment_bytes(statistic: Statistic, columns: int) -> int:
-    """Memory of a moment at an input of so many columns."""
+    """Compute the bytes of a moment at an input of this many columns."""
     return 4 * {Statistic.NONE: 0, Statistic.DIAGONAL: columns, Statistic.FULL: columns**2}[statistic]
 
 
@@ -64,7 +64,7 @@ class Moment:
         self.tokens += tokens.shape[0]
 
     def _add_square(self, tokens: Tensor) -> None:
-        """The lower triangle in panels, and its mirror image: symmetric work is done once."""
+        """Add tokensᵀ tokens, the lower triangle in panels, then mirrored: symmetric work is done once."""
         # CUDA multiplies 16-bit numbers exactly and sums them in float32 at many times the speed of float32.
         wide = not (tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16))
         tokens = tokens.to(torch.float32) if wide else tokens
@@ -88,20 +88,20 @@ class Moment:
         self.tokens += other.tokens
 
     def diagonal(self) -> Tensor:
-        """Sum of x² per column, [columns] float32, for either statistic."""
+        """Return the sum of x² per column, [columns] float32, for either statistic."""
         return self.sum.diagonal() if self.statistic is Statistic.FULL else self.sum
 
     def dead(self) -> Tensor:
-        """Which columns no token ever activated, [columns] bool."""
+        """Mark the columns that no token ever activated, [columns] bool."""
         return self.diagonal() == 0
 
     def live_mean(self) -> Tensor:
-        """Mean of the diagonal over the columns that are not dead, a scalar; 1 if all are."""
+        """Return the mean of the diagonal over the columns that are not dead, a scalar; 1 if all are."""
         mean = self.diagonal().sum() / (~self.dead()).sum().clamp(min=1)
         return torch.where(mean > 0, mean, 1)
 
     def hessian(self) -> Tensor:
-        """2/tokens of the sum: the Hessian of the mean squared output error, [columns, columns]."""
+        """Compute the Hessian of the mean squared output error, 2/tokens of the sum, [columns, columns]."""
         if self.statistic is not Statistic.FULL:
             raise ValueError("a Hessian needs the full moment, not its diagonal")
         if self.tokens == 0:

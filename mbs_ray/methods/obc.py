@@ -1,4 +1,4 @@
-"""Optimal Brain Compression: the exact greedy, slow, for small linears; a yardstick for the other methods."""
+"""Optimal Brain Compression: exact greedy solvers, slow, for small linears; a yardstick for the other methods."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,12 +16,12 @@ from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest_of_all
 
 @dataclass(frozen=True, kw_only=True)
 class OBC(Greedy, Pruning):
-    """Frantar, Singh & Alistarh, Optimal Brain Compression, arXiv 2208.11580, section 4 (ExactOBS).
+    """Exact greedy pruning: Frantar, Singh & Alistarh, OBC, arXiv 2208.11580, section 4 (ExactOBS).
 
-    Every row loses the weight of least w² / [H⁻¹]_pp, all others are updated, and so on. Unstructured: every
-    row is followed to its last weight; then the linear loses exactly round(sparsity * rows * columns), always
-    in the row whose next weight costs least (ties by row). n:m: a column is a candidate until its group has
-    lost m - n. The survivors are the exact optimum of the mask, solved in float64. Dead columns are treated
+    Every row prunes its weight of least w² / [H⁻¹]_pp, updates all others, and repeats. Unstructured: every row
+    is followed to its last weight; then exactly round(sparsity * rows * columns) weights of the linear are pruned,
+    always in the row whose next weight costs least (ties by row). n:m: a column is a candidate until its group has
+    lost m - n. The survivors are the exact optimum for the mask, solved in float64. Dead columns are treated
     as in SparseGPT: pruned by magnitude at the same ratio, the live ones among themselves (in an n:m group,
     which has no room for two ratios, they count as average columns).
     """
@@ -54,7 +54,8 @@ def _cheapest_of_all(original: Tensor, hessian: DampedHessian, sparsity: float) 
         for part in original.split(rows_at_once(columns))
     ]
     order, costs = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    # A weight waits for those before it in its row, so the most that any of them cost decides when it goes.
+    # The greedy over the whole linear, from rows followed one by one: a weight waits for those before it in its
+    # row, so it is due at the largest cost among them and its own, and the lowest dues of all rows are pruned first.
     due = costs.cummax(1).values
     of_dead = count_zeros(sparsity, rows * (columns - live_columns))
     chosen = lowest_of_all(due, count_zeros(sparsity, rows * columns) - of_dead)
@@ -65,6 +66,7 @@ def _cheapest_of_all(original: Tensor, hessian: DampedHessian, sparsity: float) 
 
 def _cheapest_of_groups(original: Tensor, hessian: DampedHessian, keep: int, group: int) -> Tensor:
     def look(weights: Tensor, open_: Tensor) -> tuple[Tensor, Tensor]:
+        # The open weights of a group are candidates while it has more of them than it keeps.
         groups = open_.unflatten(1, (-1, group))
         return weights, (groups & (groups.sum(2, keepdim=True) > keep)).flatten(1)
 
@@ -78,15 +80,15 @@ def _cheapest_of_groups(original: Tensor, hessian: DampedHessian, keep: int, gro
 
 @dataclass(frozen=True, kw_only=True)
 class OBQ(Greedy, Quantization):
-    """Frantar, Singh & Alistarh, Optimal Brain Compression, arXiv 2208.11580, section 5 (OBQ).
+    """Exact greedy quantization: Frantar, Singh & Alistarh, OBC, arXiv 2208.11580, section 5 (OBQ).
 
-    Every grid covers its group's weights as they came. Every row rounds the weight of least
-    (w - quant(w))² / [H⁻¹]_pp, all others are updated, and so on; but a weight that updates have carried more
-    than half a step beyond its grid is rounded at once, before others carry it further. What is compensated is
+    Every grid covers its group's original weights. Every row rounds its weight of least
+    (w - quant(w))² / [H⁻¹]_pp, updates all others, and repeats; but a weight that updates have moved more
+    than half a step beyond its grid is rounded at once, before others move it further. Open weights compensate for
     the difference to the value as written, rounded to the weight's dtype. Dead columns are rounded to nearest.
 
-    The order is the paper's. It leaves the dearest weights for the end, when few are left to make up for them:
-    better than GPTQ's where the inputs are alike in size (behind a norm), worse where they differ much.
+    The order is the paper's. It leaves the most expensive weights for the end, when few are left to compensate for
+    them: better than GPTQ's where the inputs are similar in size (behind a norm), worse where they differ much.
     """
 
     name: ClassVar[str] = "obq"
@@ -119,10 +121,11 @@ class OBQ(Greedy, Quantization):
 
 
 def _cheapest_codes(weights: Tensor, hessian: DampedHessian, grid: Grid, group_size: int) -> Tensor:
-    """Codes [rows, groups, group_size] float32 of float64 weights [rows, columns], which serve as scratch."""
+    """Quantize float64 weights [rows, columns], which serve as scratch, to codes [rows, groups, group_size] float32."""
     codes = torch.zeros_like(weights, dtype=torch.float32).unflatten(1, (-1, group_size))
 
     def look(weights: Tensor, open_: Tensor) -> tuple[Tensor, Tensor]:
+        # Settled weights keep their codes; open ones are rounded from where updates have moved them by now.
         grouped, open_groups = weights.unflatten(1, (-1, group_size)), open_.unflatten(1, (-1, group_size))
         codes.copy_(torch.where(open_groups, grid.codes(grouped), codes))
         errors = (grouped - grid.values(codes)).flatten(1)

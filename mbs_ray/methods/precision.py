@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products and no autograd graph; usable as a decorator."""
+    """Run without TF32 or bfloat16 inside float32 products and without autograd graph; usable as a decorator."""
     cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = cuda.fp32_precision, cpu.fp32_precision
     cuda.fp32_precision = cpu.fp32_precision = "ieee"

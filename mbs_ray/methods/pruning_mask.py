@@ -1,4 +1,4 @@
-"""Which weights the OBS loop prunes: chosen unit by unit, from weights as already updated."""
+"""The mask of the OBS loop, chosen unit by unit from weights as already updated."""
 
 import math
 from fractions import Fraction
@@ -11,7 +11,7 @@ from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all
 
 
 class PruningMask:
-    """The mask of one linear, chosen while its columns are solved.
+    """Mask of one linear, chosen while its columns are solved.
 
     Score w² / [H⁻¹]_jj over the columns that are left (Frantar & Alistarh, SparseGPT, arXiv 2301.00774,
     section 3.3). Unstructured: chosen per block of columns, over all its rows or within each; the blocks'
@@ -22,7 +22,7 @@ class PruningMask:
     """
 
     def __init__(self, method: Pruning, block_size: int, work: Tensor, factor: InverseFactor, keep_zeros: bool) -> None:
-        """work: [columns, rows] float32, as solve_columns changes it; keep_zeros: what is zero now stays so."""
+        """Prepare a mask of `work`, [columns, rows] float32 as solve_columns changes it; keep_zeros: zeros stay so."""
         self._work, self._factor, self._group, self._scope = work, factor, method.kept_of_group, method.scope
         self._kept = work == 0 if keep_zeros else None
         self.unit = self._group[1] if self._group else block_size
@@ -33,7 +33,7 @@ class PruningMask:
             self._prune_dead(method.sparsity)
 
     def of_column(self, j: int) -> Tensor:
-        """What to prune of column j, [rows] bool; columns must be asked for in order."""
+        """Return what to prune of column j, [rows] bool; columns must be asked for in order."""
         if j % self.unit == 0:
             self._choose(j, min(j + self.unit, len(self._work)))
         return self.pruned[j]
@@ -55,7 +55,7 @@ class PruningMask:
             self.pruned[start:stop] |= self._kept[start:stop]
 
     def _prune_dead(self, sparsity: float) -> None:
-        """No update ever reaches a dead column, so theirs are chosen at once."""
+        """Choose the weights to prune in dead columns at once: no update ever reaches them."""
         dead = self._factor.dead
         sizes = self._work[dead].t().abs()
         if self._scope == "block":
@@ -64,9 +64,9 @@ class PruningMask:
             self.pruned[dead] = lowest(sizes, count_zeros(sparsity, sizes.shape[1])).t()
 
     def _quotas(self, sparsity: float) -> list[int]:
-        """How many live weights (of the linear or of each row) are pruned before column 0, 1, … columns.
+        """Count the live weights (of the linear or of each row) to prune before column 0, 1, … columns.
 
-        Zeros that are kept come first; what is left to prune is spread evenly over the other live weights.
+        Zeros that are kept come first; the rest to prune is spread evenly over the other live weights.
         """
         columns, rows = self._work.shape
         counted = rows if self._scope == "block" else 1
@@ -76,6 +76,7 @@ class PruningMask:
             zeros = (self._kept.sum(1) * ~self._factor.dead).cumsum(0).tolist()
         dead = counted * columns - live[-1]
         wanted = count_zeros(sparsity, counted * columns) - count_zeros(sparsity, dead)
+        # Running totals are rounded, not the blocks' own counts: so the blocks add up to exactly what is wanted.
         more, others = max(wanted - zeros[-1], 0), max(live[-1] - zeros[-1], 1)
         return [
             0,

@@ -26,15 +26,15 @@ class Method(Protocol):
 
     @property
     def label(self) -> str:
-        """Short, for run names."""
+        """Short name, used in run names."""
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError, naming the linear, if the method cannot apply to this shape."""
 
     def compress(self, weight: Tensor, moment: Moment | None, name: str = "linear") -> Compressed:
-        """Compress a weight [rows, columns], which is left as it is.
+        """Compress a weight [rows, columns], which is not modified.
 
-        Methods that are Factored also take the factor that their prepare(moment) gave, to share it.
+        Methods that are Factored also take the factor that their prepare(moment) returned, to share it.
         """
 
 
@@ -44,7 +44,7 @@ METHODS: dict[str, type[Any]] = {
 
 
 def build_method(spec: str | Mapping[str, Any]) -> Method:
-    """The method of a name ("wanda") or of a mapping ({"name": "sparsegpt", "sparsity": 0.5})."""
+    """Build a method from a name ("wanda") or a mapping ({"name": "sparsegpt", "sparsity": 0.5})."""
     options = {"name": spec} if isinstance(spec, str) else spec
     if not isinstance(options, Mapping) or "name" not in options:
         raise InputError(f"method: give a name or a mapping with a name, got {spec!r}")
@@ -61,5 +61,5 @@ def build_method(spec: str | Mapping[str, Any]) -> Method:
 
 
 def method_spec(method: Method) -> dict[str, Any]:
-    """The mapping that builds this method again, all fields written out; fit for JSON and YAML."""
+    """Return the mapping that builds this method again, all fields written out; fit for JSON and YAML."""
     return {"name": method.name, **dataclasses.asdict(method)}  # type: ignore[call-overload]

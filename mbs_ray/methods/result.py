@@ -1,4 +1,4 @@
-"""What compressing one linear gives."""
+"""The result of compressing one linear, and the measurement of its loss."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,8 @@ ROWS_AT_ONCE = 1024
 class Compressed:
     """A compressed linear: its weight exactly as it is to be written, and what was measured.
 
-    Quantized weights satisfy `((codes - zeros) * scales)`, computed in float32 and rounded to the weight's
-    dtype, equal to `weight` bit for bit, where group g holds columns g * group_size onwards.
+    For quantized weights, `(codes - zeros) * scales`, computed in float32 and rounded to the weight's dtype,
+    equals `weight` bit for bit; group g holds columns g * group_size onwards.
     """
 
     weight: Tensor
@@ -42,7 +42,7 @@ class Compressed:
 
 @exact_float32()
 def output_error(before: Tensor, after: Tensor, moment: Moment) -> tuple[float, float]:
-    """tr(dW H dWᵀ), the mean squared change of the output, and the same over tr(W H Wᵀ).
+    """Compute tr(dW H dWᵀ), the mean squared change of the output, and the same over tr(W H Wᵀ).
 
     before, after: weights [rows, columns]; H = 2/tokens Σ x xᵀ of a full moment with tokens. Costs two products
     as large as the calibration forward of `columns` tokens, so no method computes the relative one.
@@ -53,7 +53,7 @@ def output_error(before: Tensor, after: Tensor, moment: Moment) -> tuple[float, 
 
 
 def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
-    """tr(D H Dᵀ) of D = weight - minus, a few rows at a time."""
+    """Compute tr(D H Dᵀ) of D = weight - minus, a few rows at a time."""
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     for start in range(0, len(weight), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -65,7 +65,7 @@ def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
 
 
 def _count_nonzero(weight: Tensor) -> int:
-    # CUDA counts in int64, eight bytes for every weight: a few rows at a time.
+    # A few rows at a time: CUDA counts in int64, eight bytes for every weight.
     return int(sum(torch.count_nonzero(rows) for rows in weight.split(ROWS_AT_ONCE)))
 
 
@@ -82,7 +82,7 @@ def measured(
     zeros: Tensor | None = None,
     group_size: int | None = None,
 ) -> Compressed:
-    """Measure the weight that a method returns against the original; `loss`, where the solver knows it already."""
+    """Measure a method's compressed weight against the original; `loss`: given where the solver knows it already."""
     if not is_finite(weight):
         raise InputError(
             f"{name}: the compressed weight does not fit {weight.dtype}; "

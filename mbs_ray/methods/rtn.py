@@ -15,7 +15,7 @@ from mbs_ray.methods.tensor_checks import check_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class RTN(Quantization):
-    """Round every weight to the nearest value of its group's grid."""
+    """Quantization of every weight to the nearest value of its group's grid."""
 
     name: ClassVar[str] = "rtn"
     statistic: ClassVar[Statistic] = Statistic.NONE

@@ -18,14 +18,15 @@ from mbs_ray.methods.sparsity import Pruning
 
 @dataclass(frozen=True, kw_only=True)
 class SparseGPT(Factored, Pruning):
-    """Frantar & Alistarh, SparseGPT, arXiv 2301.00774, section 3, algorithm 1; see PruningMask.
+    """Pruning with OBS updates: Frantar & Alistarh, SparseGPT, arXiv 2301.00774, section 3, algorithm 1.
 
     scope: "block" compares over all rows of a block of `block_size` columns, "row" within each row of it.
     block_size: columns whose mask is chosen at once (not a matter of speed).
-    keep_zeros: weights that are zero already stay zero, and count.
+    keep_zeros: weights that are zero already stay zero, and count as pruned.
 
-    What is compensated is the difference to the value as written, rounded to the weight's dtype. Rows are
-    independent, but for the counts of scope "block": a caller may solve slices of rows with one factor.
+    For the choice of weights see PruningMask. Later columns compensate for the difference to the value as written,
+    rounded to the weight's dtype. Rows are independent, except for the counts of scope "block": a caller may solve
+    slices of rows with one factor.
     """
 
     name: ClassVar[str] = "sparsegpt"

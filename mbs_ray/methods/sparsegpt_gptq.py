@@ -20,10 +20,10 @@ from mbs_ray.methods.sparsity import Pruning
 
 @dataclass(frozen=True, kw_only=True)
 class SparseGPTQ(Factored, Pruning, Quantization):
-    """Prune as SparseGPT does and quantize the survivors as GPTQ does, each making up for both.
+    """Pruning as in SparseGPT and quantization of the survivors as in GPTQ, with updates that compensate for both.
 
     Frantar & Alistarh, SparseGPT, arXiv 2301.00774, section 3.5. The fields are those of the two methods. A
-    group's grid covers the survivors where the group's mask is chosen by then.
+    group's grid covers only the survivors, as far as the group's mask is chosen when the grid is fitted.
     """
 
     name: ClassVar[str] = "sparsegpt+gptq"

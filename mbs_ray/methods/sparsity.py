@@ -1,4 +1,4 @@
-"""How many weights are set to zero, and the masks that choose exactly so many."""
+"""The number of weights to set to zero, and masks that choose exactly this many."""
 
 import math
 import re
@@ -17,7 +17,7 @@ COMPARED_GROUP = 16
 
 
 def parse_pattern(method: str, pattern: object) -> tuple[int, int] | None:
-    """(n, m) of "n:m", where n of every m consecutive weights of a row are kept; None if unstructured."""
+    """Parse "n:m" to (n, m), where n of every m consecutive weights of a row are kept; None if unstructured."""
     if pattern == UNSTRUCTURED:
         return None
     match = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern) if isinstance(pattern, str) else None
@@ -31,7 +31,7 @@ def parse_pattern(method: str, pattern: object) -> tuple[int, int] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning(MethodPart):
-    """Fields shared by the methods that prune.
+    """Base of the methods that prune: their fields.
 
     sparsity: share of the weights set to zero, in [0, 1); left out: 0.5, or what the pattern gives.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row ("2:4" halves them).
@@ -92,12 +92,12 @@ class Pruning(MethodPart):
 
 
 def count_zeros(sparsity: float, weights: int) -> int:
-    """How many of so many weights are pruned: the nearest integer (a half goes to the even one)."""
+    """Compute how many weights to prune: the integer nearest to their share (a half goes to the even one)."""
     return round(sparsity * weights)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` lowest scores along the last dimension; of equal scores the first go first.
+    """Return a mask of exactly `count` lowest scores along the last dimension; of equal scores the first are taken.
 
     scores: [..., n] without NaN, 0 <= count <= n. The result is the same on every device.
     """
@@ -110,20 +110,21 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 
 
 def lowest_of_all(scores: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` lowest scores of a whole [rows, columns] matrix, ties row by row."""
+    """Return a mask of exactly `count` lowest scores of a whole [rows, columns] matrix, ties row by row."""
     return lowest(scores.reshape(-1), count).view(scores.shape)
 
 
 def lowest_of_groups(scores: Tensor, keep: int, group: int) -> Tensor:
-    """Mask of the group - keep lowest scores in every `group` consecutive columns of [rows, columns]."""
+    """Return a mask of the group - keep lowest scores in every `group` consecutive columns of [rows, columns]."""
     grouped = scores.reshape(scores.shape[0], -1, group)
     return lowest_of_few(grouped, group - keep, dim=2).view(scores.shape)
 
 
 def lowest_of_few(scores: Tensor, count: int, dim: int) -> Tensor:
-    """As `lowest`, along a short dimension: there comparing every pair is many times faster than selecting."""
+    """Do as `lowest` along a short dimension, where comparing every pair is many times faster than selecting."""
     if scores.shape[dim] > COMPARED_GROUP:
         return lowest(scores.movedim(dim, -1), count).movedim(-1, dim)
+    # The rank of a score is the number of scores before it: those that are lower, or equal and at an earlier place.
     places = scores.unbind(dim)
     ranks = [torch.zeros_like(place, dtype=torch.int8) for place in places]
     for later in range(len(places)):

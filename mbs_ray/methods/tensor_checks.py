@@ -10,13 +10,13 @@ WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Neither NaN nor Inf; needs no temporary of the tensor's size."""
+    """Tell whether no element is NaN or Inf; needs no temporary of the tensor's size."""
     low, high = torch.aminmax(tensor)  # both are NaN if any element is
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def check_tensors(weight: Tensor, moment: Moment | None, name: str) -> tuple[int, int]:
-    """Rows and columns of a usable weight; InputError, naming the linear, if it or the moment is not."""
+    """Return rows and columns of a weight; raise InputError, naming the linear, if it or the moment is unusable."""
     if weight.dim() != 2 or weight.numel() == 0 or weight.dtype not in WEIGHT_DTYPES:
         raise InputError(
             f"{name}: a weight must be [rows, columns] in float32, bfloat16 or float16, "
@@ -44,7 +44,7 @@ def _check_moment(moment: Moment, columns: int, name: str) -> None:
 
 
 def required_moment(moment: Moment | None, method: str, statistic: Statistic, name: str) -> Moment:
-    """The moment, known to hold tokens and the statistic that a method needs."""
+    """Return the moment if it holds tokens and the statistic that a method needs; else raise InputError."""
     if moment is None:
         raise InputError(f"{name}: {method} needs the {statistic.value} moment, got none")
     if statistic is Statistic.FULL and moment.statistic is not Statistic.FULL:

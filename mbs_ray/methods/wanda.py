@@ -16,12 +16,13 @@ from mbs_ray.methods.tensor_checks import check_tensors, required_moment
 
 @dataclass(frozen=True, kw_only=True)
 class Wanda(Pruning):
-    """Sun et al., A Simple and Effective Pruning Approach for LLMs, arXiv 2306.11695, section 3.
+    """Pruning by the score |w_ij| * ||x_j||; survivors are not changed.
 
-    Score |w_ij| * ||x_j||. Survivors are untouched. scope: "row" prunes exactly round(sparsity * columns) of
-    every row; "linear" exactly round(sparsity * rows * columns), compared over the whole linear; "share" as many,
-    compared by the share of its row's scores that a weight and all below it hold (the variant of the paper's
-    appendix, whose search for one threshold of that share this is the limit of). n:m: m - n of every group.
+    Sun et al., A Simple and Effective Pruning Approach for LLMs, arXiv 2306.11695, section 3. scope: "row" prunes
+    exactly round(sparsity * columns) of every row; "linear" exactly round(sparsity * rows * columns), compared over
+    the whole linear; "share" as many, compared by the share of its row's scores that a weight and all below it hold
+    (the limit of the variant in the paper's appendix, which searches for one threshold of that share). n:m: m - n of
+    every group.
 
     Dead columns have no score to be compared by: they are pruned by magnitude at the same ratio, the live ones
     among themselves (in an n:m group, which has no room for two ratios, they count as columns of average norm).
@@ -44,13 +45,14 @@ class Wanda(Pruning):
             norms = torch.where(dead, moment.live_mean(), diagonal).sqrt()
             pruned = lowest_of_groups(sizes * norms, *kept)
         else:
+            # Live columns are compared by score and dead ones by magnitude, each for their own part of the count.
             weights = columns if self.scope == "row" else rows * columns
             total, of_dead = (count_zeros(self.sparsity, n) for n in (weights, weights // columns * int(dead.sum())))
             pruned = self._chosen(sizes * diagonal.sqrt(), dead, total - of_dead) | self._chosen(sizes, ~dead, of_dead)
         return measured(weight, weight.masked_fill(pruned, 0), moment, name)
 
     def _chosen(self, scores: Tensor, excluded: Tensor, count: int) -> Tensor:
-        """Mask of `count` weights of the linear, or of every row, none of them in an excluded column."""
+        """Return a mask of `count` weights of the linear, or of every row, none of them in an excluded column."""
         if self.scope == "share":
             scores = _shares(scores.masked_fill(excluded, 0))
         choose = lowest if self.scope == "row" else lowest_of_all
@@ -58,7 +60,7 @@ class Wanda(Pruning):
 
 
 def _shares(scores: Tensor) -> Tensor:
-    """What share of its row's sum a score and all that are lower hold, [rows, columns] float64."""
+    """Compute the share of its row's sum that a score and all lower ones hold, [rows, columns] float64."""
     ascending, order = torch.sort(scores.double(), dim=1, stable=True)
     sums = ascending.sum(1, keepdim=True)
     shares = ascending.cumsum(1).div_(sums.masked_fill(sums == 0, 1))

@@ -1,4 +1,4 @@
-"""What a cluster has: nodes with their devices, memory and disks."""
+"""The hardware of a cluster: nodes with their devices, memory and disks."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import yaml
 
 from mbs_ray.errors import InputError
 
-#: Vendor's figures of instance types that rent GPUs: GPUs, GB of each, its name, CPUs, GiB of host, GB of NVMe.
+#: Vendor's figures of instance types with GPUs: GPUs, GB of each, its name, CPUs, GiB of host, GB of NVMe.
 _INSTANCES = {
     "p4d.24xlarge": (8, 40, "A100", 96, 1152, 8000),
     "p4de.24xlarge": (8, 80, "A100", 96, 1152, 8000),
@@ -21,7 +21,7 @@ _INSTANCES = {
     "g6e.12xlarge": (4, 48, "L40S", 48, 384, 3800),
     "g6e.48xlarge": (8, 48, "L40S", 192, 1536, 7600),
 }
-#: What is left of a device's memory: the driver's and the libraries' own, and gaps between tensors, take the rest.
+#: What is usable of a device's memory: the driver, the libraries and gaps between tensors take the rest.
 _DEVICE_RESERVE = 2**30
 _USABLE_DEVICE = 0.95
 _USABLE_HOST = 0.95
@@ -41,7 +41,7 @@ class Node:
 
     @property
     def actors(self) -> int:
-        """One on each GPU, or one on a node without."""
+        """Number of actors: one on each GPU, or one on a node without GPUs."""
         return self.gpus or 1
 
     @property
@@ -55,7 +55,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Nodes in the order in which actors fill them; ``storage`` is what is free where results go, None: not known."""
+    """Nodes in the order in which actors fill them; ``storage``: bytes free where results go, None if unknown."""
 
     nodes: tuple[Node, ...]
     storage: int | None = None
@@ -75,11 +75,11 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """Name of the devices, empty where they are not known."""
+        """Name of the devices, empty if unknown."""
         return next((node.device for node in self.workers), "")
 
     def node_of_actor(self, actors: int) -> list[int]:
-        """Index among the workers of each actor's node: GPUs are filled node by node, CPUs dealt round."""
+        """Return the index in ``workers`` of each actor's node: GPUs fill node by node, CPU nodes take turns."""
         workers = self.workers
         if not self.cuda:
             return [actor % len(workers) for actor in range(actors)]
@@ -87,13 +87,13 @@ class Hardware:
         return [places[actor % len(places)] for actor in range(actors)]
 
     def storing(self, folder: Path) -> "Hardware":
-        """With what is free in the folder, or in the nearest one above that exists."""
+        """Return a copy with the space free in the folder, or in the nearest one above that exists."""
         existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
         return replace(self, storage=shutil.disk_usage(existing).free)
 
 
 def this_machine(nvme_path: Path | None = None) -> Node:
-    """The node that asks: what is free on it now."""
+    """Return the node of this process, with what is free on it now."""
     import torch
 
     from mbs_ray.cluster.activations.host_memory import available_host_memory
@@ -107,7 +107,7 @@ def this_machine(nvme_path: Path | None = None) -> Node:
 
 
 def live_cluster(nvme_path: Path | None = None) -> Hardware:
-    """What every node of the connected Ray has free, asked on the node itself."""
+    """Ask every node of the connected Ray what it has free; raise :class:`InputError` if one does not answer."""
     import ray
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -136,9 +136,9 @@ def live_cluster(nvme_path: Path | None = None) -> Hardware:
 
 
 def cluster_file(path: Path) -> Hardware:
-    """The workers of a Ray cluster launcher file, by their instance types, as many as ``min_workers`` (or one).
+    """Read the workers of a Ray cluster launcher file, by instance type, as many as ``min_workers`` (or one).
 
-    Raises :class:`InputError` naming the file where it has none that is known.
+    Raises :class:`InputError` naming the file if it cannot be read or has no known instance type.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

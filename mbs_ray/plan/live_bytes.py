@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive, at every operation; on the meta device it needs none itself."""
+"""Counter of the bytes of live tensors, at every operation; on the meta device it needs no memory itself."""
 
 import weakref
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 class LiveBytes(TorchDispatchMode):
-    """While entered: ``now`` and ``peak`` bytes of storages that operations made and somebody still holds.
+    """Mode that counts, while entered, the bytes of storages that operations made and somebody still holds.
 
-    Tensors that were there before count nothing. Views share a storage, which counts once. What a kernel takes for
-    itself and gives back before it ends is not seen.
+    ``now`` is their sum, ``peak`` the largest so far. Tensors that existed before count as 0. Views share a storage,
+    which counts once. Memory that a kernel allocates and frees before it ends is not seen.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         self._see((args, kwargs), made=False)
         if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), _COMPOSITE):
-            # In inference mode an operation that is made of others arrives whole, and would hide what lies between.
+            # In inference mode an operation composed of others arrives whole, and would hide the tensors between them.
             with self:
                 return function._op_dk(_COMPOSITE, *args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))

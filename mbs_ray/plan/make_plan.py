@@ -1,4 +1,4 @@
-"""The plan of a sweep: what each stage needs, whether it is there, how long it takes, and what would fit instead."""
+"""The plan of a sweep: what each stage needs, whether that fits, how long it takes, and what would fit instead."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.stage_time import stage_seconds
 from mbs_ray.plan.units import format_gib
 
-#: What a stage's process holds once the first model is loaded, whatever its size: libraries.
+#: Libraries of a stage's process once the first model is loaded, whatever its size.
 LIBRARIES_BYTES = 64 * 2**20
 
 
@@ -40,6 +40,9 @@ def make_plan(
     lacks: dict[str, list[int]] = {}
     for stage in range(layout.stages):
         last = stage == layout.stages - 1
+        # Where the replicas' nodes differ in load, the one with the most actors decides: they share its host memory and
+        # disk. A phase needs its peak over all runs. Of the tiers, the first that fits is taken; if none does, what
+        # the last one lacks is reported.
         own = [node_of_actor[stage * layout.replicas + replica] for replica in range(layout.replicas)]
         sharing = max(node_of_actor.count(home) for home in own)
         node = hardware.workers[max(own, key=node_of_actor.count)]
@@ -79,7 +82,10 @@ def make_plan(
 
 
 def fitting_plan(plan: Plan) -> Plan | None:
-    """The fastest plan for the same runs and hardware that fits, over other layouts and smaller microbatches."""
+    """Find the fastest plan that fits, for the same runs and hardware, over other layouts and smaller microbatches.
+
+    Microbatches become single segments only if no layout fits otherwise. None if nothing fits.
+    """
     actors = plan.hardware.actors
     blocks = min(work.decoder.blocks for work in plan.works)
     fitting: list[Plan] = []
@@ -96,7 +102,7 @@ def fitting_plan(plan: Plan) -> Plan | None:
 
 
 def reserved_memory(plan: Plan) -> tuple[int, int]:
-    """What a stage needs of device and of host memory without its activations, at the most."""
+    """Return the most device and host memory that a stage needs without its activations, in bytes."""
     phases = [phase for stage in plan.stages for phase in stage.phases]
     return max(_besides(phase.device) for phase in phases), max(_besides(phase.host) for phase in phases)
 
@@ -117,7 +123,7 @@ def _shards(work: PlannedWork, stages: int) -> list[range]:
 
 
 def _tiers(offload: str, nvme: bool, cuda: bool) -> list[TierName]:
-    """Those that come into question, in the order in which they are tried; never empty."""
+    """List the tiers to try, in order; never empty."""
     if offload != "auto":
         return [offload]  # type: ignore[list-item]
     memory: list[TierName] = ["none", "host"] if cuda else ["host"]
@@ -152,7 +158,7 @@ def _with_tier(
 
 
 def _lacking(plan: StagePlan, device: int, host: int, nvme: int) -> list[str]:
-    """What a stage needs more than there is; ``host`` and ``nvme`` are its share of its node's."""
+    """List what a stage needs more of than there is; ``host`` and ``nvme`` are its share of its node's."""
     lacks = []
     for what, needed, there in (
         ("device memory", plan.device, device),
@@ -179,7 +185,7 @@ def _main_part(plan: StagePlan, what: str) -> str:
 
 
 def _activations(work: PlannedWork, pinned: bool = False) -> int:
-    """Of all microbatches of a run; pinned memory comes in powers of two."""
+    """Compute the bytes of all microbatches of a run; pinned memory comes in powers of two."""
     total = 0
     for one in work.batches:
         size = hidden_bytes(work.decoder, one, one.rows)
@@ -192,7 +198,7 @@ def _microbatch(work: PlannedWork) -> int:
 
 
 def _object_store(works: Sequence[PlannedWork], layout: Layout) -> int:
-    """Hidden states under way between stages: never more than the credits of every sender."""
+    """Bound the bytes of hidden states in transit between stages: never more than the credits of every sender."""
     if layout.stages == 1:
         return 0
     return (layout.stages - 1) * layout.replicas * CREDITS * max(_microbatch(work) for work in works)
@@ -206,14 +212,14 @@ def _larger(before: Phase | None, phase: Phase) -> Phase:
 
 
 def refuse(plan: Plan) -> None:
-    """Raise :class:`InputError` where the plan does not fit, with a layout that does."""
+    """Raise :class:`InputError` if the plan does not fit, with a layout that does."""
     if not plan.problems:
         return
     raise InputError(f"{'; '.join(plan.problems)}; {advice(plan)} (mbs plan shows more; --force starts anyway)")
 
 
 def advice(plan: Plan) -> str:
-    """What to ask for instead of a plan that does not fit."""
+    """Suggest what to ask for instead of a plan that does not fit."""
     other = fitting_plan(plan)
     if other is None:
         return "no layout of this cluster fits; take fewer segments, more nodes or a disk (nvme_path)"

@@ -32,9 +32,9 @@ _FILE_BYTES = 256 * 2**20
 
 
 def measure_rates(works: Sequence[PlannedWork], assumed: Rates, folder: Path, threads: int | None = None) -> Rates:
-    """Of this process's device, by the largest microbatch of the works, and of the disk of ``folder``.
+    """Measure this process's device with the largest microbatch of the works, and the disk of ``folder``.
 
-    What cannot be measured here keeps its assumed rate. Takes the memory of one block and of its largest moment.
+    Rates that cannot be measured here keep their assumed value. Needs the memory of one block and its largest moment.
     """
     device = forward_device()
     exact_forward(threads)
@@ -57,7 +57,7 @@ def measure_rates(works: Sequence[PlannedWork], assumed: Rates, folder: Path, th
 
 
 class _Timing:
-    """Seconds of a call, after one that warms up."""
+    """Timer of a call, in seconds: the median of some repeats, after one call that warms up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -79,7 +79,7 @@ class _Timing:
 
 
 class _Random(Decoder):
-    """Random weights on the device, and no more of the vocabulary than one chunk of it, read once."""
+    """Decoder with random weights on the device and at most one chunk of the vocabulary, read once."""
 
     def __init__(self, meta_checkpoint: Decoder, device: torch.device) -> None:
         checkpoint = meta_checkpoint.checkpoint
@@ -108,7 +108,7 @@ def _forward(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Tim
 
 
 def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
-    """Scoring of one microbatch with the first rows of the vocabulary."""
+    """Measure the scoring of one microbatch with the first rows of the vocabulary, in operations per second."""
     real = _Random(decoder, timing.device)
     length = min(batches.length, 512)
     hidden = torch.randn(1, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
@@ -118,7 +118,7 @@ def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
 
 
 def _moments(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
-    """At the input with the most columns: there lies the time."""
+    """Measure adding to the moment at the input with the most columns, where most of the time is spent."""
     columns = max(columns for columns, _ in inputs_of(decoder, 0))
     tokens = batches.rows * batches.length
     inputs = torch.randn(tokens, columns, dtype=decoder.compute_dtype).to(timing.device)
@@ -127,7 +127,7 @@ def _moments(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
 
 
 def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: _Timing) -> Rates:
-    """Of each method, what it takes besides the factor and the large products: for a column, and for a weight."""
+    """Measure the seconds that each method takes besides factor and large products: per column and per weight."""
     columns = min(max(columns for columns, _ in inputs_of(decoder, 0)), _COLUMNS[timing.device.type])
     moment = Moment.zeros(columns, Statistic.FULL, device=timing.device)
     moment.add(torch.randn(columns, columns, device=timing.device))
@@ -141,6 +141,8 @@ def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: 
             seconds = timing(partial(method.prepare, moment))
             rates = replace(rates, factor=2 / 3 * float(columns) ** 3 / seconds)
             options = {"factor": method.prepare(moment)}
+        # Besides the large products, a column of a linear costs a constant plus a share for each of its rows: linears
+        # of two heights give both.
         taken = []
         for rows in (_ROWS // 16, _ROWS):
             weight = (torch.randn(rows, columns, device=timing.device) * 0.02).to(decoder.stored_dtype)
@@ -168,7 +170,7 @@ def _links(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timin
 
 
 def _disk(decoder: Decoder, folder: Path) -> tuple[float, float]:
-    """Bytes in a second that are written to a block's file, and read from it past the page cache."""
+    """Measure bytes per second written to a block's file, and read from it past the page cache."""
     width = decoder.checkpoint.hidden_size
     rows = max(1, min(_FILE_BYTES, 12 * width**2) // (4 * width))
     tensors = {"weight": torch.randn(rows, width)}

@@ -1,4 +1,4 @@
-"""A checkpoint of which only the configuration is known: names and shapes of all tensors, and no weights."""
+"""A checkpoint known by its configuration alone: names and shapes of all tensors, and no weights."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,9 +30,9 @@ _META = torch.device("meta")
 
 
 class MetaCheckpoint(Checkpoint):
-    """Reads like a checkpoint, but every tensor it gives is on the meta device.
+    """Checkpoint whose tensors are all on the meta device.
 
-    ``config`` is the model's configuration, ``dtype`` what its weights are stored in.
+    ``config`` is the model's configuration, ``dtype`` the one that its weights are stored in.
     """
 
     def __init__(self, name: str, config: PretrainedConfig, dtype: torch.dtype) -> None:
@@ -68,7 +68,7 @@ class MetaCheckpoint(Checkpoint):
 
 
 class RandomOutline(MetaCheckpoint):
-    """One whose tensors are small random numbers in host memory: for measuring, not for results."""
+    """Meta checkpoint that reads small random numbers in host memory: for measuring, not for results."""
 
     def read(self, name: str) -> torch.Tensor:
         return self._random(self.tensors[name].shape, name)
@@ -83,7 +83,7 @@ class RandomOutline(MetaCheckpoint):
 
 
 class MetaDecoder(Decoder):
-    """The decoder of an meta_checkpoint, on the meta device: it runs, and what comes out has a shape and no numbers."""
+    """Decoder of a :class:`MetaCheckpoint`, on the meta device: it runs, and its outputs have shapes and no numbers."""
 
     def __init__(self, meta_checkpoint: MetaCheckpoint, compute_dtype: torch.dtype) -> None:
         super().__init__(meta_checkpoint, compute_dtype, _META.type)
@@ -93,11 +93,11 @@ class MetaDecoder(Decoder):
             return super()._forward_outside(rows, position)
 
     def _check_forward(self) -> None:
-        """Shapes alone tell nothing of that."""
+        """Skip the check: without numbers its comparisons tell nothing."""
 
 
 class _NoDataDependence(TorchDispatchMode):
-    """A model asks whether sequences are packed or padded: where there are no numbers they are not."""
+    """Mode that answers a model's questions about its data with False: without numbers, nothing is packed or padded."""
 
     def __torch_dispatch__(
         self, function: Any, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -115,9 +115,9 @@ _QUESTIONS = (
 
 
 def meta_checkpoint(model: str, revision: str | None = None) -> MetaCheckpoint:
-    """Of a folder with a config.json, of a BLOOM of the hub (known without network), or of another repository.
+    """Build the checkpoint from the config.json of a folder or repository; hub BLOOMs are known without network.
 
-    Raises :class:`InputError` where there is no configuration, or none of a model that can be compressed.
+    Raises :class:`InputError` if there is no configuration, or none of a model that can be compressed.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir() and model in _BLOOM:
@@ -140,7 +140,7 @@ def meta_checkpoint(model: str, revision: str | None = None) -> MetaCheckpoint:
 
 
 def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:
-    """What most bytes of the checkpoint are stored in; without weights beside it, what the configuration says."""
+    """Return the dtype of the checkpoint's largest tensor; without weights next to it, what the configuration says."""
     try:
         infos = Checkpoint(folder).tensors.values()
     except InputError:

@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""A plan as text and tables for the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ _ORDER = ("block", "moments", "factor", "solver", "weight", "forward", "masks", 
 
 
 def summary(plan: Plan) -> str:
-    """The plan in one line, for the start of every job."""
+    """Summarise the plan in one line, for the start of every job."""
     device = max((stage.device for stage in plan.stages), default=0)
     host = max((stage.host for stage in plan.stages), default=0)
     memory = (
@@ -29,7 +29,7 @@ def summary(plan: Plan) -> str:
 
 
 def tables(plan: Plan) -> list[Table]:
-    """Memory of the stage that needs most, every stage in a line, and time by part."""
+    """Build tables: memory of the stage that needs most, every stage in a line, and time by part."""
     largest = max(plan.stages, key=lambda one: (one.device, one.host))
     shown = [_memory(largest, "device")] if plan.hardware.cuda else []
     return [*shown, _memory(largest, "host"), _stages(plan), _time(plan)]
@@ -74,7 +74,7 @@ def _stages(plan: Plan) -> Table:
 
 
 def _time(plan: Plan) -> Table:
-    """Of the stage that works longest, run by run; runs alike in one line."""
+    """Show the time of the stage that works longest, run by run; equal runs share a line."""
     stage, _ = plan.bottleneck
     table = Table(title=f"time of stage {stage + 1} ({plan.rates.source})", title_justify="left")
     table.add_column("run")
@@ -95,7 +95,7 @@ def _named(labels: Sequence[str]) -> str:
 
 
 def closing_lines(plan: Plan) -> Iterable[str]:
-    """Lines below the tables."""
+    """Yield the lines below the tables."""
     stage, part = plan.bottleneck
     yield f"together: stages work about {duration(plan.wall)}; stage {stage + 1} works longest, most of it on {part}"
     yield f"results: {format_gib(plan.storage)} of disk" + (

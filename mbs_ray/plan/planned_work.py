@@ -1,4 +1,4 @@
-"""What a run asks of the stages, as far as memory and time go."""
+"""The work of a run, as far as the memory and time of stages depend on it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,25 +30,25 @@ class TokenBatches:
 
     @property
     def count(self) -> int:
-        """Microbatches."""
+        """Number of microbatches."""
         return -(-self.segments // self.microbatch)
 
     @property
     def rows(self) -> int:
-        """Segments in the largest microbatch."""
+        """Number of segments in the largest microbatch."""
         return min(self.segments, self.microbatch)
 
     @property
     def shapes(self) -> set[int]:
-        """Numbers of segments of its microbatches: the last may be a smaller one."""
+        """Sizes of the microbatches in segments: the last one may be smaller."""
         return {self.rows, self.segments % self.microbatch or self.rows}
 
     def one_by_one(self) -> "TokenBatches":
-        """The same with one segment in a forward."""
+        """Return the same with one segment in a forward."""
         return replace(self, microbatch=1)
 
     def of_replica(self, replicas: int) -> "TokenBatches":
-        """What the replica with the most takes."""
+        """Return what the replica with the most segments takes."""
         return TokenBatches(
             min(self.segments, -(-self.count // replicas) * self.microbatch), self.length, self.microbatch
         )
@@ -67,11 +67,11 @@ class PlannedScore:
         return self.evaluation
 
     def of_replica(self, replicas: int) -> "PlannedScore":
-        """The share of the replica with the most."""
+        """Return the share of the replica with the most."""
         return replace(self, evaluation=tuple(one.of_replica(replicas) for one in self.evaluation))
 
     def one_by_one(self) -> "PlannedScore":
-        """The same with one segment in a forward."""
+        """Return the same with one segment in a forward."""
         return replace(self, evaluation=tuple(one.one_by_one() for one in self.evaluation))
 
 
@@ -79,7 +79,7 @@ class PlannedScore:
 class PlannedRun:
     """The compression of a model and its evaluation; ``decoder`` is on the meta device.
 
-    ``solvings``: how often all linears are solved, at most: a search for weights solves them once a trial.
+    ``solvings``: how many times all linears are solved at most; a search for weights solves them once per trial.
     """
 
     label: str
@@ -97,12 +97,12 @@ class PlannedRun:
         return (self.calibration, *self.evaluation)
 
     def of_replica(self, replicas: int) -> "PlannedRun":
-        """The share of the replica with the most."""
+        """Return the share of the replica with the most."""
         evaluation = tuple(one.of_replica(replicas) for one in self.evaluation)
         return replace(self, calibration=self.calibration.of_replica(replicas), evaluation=evaluation)
 
     def one_by_one(self) -> "PlannedRun":
-        """The same with one segment in a forward."""
+        """Return the same with one segment in a forward."""
         evaluation = tuple(one.one_by_one() for one in self.evaluation)
         return replace(self, calibration=self.calibration.one_by_one(), evaluation=evaluation)
 
@@ -128,9 +128,9 @@ class MetaDecoders:
 
 
 def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: MetaDecoders) -> list[PlannedWork]:
-    """One for every run, after one for every dense model that runs are compared with.
+    """List the work of every run, after that of every dense model that runs are compared with.
 
-    Evaluation sets count as many segments as they take at most; those that take all their text count nothing.
+    Evaluation sets count with the most segments that they may have; those that use all their text count as nothing.
     """
     works: dict[str, PlannedWork] = {}
     for spec, label in zip(specs, labels, strict=True):
@@ -139,7 +139,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         codes = parse_languages(spec.languages, distribution)
         languages, segments = len(codes), spec.segments
         if spec.statistics is not None:
-            # As if every run collected for itself: what is shared among them depends on all of them.
+            # As if every run collected its own moments: what runs share depends on all of them.
             segments = spec.statistics.segments_per_language * len(spec.sampling.weights(distribution, codes))
         microbatch = settled_microbatch(spec.microbatch, spec.sequence_length)
         evaluation = tuple(

@@ -1,4 +1,4 @@
-"""How fast a device and its disks are: figures of known devices, or what was measured."""
+"""Rates of a device and its disks: figures of known devices, or measurements."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,17 +14,17 @@ _DEVICES = {
     "A10G": (70e12, 31.2e12, 0.6e12),
 }
 _UNKNOWN_GPU = "A100"
-#: Of a CPU core in float32, and of the memory of all cores.
+#: FLOP/s of a CPU core in float32, and bytes/s of the memory of all cores.
 _CORE_FLOPS, _CPU_MEMORY = 30e9, 10e9
-#: What large products reach of the vendor's figures.
+#: Share of the vendor's figures that large products reach.
 _REACHED = 0.6
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations or bytes in a second.
+    """Operations or bytes per second.
 
-    ``forward`` and ``head`` are in the type of the forward, ``factor`` and ``product`` in float32, ``moments`` in
+    ``forward`` and ``head`` are in the dtype of the forward, ``factor`` and ``product`` in float32, ``moments`` in
     either with float32 sums; ``scores`` are the bytes of attention scores; ``link`` is between device and pinned host
     memory, ``upload`` and ``download`` between device and plain host memory. ``solve`` holds, by the label of a
     method, the seconds that it takes besides products for a column and for a weight, where they were measured.
@@ -49,7 +49,7 @@ class Rates:
     source: str = "figures of the vendor"
 
     def asked(self, forward: float | None = None, disk: float | None = None) -> "Rates":
-        """With what the user says instead."""
+        """Return the rates with the user's ``forward`` (FLOP/s; scales head and moments too) and ``disk`` (bytes/s)."""
         rates = self
         if forward is not None:
             share = forward / rates.forward
@@ -58,7 +58,7 @@ class Rates:
 
 
 def assumed_rates(device: str, cuda: bool, threads: int, compute_dtype: torch.dtype) -> Rates:
-    """Of a device by its name (the one of CUDA, or of an instance type); of CPU threads where there is no GPU."""
+    """Estimate rates from the device's name (CUDA's, or an instance type's), or from CPU threads if there is no GPU."""
     if not cuda:
         flops = _CORE_FLOPS * threads
         memory = _CPU_MEMORY

@@ -20,7 +20,7 @@ def _outside_bytes(decoder: Decoder) -> int:
 
 
 def packed_bytes(decoder: Decoder, method: Method | None) -> int:
-    """Of the integers, scales and zero points of all linears, where the method quantizes."""
+    """Compute the bytes of packed blocks (integers, scales and zero points of linears); 0 if nothing is quantized."""
     bits = getattr(method, "bits", None)
     if bits is None:
         return 0
@@ -30,7 +30,7 @@ def packed_bytes(decoder: Decoder, method: Method | None) -> int:
         for rows, columns in decoder.linears(index).values():
             groups = rows * (columns // group_size if group_size else 1)
             total += rows * (-(-columns * bits // 32) * 4) + groups * decoder.stored_dtype.itemsize + groups * bits // 8
-    # What the method leaves alone in a block stands in its packed file too.
+    # A block's packed file also holds the tensors that the method does not change.
     linears = sum(
         rows * columns for index in range(decoder.blocks) for rows, columns in decoder.linears(index).values()
     )
@@ -38,7 +38,7 @@ def packed_bytes(decoder: Decoder, method: Method | None) -> int:
 
 
 def kept_bytes(work: PlannedWork) -> int:
-    """What a run leaves: its blocks twice where it quantizes, or its scores of tokens alone."""
+    """Compute the bytes a run leaves: scores of tokens and, if kept, its blocks, a second time packed if quantized."""
     scores = 24 * sum(one.tokens for one in work.evaluation)
     if not isinstance(work, PlannedRun) or work.keep == "metrics":
         return scores
@@ -46,7 +46,10 @@ def kept_bytes(work: PlannedWork) -> int:
 
 
 def results_bytes(works: Iterable[PlannedWork], in_flight: int) -> int:
-    """Of all runs at their end, untouched tensors once for each model, and the blocks of ``in_flight`` unkept runs."""
+    """Compute the bytes of all runs at their end, and of the blocks of ``in_flight`` unkept runs.
+
+    Untouched tensors count once for each model.
+    """
     works = list(works)
     outside = {id(work.decoder): _outside_bytes(work.decoder) for work in works}
     passing = sorted(

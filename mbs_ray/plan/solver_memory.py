@@ -1,4 +1,4 @@
-"""Working memory of the methods, in bytes: their formulas, which the tests compare with what they really hold."""
+"""Working memory of the methods, in bytes: formulas that the tests compare with what the methods really hold."""
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Wanda
@@ -12,12 +12,12 @@ _GRID_BYTES = 24
 
 
 def factor_bytes(method: Method, columns: int) -> int:
-    """Of the inverse factor while a linear is solved; twice as much while it is made in the order of activation."""
+    """Compute the bytes of the inverse factor while a linear is solved; computing it takes :func:`preparing_bytes`."""
     return _FLOAT * columns**2 if isinstance(method, Factored) else 0
 
 
 def preparing_bytes(method: Method, columns: int) -> int:
-    """What making the factor takes, the factor itself included."""
+    """Compute the bytes that computing the factor takes, itself included; twice its size in the order of activation."""
     if not isinstance(method, Factored):
         return 0
     ordered = isinstance(method, GPTQ) and method.activation_order
@@ -26,9 +26,9 @@ def preparing_bytes(method: Method, columns: int) -> int:
 
 
 def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int:
-    """Most of what :meth:`Method.compress` holds beside weight, moment and factor, its result included.
+    """Compute the peak bytes of :meth:`Method.compress`, result included, without weight, moment and factor.
 
-    ``itemsize`` is that of the weight's dtype. Raises :class:`InputError` for a method it has no formula of.
+    ``itemsize`` is that of the weight's dtype. Raises :class:`InputError` for a method without a formula.
     """
     weights = rows * columns
     match method:

@@ -1,8 +1,8 @@
 """Memory of one stage, part by part and phase by phase.
 
 A forward is run once on the meta device, where tensors have shapes and no memory, and its live bytes are counted: so
-attention, masks and what an architecture does besides are known without a formula for each. Everything else follows
-the order in which :class:`~mbs_ray.cluster.stage.worker.Worker` holds things.
+attention, masks and whatever else an architecture does need no formula each. Everything else follows the order in
+which :class:`~mbs_ray.cluster.stage.worker.Worker` allocates and frees.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,14 +23,14 @@ from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_by
 
 @dataclass(frozen=True)
 class Phase:
-    """What is alive at the peak of a phase, in bytes by part; on a CPU all of it is ``host``."""
+    """Memory alive at the peak of a phase, in bytes by part; on a CPU all of it is ``host``."""
 
     name: str
     device: Mapping[str, int] = field(default_factory=dict)
     host: Mapping[str, int] = field(default_factory=dict)
 
     def on_cpu(self) -> "Phase":
-        """Both in one memory: copies for the device are left out, the parts under one name added up."""
+        """Return both memories as one: copies for the device are left out, parts of the same name added up."""
         together = dict(self.host)
         for part, size in self.device.items():
             if part not in ("microbatch", "weight"):
@@ -39,7 +39,7 @@ class Phase:
 
 
 def phases_of(work: PlannedWork, blocks: Iterable[int], last: bool) -> list[Phase]:
-    """The largest of each phase over some blocks; activations are not among them. ``last``: the head follows."""
+    """Return the largest of each phase over some blocks, without activations. ``last``: the head follows."""
     largest: dict[str, Phase] = {}
     for index in sorted({alike(work.decoder, index) for index in blocks}):
         for phase in _block_phases(work, index):
@@ -53,13 +53,13 @@ def phases_of(work: PlannedWork, blocks: Iterable[int], last: bool) -> list[Phas
 
 @lru_cache(maxsize=1024)
 def block_bytes(decoder: Decoder, index: int) -> int:
-    """Of a block as it is stored."""
+    """Compute the bytes of a block as it is stored."""
     infos = [decoder.checkpoint.tensors[stored] for stored in decoder.block_tensors(index).values()]
     return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
 
 
 def hidden_bytes(decoder: Decoder, batches: TokenBatches, segments: int) -> int:
-    """Of the hidden states of so many segments."""
+    """Compute the bytes of the hidden states of this many segments."""
     return segments * batches.length * decoder.checkpoint.hidden_size * decoder.compute_dtype.itemsize
 
 
@@ -69,7 +69,7 @@ def _total(phase: Phase) -> int:
 
 @lru_cache(maxsize=1024)
 def alike(decoder: Decoder, index: int) -> int:
-    """The first block that has the same linears."""
+    """Return the first block that has the same linears."""
     return next(other for other in range(index + 1) if decoder.linears(other) == decoder.linears(index))
 
 
@@ -101,7 +101,7 @@ def _block_phases(work: PlannedWork, index: int) -> Iterator[Phase]:
 
 
 def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) -> Phase:
-    """Inputs with the most columns first; a moment goes when its linears are done, a solved weight stays."""
+    """Find the peak of solving, widest inputs first: a moment is freed after its linears, a solved weight stays."""
     decoder, method = work.decoder, work.method
     itemsize, shapes = _stored_itemsize(decoder), decoder.linears(index)
     inputs = sorted(inputs_of(decoder, index), key=lambda one: one[0], reverse=True)
@@ -127,11 +127,11 @@ def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) ->
 
 
 def _evaluate(work: PlannedWork) -> Phase:
-    """The head, some rows of the vocabulary at a time, over all scored tokens; running sums of every token."""
+    """Compute the head's memory: some rows of the vocabulary at a time, over all scored tokens, with sums per token."""
     decoder = work.decoder
     rows, width = min(VOCABULARY_CHUNK, decoder.vocabulary), decoder.width
     compute, stored = decoder.compute_dtype.itemsize, _stored_itemsize(decoder)
-    # Logits, and their exponentials; in float32 besides where the forward is not.
+    # Logits and their exponentials; a copy in the forward's dtype where that is not float32.
     largest = min(LOGIT_BYTES, 4 * rows * max(one.rows * one.length for one in work.evaluation))
     logits = 2 * largest + (0 if compute == 4 else largest * compute // 4)
     tokens = sum(one.tokens for one in work.evaluation)
@@ -153,7 +153,7 @@ def _module_bytes(decoder: Decoder, index: int) -> int:
 
 @lru_cache(maxsize=256)
 def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statistic: Statistic) -> int:
-    """What a forward of a block holds at its peak beside block, moments, masks and its own input."""
+    """Measure the peak bytes of a block's forward without block, moments, masks and its own input."""
     with torch.inference_mode():
         block = decoder.load_block(index, decoder.read_block(index))
         hidden = torch.empty(
@@ -171,7 +171,7 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
 
 
 def _mask_bytes(work: PlannedWork) -> int:
-    """What is recorded for the blocks, of every shape of microbatch."""
+    """Compute the bytes recorded for the blocks, over every shape of microbatch."""
     shapes = {(rows, one.length) for one in work.batches for rows in one.shapes}
     with torch.inference_mode():
         return sum(work.decoder.recorded_bytes(rows, length) for rows, length in shapes)
@@ -179,7 +179,7 @@ def _mask_bytes(work: PlannedWork) -> int:
 
 @lru_cache(maxsize=256)
 def inputs_of(decoder: Decoder, index: int) -> list[tuple[int, list[str]]]:
-    """Columns of every input of a block's linears, and the linears that share it."""
+    """List the inputs of a block's linears: the columns of each, and the linears that share it."""
     if alike(decoder, index) != index:
         return inputs_of(decoder, alike(decoder, index))
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from mbs_ray.plan.stage_time import Seconds
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a layout, as each of its replicas needs it; bytes."""
+    """Needs of one stage of a layout, for each of its replicas; bytes."""
 
     stage: int
     blocks: range
@@ -33,7 +33,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep needs on a layout. ``problems`` say what does not fit, one line each."""
+    """Needs of a sweep on a layout. ``problems`` say what does not fit, one line each."""
 
     works: list[PlannedWork]
     hardware: Hardware
@@ -53,6 +53,7 @@ class Plan:
     @property
     def wall(self) -> float:
         """Seconds until the last run has left the last stage: a stage takes one run after the other."""
+        # A run starts in a stage once it has left the stage before and the stage has finished the run before.
         free = [0.0] * len(self.stages)
         for run in self.seconds:
             done = 0.0
@@ -68,7 +69,7 @@ class Plan:
         return stage, max(self.parts(stage).items(), key=lambda part: part[1])[0]
 
     def parts(self, stage: int) -> dict[str, float]:
-        """Seconds of a stage by part, over all runs."""
+        """Sum the seconds of a stage by part, over all runs."""
         parts: dict[str, float] = {}
         for run in self.seconds:
             for part, seconds in run[stage].parts.items():

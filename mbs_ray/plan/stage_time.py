@@ -17,7 +17,7 @@ _BYTES_OF_A_SCORE = 40
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one run in one stage, by part. ``read`` goes on while blocks are computed, so only its excess counts."""
+    """Seconds of one run in one stage, by part. ``read`` overlaps with computing, so only its excess counts."""
 
     parts: dict[str, float]
 
@@ -30,9 +30,9 @@ class Seconds:
 def stage_seconds(
     work: PlannedWork, blocks: Iterable[int], last: bool, rates: Rates, tier: str, cuda: bool, replicas: int = 1
 ) -> Seconds:
-    """Of a replica, whose share ``work`` holds. ``tier``: where its activations lie.
+    """Estimate the seconds of a replica, whose share ``work`` holds. ``tier``: where its activations are.
 
-    Linears are dealt out to the replicas to be solved, and the one with the most decides.
+    Linears are assigned to the replicas to be solved, and the busiest one decides.
     """
     parts: dict[str, float] = {}
     for index in blocks:
@@ -50,7 +50,7 @@ def stage_seconds(
 
 
 def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: Rates) -> float:
-    """Of all microbatches through one block."""
+    """Estimate the seconds for all microbatches through one block."""
     linears = decoder.linears(index).values()
     config = decoder.checkpoint.config.get_text_config()
     scores = config.num_attention_heads * batches.length * batches.tokens
@@ -60,12 +60,12 @@ def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: 
 
 
 def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
-    """Of the lower triangles of all inputs of a block."""
+    """Count the operations of the moments (lower triangles) at all inputs of a block."""
     return float(sum(columns**2 for columns, _ in inputs_of(decoder, index))) * tokens
 
 
 def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
-    """Of the factors, of the solved linears, and how many columns they have."""
+    """Count the operations of a block's factors and of its solved linears, and the linears' columns."""
     shapes = decoder.linears(index)
     factors = sum(2 / 3 * columns**3 for columns, _ in inputs_of(decoder, index))
     solved = sum(float(rows) * columns**2 for rows, columns in shapes.values())
@@ -82,7 +82,7 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         method, calibration = work.method, work.calibration
         if method.statistic is not Statistic.NONE:
             once = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
-            # In a true sequence a forward for every input: the linears before it have changed.
+            # In a true sequence every input takes a forward: the linears before it have changed.
             parts["collect"] = once * (len(inputs_of(decoder, index)) if work.true_sequential else 1)
         if method.statistic is Statistic.FULL:
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
@@ -109,7 +109,7 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
 
 
 def _largest_hand(work: PlannedWork, index: int, replicas: int) -> float:
-    """The share of a block's solving that the busiest replica has."""
+    """Compute the share of a block's solving that the busiest replica has."""
     shapes = work.decoder.linears(index)
     costs = [
         2 / 3 * columns**3 + sum(shapes[name][0] for name in names) * columns**2
@@ -121,12 +121,12 @@ def _largest_hand(work: PlannedWork, index: int, replicas: int) -> float:
 
 
 def _uploaded(size: float, rates: Rates, cuda: bool) -> float:
-    """From plain host memory to the device."""
+    """Estimate the seconds from plain host memory to the device."""
     return size / rates.upload if cuda else 0.0
 
 
 def _moving(decoder: Decoder, batches: Iterable[TokenBatches], rates: Rates, tier: str, cuda: bool, ways: int) -> float:
-    """Activations to and from their tier; nothing where they lie in the memory that computes."""
+    """Estimate the seconds of activations to and from their tier; 0 if that is the memory that computes."""
     if tier == "none" or (tier == "host" and not cuda):
         return 0.0
     size = sum(hidden_bytes(decoder, one, one.segments) for one in batches)

@@ -1,4 +1,4 @@
-"""The plan of a sweep file: on nodes that are described, on a live cluster, or on this machine."""
+"""The plan of a sweep file: on described nodes, on a live cluster, or on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,8 +25,8 @@ def plan_sweep(
 ) -> Plan:
     """Plan all runs of a sweep; ``hardware`` None: what the cluster at ``address``, or this machine, has free.
 
-    ``rates`` may give ``forward`` (FLOP/s) and ``disk`` (bytes/s). Raises :class:`InputError` for what can be seen to
-    be wrong without reading a weight.
+    ``rates`` may give ``forward`` (FLOP/s) and ``disk`` (bytes/s). Raises :class:`InputError` for errors that show
+    without reading a weight.
     """
     if hardware is None:
         hardware = _asked(address, sweep.nvme_path)

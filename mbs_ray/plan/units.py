@@ -9,7 +9,7 @@ _WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)B?\s*", re.IGNORECASE
 
 
 def parse_size(what: str, written: str) -> int:
-    """Bytes of ``80GB`` (10⁹), ``80GiB`` (2³⁰) or a plain number. Raises :class:`InputError` naming ``what``."""
+    """Parse ``80GB`` (10⁹), ``80GiB`` (2³⁰) or plain bytes. Raises :class:`InputError` naming ``what``."""
     match = _WRITTEN.fullmatch(written)
     if match is None or (match[3] and not match[2]):
         raise InputError(f"{what}: {written!r} is no size; write 80GB, 80GiB, 1.5TB or bytes")
@@ -19,19 +19,19 @@ def parse_size(what: str, written: str) -> int:
 
 
 def parse_rate(what: str, written: str) -> float:
-    """Operations or bytes in a second of ``300T``, ``2GB/s`` or a plain number."""
+    """Parse operations or bytes per second: ``300T``, ``2GB/s`` or a plain number."""
     return float(parse_size(what, re.sub(r"(?i)(flops?|/s)", "", written)))
 
 
 def format_gib(size: float) -> str:
-    """``12.3 GiB``; MiB below one, TiB from a thousand."""
+    """Format bytes as ``12.3 GiB``; MiB below one, TiB from a thousand."""
     if size >= 1000 * 2**30:
         return f"{size / 2**40:,.2f} TiB"
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """``4.2 s``, ``3 min 10 s``, ``5 h 20 min``."""
+    """Format seconds as ``4.2 s``, ``3 min 10 s`` or ``5 h 20 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
     minutes, rest = divmod(round(seconds), 60)

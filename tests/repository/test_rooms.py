@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "evaluation": {"text", "model", "methods", "languages"},
     "run": {"text", "model", "methods", "languages"},
     "cluster": {"evaluation", "run", "compression", "text", "model", "methods"},
-    "report": {"evaluation", "run", "compression", "languages"},
+    "report": {"evaluation", "run", "languages"},
     "tracking": {"report", "evaluation", "run", "compression", "text", "model"},
     "plan": {"cluster", "evaluation", "run", "compression", "model", "methods", "languages"},
     "driver": {

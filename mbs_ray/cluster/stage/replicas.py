@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -33,6 +33,34 @@ class ReplicaGaveUpError(RunAbandonedError):
     """Another replica of this stage could not continue the run, and reports the reason itself."""
 
 
+class StageReplicas(Protocol):
+    """The actors that hold the same blocks, as one of them, number ``rank`` of ``size``, sees them."""
+
+    rank: int
+    size: int
+
+    def agree(self, yes: bool = True) -> bool:
+        """Wait for all replicas, and return whether all say yes; all of them call this in the same order.
+
+        Raises :class:`ReplicaGaveUpError` where one came by :meth:`give_up`, :class:`ReplicaLostError` where one died.
+        """
+
+    def give_up(self) -> None:
+        """Meet the others at their next :meth:`agree`, and tell them that this one cannot continue the run."""
+
+    def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
+        """Sum what all replicas collected at the owner of each linear; what others own is dropped here."""
+
+    def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
+        """Give every replica the weights of all owners, and replica 0 their packed forms and reports.
+
+        ``tensors`` have the shapes and types of the weights, by the names of their parameters.
+        """
+
+    def add_up(self, sums: Tensor) -> None:
+        """Sum a tensor in host memory at replica 0, in place; an element that only one replica sets keeps its bits."""
+
+
 class SingleReplica:
     """The only replica of its stage: it agrees with itself and has everything."""
 
@@ -40,31 +68,22 @@ class SingleReplica:
     size = 1
 
     def agree(self, yes: bool = True) -> bool:
-        """Wait for all replicas, and return whether all say yes; all of them call this in the same order.
-
-        Raises :class:`ReplicaGaveUpError` where one came by :meth:`give_up`, :class:`ReplicaLostError` where one died.
-        """
         return yes
 
     def give_up(self) -> None:
-        """Meet the others at their next :meth:`agree`, and tell them that this one cannot continue the run."""
+        """Do nothing: there is nobody to tell."""
 
     def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
-        """Sum what all replicas collected at the owner of each linear; what others own is dropped here."""
         return collected
 
     def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
-        """Give every replica the weights of all owners, and replica 0 their packed forms and reports.
-
-        ``tensors`` have the shapes and types of the weights, by the names of their parameters.
-        """
         return solved
 
     def add_up(self, sums: Tensor) -> None:
-        """Sum a tensor in host memory at replica 0, in place; an element that only one replica sets keeps its bits."""
+        """Leave the sums as they are: they are complete already."""
 
 
-class ReplicaGroup(SingleReplica):
+class ReplicaGroup:
     """The process group of a stage of several replicas (gloo, and nccl for what lies on CUDA).
 
     ``store`` is where they find each other: the first replica serves it, see :func:`hosted_store`, the others join it.

@@ -12,7 +12,7 @@ from mbs_ray.cluster.activations.host_memory import return_freed_memory
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.job import Job, JobText, Microbatch
 from mbs_ray.cluster.layout import StagePlace
-from mbs_ray.cluster.stage.replicas import SingleReplica
+from mbs_ray.cluster.stage.replicas import StageReplicas
 from mbs_ray.cluster.stage.timeline import Timeline
 from mbs_ray.compression.block_report import BlockReport
 from mbs_ray.model.decoder import Decoder
@@ -43,7 +43,7 @@ class StageProcess:
     """
 
     place: StagePlace
-    replicas: SingleReplica
+    replicas: StageReplicas
     timeline: Timeline = field(default_factory=Timeline)
     ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     status: StageStatus = StageStatus()
@@ -69,7 +69,7 @@ class StageRun:
         return self.process.place
 
     @property
-    def replicas(self) -> SingleReplica:
+    def replicas(self) -> StageReplicas:
         return self.process.replicas
 
     @property

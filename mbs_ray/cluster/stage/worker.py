@@ -7,7 +7,7 @@ from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.block_loop import take_through
-from mbs_ray.cluster.stage.replicas import SingleReplica
+from mbs_ray.cluster.stage.replicas import SingleReplica, StageReplicas
 from mbs_ray.cluster.stage.stage_run import Send, StageProcess, StageRun, StageStatus
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.model.checkpoint import Checkpoint
@@ -21,7 +21,7 @@ class Worker:
     are summed, and each solves linears for all. The first one writes.
     """
 
-    def __init__(self, place: StagePlace, threads: int, replicas: SingleReplica | None = None) -> None:
+    def __init__(self, place: StagePlace, threads: int, replicas: StageReplicas | None = None) -> None:
         self.process = StageProcess(place, replicas or SingleReplica())
         self._threads = threads
         self._device = forward_device()
