@@ -17,7 +17,7 @@ FIGURES = "comparisons"
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: its name, and for each evaluation set the fingerprint of the text and token scores."""
+    """What is compared: its name, and for each evaluation set the fingerprint of the text and the token scores."""
 
     name: str
     sets: Mapping[str, tuple[str, Path]]

@@ -138,7 +138,7 @@ def layer_error_grid(run: RunResults) -> Grid:
 
 
 def _heat(value: float, low: float, high: float) -> float:
-    """Place a value on a logarithmic scale from 0, at ``low`` and below, to 1, at ``high`` and above."""
+    """Where a value lies between two others on a logarithmic scale; 0 at ``low`` and below."""
     if value <= low or high <= low:
         return 0.0
     return min(math.log(value / low) / math.log(high / low), 1.0)

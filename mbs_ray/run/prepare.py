@@ -127,7 +127,7 @@ def prepare_runs(
 
 
 def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
-    """Resolve the languages of the run, segments of each, and with dense statistics their weights."""
+    """Languages of the run, segments of each, and with dense statistics their weights."""
     distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
     languages = parse_languages(spec.languages, distribution)
     dense = spec.statistics

@@ -74,7 +74,7 @@ class SweepSpec(FrozenSpec):
         return runs
 
     def labels(self, runs: list[RunSpec]) -> list[str]:
-        """Name each run by what tells it apart: ``sparsegpt-50-proportional-seed1``."""
+        """A name for each run, of what tells it apart: ``sparsegpt-50-proportional-seed1``."""
         several_models = len(self.grid.get("model", [])) > 1
         models = [Path(run.model).name if several_models else "" for run in runs]
         columns = [self._column(run, set(self.grid)) for run in runs]
@@ -82,11 +82,11 @@ class SweepSpec(FrozenSpec):
         return [re.sub(r"[^A-Za-z0-9._-]", "-", label) for label in labels]
 
     def columns(self, runs: list[RunSpec]) -> list[tuple[str, str]]:
-        """Name the column of each run in its model's table, over whose runs (the seeds) it is averaged."""
+        """The column of each run in its model's table, over whose runs (the seeds) it is averaged."""
         return [self._column(run, set(self.grid) - {"seed"}) for run in runs]
 
     def _column(self, run: RunSpec, telling: set[str]) -> tuple[str, str]:
-        """Name a column: the method, and the sampling with whatever else varies in the grid."""
+        """The method, and the sampling with whatever else varies in the grid."""
         others = [field for field in self.grid if field in telling - {"method", "sampling", "model"}]
         varying = [_label_part(field, run) for field in others if len(self.grid[field]) > 1]
         return run.method.label, "-".join([run.sampling.label, *varying])
@@ -125,7 +125,7 @@ def load_sweep(path: Path) -> SweepSpec:
 
 
 def _relative_to(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve relative paths in the fields of a run; a model that is no folder there stays a hub id."""
+    """Fields of a run with relative paths resolved; a model that is no folder there stays a hub id."""
     resolved = dict(fields)
     if isinstance(resolved.get("model"), str) and (folder / resolved["model"]).is_dir():
         resolved["model"] = str((folder / resolved["model"]).resolve())
