@@ -43,6 +43,7 @@ LARGEST_VOCABULARY = 2**16  # token ids are kept as uint16
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says; exits with status 2 for wrong input."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:

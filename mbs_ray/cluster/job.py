@@ -130,6 +130,7 @@ class Job:
 
     @property
     def blocks_folder(self) -> Path:
+        """Folder of the compressed blocks and their reports."""
         return self.directory / "blocks"
 
     @property
@@ -149,6 +150,7 @@ class Job:
         return not isinstance(self.work, CompressStored | Try)
 
     def scores_file(self, name: str) -> Path:
+        """Return the file of the token scores of the evaluation set ``name``."""
         return scores_file(self.directory, name)
 
     def microbatches(self, replica: int = 0) -> list[Microbatch]:

@@ -17,9 +17,11 @@ class Layout:
 
     @property
     def actors(self) -> int:
+        """Number of actors of all stages."""
         return self.stages * self.replicas
 
     def places(self) -> "list[StagePlace]":
+        """List the places of all actors, stage by stage."""
         return [StagePlace(stage, replica, self) for stage in range(self.stages) for replica in range(self.replicas)]
 
     def __str__(self) -> str:
@@ -36,10 +38,12 @@ class StagePlace:
 
     @property
     def first(self) -> bool:
+        """Whether the stage is the first, which embeds."""
         return self.stage == 0
 
     @property
     def last(self) -> bool:
+        """Whether the stage is the last, which scores."""
         return self.stage == self.layout.stages - 1
 
     def __str__(self) -> str:

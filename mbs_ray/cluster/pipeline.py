@@ -214,6 +214,7 @@ class Pipeline:
 
     @property
     def busy(self) -> bool:
+        """Whether a stage still works on a submitted run."""
         return bool(self._pending)
 
     def statuses(self) -> list[StageStatus]:

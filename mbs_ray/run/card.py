@@ -52,6 +52,7 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
+        """Rebuild the facts from the mapping that ``card.json`` holds."""
         evaluation = [EvaluationScores(**scores) for scores in content["evaluation"]]
         return cls(**{**content, "evaluation": evaluation})
 

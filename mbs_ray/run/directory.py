@@ -72,6 +72,7 @@ class RunDirectory:
         return scores_file(self.path, name)
 
     def stored_signature(self) -> dict[str, Any] | None:
+        """Read the signature the run was begun with; None where no run was begun."""
         path = self.path / SIGNATURE
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -164,6 +165,7 @@ class RunDirectory:
         shutil.rmtree(self.packed, ignore_errors=True)
 
     def keep_card(self, facts: CardFacts) -> None:
+        """Write the content of the model card."""
         write_json(self.path / CARD, asdict(facts))
 
     def card(self) -> CardFacts | None:
@@ -188,6 +190,7 @@ class RunDirectory:
         return card
 
     def keep_tracking_identity(self, told: Mapping[str, Any]) -> None:
+        """Write what :meth:`tracking_identity` reads."""
         write_json(self.path / TRACKING, told)
 
     def tracking_identity(self) -> dict[str, Any] | None:
@@ -206,6 +209,7 @@ class RunDirectory:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, which makes the run a finished one."""
         write_json(self.path / RESULT, result)
 
 

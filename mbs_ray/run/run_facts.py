@@ -39,4 +39,5 @@ class RunFacts:
         return cls(**{**content, "languages": languages, "evaluation": evaluation})
 
     def to_json(self) -> dict[str, Any]:
+        """Return the facts as a mapping that JSON can hold."""
         return asdict(self)

@@ -27,25 +27,31 @@ class SweepFolders:
 
     @property
     def sweep(self) -> Path:
+        """Folder of the sweep itself."""
         return self.out / self.name
 
     @property
     def figures(self) -> Path:
+        """Folder of the sweep's figures."""
         return self.sweep / "figures"
 
     @property
     def segments(self) -> Path:
+        """Folder of the drawn segments."""
         return self.out / "segments"
 
     @property
     def cache(self) -> Path:
+        """Folder of facts that are expensive to find out, such as fingerprints of checkpoints."""
         return self.out / "cache"
 
     @property
     def artifacts(self) -> Path:
+        """Folder of MLflow's artefacts, where the database is under ``out``."""
         return self.out / "artifacts"
 
     def run(self, label: str) -> RunDirectory:
+        """Return the directory of the run with this label."""
         return RunDirectory(self.sweep / RUNS / label)
 
     def dense(self, model: str, evaluation: str, signature: Mapping[str, Any]) -> Path:
@@ -58,6 +64,7 @@ class SweepFolders:
 
     @property
     def all_statistics(self) -> Path:
+        """Folder of all second moments of dense models."""
         return self.out / "statistics"
 
     def statistics(self, key: str) -> Path:

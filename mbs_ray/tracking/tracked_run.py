@@ -107,6 +107,7 @@ class TrackedRun:
         self.enqueue(deliver)
 
     def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run, now or once MLflow is back."""
         self.enqueue(lambda client: client.set_tag(self.run_id, name, value))
 
     def enqueue(self, deliver: "Callable[[MlflowClient], None]") -> None:

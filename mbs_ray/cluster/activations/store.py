@@ -91,6 +91,7 @@ class ActivationStore:
         self._tier.drop(microbatch)
 
     def abandon(self) -> None:
+        """Give the run up: whoever waits for a microbatch gets :class:`RunAbandonedError`."""
         with self._changed:
             self.abandoned = True
             self._changed.notify_all()

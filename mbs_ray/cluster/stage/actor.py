@@ -75,6 +75,7 @@ class Stage:
 
     @ray.method(concurrency_group="control")
     def room(self, nvme_path: Path | None) -> FreeMemory:
+        """Measure the free memory of this stage's node."""
         return free_memory(nvme_path)
 
     @ray.method(concurrency_group="control")

@@ -27,6 +27,7 @@ class StageBlock:
 
     @property
     def index(self) -> int:
+        """Number of the block in the model, from 0."""
         return self.report.block
 
 

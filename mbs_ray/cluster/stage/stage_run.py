@@ -78,6 +78,7 @@ class StageRun:
 
     @property
     def blocks(self) -> range:
+        """Shard of this stage."""
         return self.job.blocks[self.place.stage]
 
     @property
@@ -87,9 +88,11 @@ class StageRun:
 
     @property
     def microbatches(self) -> list[Microbatch]:
+        """Microbatches of this replica, in order."""
         return self.job.microbatches(self.place.replica)
 
     def microbatches_of(self, file: JobText) -> list[Microbatch]:
+        """List the microbatches of one file in this replica."""
         return [one for one in self.microbatches if one.file is file]
 
     def tell(self, block: int, part: str, done: int, total: int, language: str = "") -> None:
