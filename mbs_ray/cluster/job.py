@@ -171,6 +171,7 @@ class Job:
             yield file, [one for one in microbatches if one.file is file]
 
     def _starts(self, file: JobText, part: int) -> range:
+        # A contiguous part of about equal size for each replica: part p of n begins at p / n of the microbatches.
         starts = range(0, len(file.languages), self._together(file))
         return starts[len(starts) * part // self.replicas : len(starts) * (part + 1) // self.replicas]
 

@@ -121,6 +121,7 @@ class Pipeline:
         )
         self._stages = [actor.remote(place, self.threads) for place in self._places]
         replicas = self.layout.replicas
+        # Replica r of a stage hands over to replica r of the next one, which is `replicas` actors further on.
         following = [*self._stages[replicas:], *[None] * replicas]
         ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
         try:

@@ -100,7 +100,6 @@ class SweepTracking:
         return tracked.sync()
 
     def fail(self, label: str, reason: str) -> None:
-        """End a run as failed, with the reason as its note."""
         tracked = self._open.pop(label)
         tracked.note(f"failed: {reason}")
         tracked.finish("FAILED")

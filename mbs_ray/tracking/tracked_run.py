@@ -125,6 +125,8 @@ class TrackedRun:
             self.sync()
 
     def _deliver(self) -> None:
+        # In this order: the run itself, its metrics, then what was queued, oldest first. Whatever fails ends the
+        # attempt here, and the next one begins again with what is not done.
         client = self._connection.client
         self._open(client)
         if self._journal is not None:

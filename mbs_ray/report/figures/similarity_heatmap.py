@@ -1,4 +1,4 @@
-"""Figures of how alike languages are to a model."""
+"""Figures of how similar languages are to a model."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from mbs_ray.report.colours import ANGLES, ASIDE, BLUE, TREE, VERMILION
 from mbs_ray.report.figures.canvas import ink_on, new_figure
 
 _CELL = 0.34  # inches
-_MOST_NUMBERS = 30  # languages beside which numbers in the cells could not be read
+_MOST_NUMBERS = 30  # languages; with more of them the numbers in the cells could not be read
 
 
 def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDArray[np.float64], title: str) -> Figure:
