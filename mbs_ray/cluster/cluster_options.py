@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mbs_ray.cluster.bounds import TierName
-from mbs_ray.cluster.offload import Offload
+
+if TYPE_CHECKING:
+    from mbs_ray.cluster.offload import Offload
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """None is settled by what there is; none of it changes a bit but ``replicas`` and ``threads``.
+    """None is settled by what there is, or by the sweep file; only ``replicas`` and ``threads`` can change a bit.
 
     ``address`` is that of a Ray cluster; None starts a local Ray, or takes that of the job.
     """
@@ -18,16 +20,19 @@ class ClusterOptions:
     stages: int | None = None
     replicas: int | None = None
     threads: int | None = None
-    offload: TierName | Literal["auto"] = "auto"
+    offload: TierName | Literal["auto"] | None = None
     nvme_path: Path | None = None
     address: str | None = None
 
     @property
-    def tiers(self) -> Offload:
+    def tiers(self) -> "Offload":
         """Which tier of activations is asked for. Raises :class:`InputError` where its folder is missing."""
-        return Offload(self.offload, self.nvme_path)
+        # Loads Ray and torch, which the command line does without until it has read its options.
+        from mbs_ray.cluster.offload import Offload
+
+        return Offload(self.offload or "auto", self.nvme_path)
 
     @property
     def cpus(self) -> int:
-        """CPUs that the actors asked for need together; those left open count as one."""
+        """CPUs that the actors asked for need together; a number left open counts as one."""
         return (self.stages or 1) * (self.replicas or 1) * (self.threads or 1)

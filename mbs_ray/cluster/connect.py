@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +30,9 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
+    # Says on every start, as a warning, that a local Ray asks its clients for a token.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    told = signal.getsignal(signal.SIGTERM)
     if address is None and "RAY_ADDRESS" not in os.environ:
         # "local", or Ray would join any other Ray that happens to run on this machine.
         ray.init(
@@ -47,6 +52,8 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
                 f"--address {address or 'auto'}: no Ray cluster answers there ({reason}); "
                 "with token authentication set RAY_AUTH_MODE=token here as on its nodes"
             ) from error
+    if callable(told) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)  # Ray has put its own there
     try:
         yield
     finally:
