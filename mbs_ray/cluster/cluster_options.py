@@ -1,4 +1,4 @@
-"""What a command is told of the cluster: how many actors, of how many threads, and where their activations lie."""
+"""Options of a command for the cluster: how many actors, with how many threads, and where activations are kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """None is settled by what there is, or by the sweep file; only ``replicas`` and ``threads`` can change a bit.
+    """Options for the cluster; None is resolved from the sweep file, or from what the cluster has.
 
-    ``address`` is that of a Ray cluster; None starts a local Ray, or takes that of the job.
+    Only ``replicas`` and ``threads`` can change bits of the results. ``address`` is that of a Ray cluster; None starts
+    a local Ray, or uses that of the Ray job.
     """
 
     stages: int | None = None
@@ -26,7 +27,7 @@ class ClusterOptions:
 
     @property
     def tiers(self) -> "Offload":
-        """Which tier of activations is asked for. Raises :class:`InputError` where its folder is missing."""
+        """Requested tier of activations. Raises :class:`InputError` where its folder is missing."""
         # Loads Ray and torch, which the command line does without until it has read its options.
         from mbs_ray.cluster.offload import Offload
 
@@ -34,5 +35,5 @@ class ClusterOptions:
 
     @property
     def cpus(self) -> int:
-        """CPUs that the actors asked for need together; a number left open counts as one."""
+        """CPUs that all requested actors need together; a number left open counts as one."""
         return (self.stages or 1) * (self.replicas or 1) * (self.threads or 1)

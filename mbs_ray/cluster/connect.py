@@ -21,7 +21,7 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 @contextmanager
 def connected(address: str | None, cpus: int) -> Iterator[None]:
-    """A Ray connection for the length of a job; a Ray that runs in this process already is used as it is.
+    """Provide a Ray connection for the length of a job; a Ray already running in this process is used as it is.
 
     Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started.
     Raises :class:`InputError` when the address does not answer.

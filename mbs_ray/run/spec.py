@@ -164,6 +164,7 @@ class RunSpec(FrozenSpec):
 
 
 def check_name(what: str, name: str) -> None:
+    """Raise ValueError where ``name`` cannot name a folder or a metric; ``what`` says whose name it is."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{what} {name!r}: a name has letters, digits, '.', '_' and '-', and begins with none of these"
