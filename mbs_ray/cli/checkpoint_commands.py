@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from mbs_ray.cli.inputs import absolute, evaluation_sets, model_given, one_line_errors
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, one_line_errors
 from mbs_ray.cli.options import (
     Address,
     ComputeDtype,
@@ -18,6 +18,7 @@ from mbs_ray.cli.options import (
     Revision,
     SequenceLength,
     Stages,
+    TextColumn,
     Threads,
 )
 from mbs_ray.errors import InputError
@@ -35,6 +36,7 @@ def evaluate(
     corpus: Annotated[
         list[Path] | None, typer.Option("--corpus", help="Folder with text to score; may be repeated.")
     ] = None,
+    text_column: TextColumn = TEXT_COLUMN,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[
@@ -86,7 +88,7 @@ def evaluate(
         }
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
-            _score_text(model_given(model), evaluation_sets(corpus, segments), asked, languages, how)
+            _score_text(model_given(model), evaluation_sets(corpus, segments, text_column), asked, languages, how)
         if tasks is not None:
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             _score_tasks(model_given(model), names, {"shots": shots, "limit": limit, "include_path": include_path}, how)
@@ -97,6 +99,7 @@ def similarity(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
     corpus: Annotated[Path, typer.Argument(help="Folder of <language>.parquet|.jsonl|.txt")],
     out: Out,
+    text_column: TextColumn = TEXT_COLUMN,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[int, typer.Option("--segments", min=2, help="Segments of each language.")] = 16,
@@ -115,7 +118,7 @@ def similarity(
         console = Console()
         result = language_similarity(
             model_given(model),
-            str(corpus.resolve()),
+            corpus_given(corpus, text_column),
             revision=revision,
             languages=languages,
             segments=segments,

@@ -42,3 +42,6 @@ FileOffloadTier = Annotated[Tier | None, typer.Option("--offload", help="Default
 NvmePath = Annotated[
     Path | None, typer.Option("--nvme-path", help="Folder on a local disk of every node, for --offload nvme or auto.")
 ]
+TextColumn = Annotated[
+    str, typer.Option("--text-column", help="Field or column of the corpus that holds the text: content, raw_content.")
+]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from mbs_ray.cli.inputs import absolute, evaluation_sets, given, model_given, one_line_errors
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, given, model_given, one_line_errors
 from mbs_ray.cli.named_spec import named_spec
 from mbs_ray.cli.options import (
     METHOD_HELP,
@@ -24,6 +24,7 @@ from mbs_ray.cli.options import (
     Revision,
     SequenceLength,
     Stages,
+    TextColumn,
     Threads,
 )
 
@@ -43,6 +44,7 @@ def compress(
     evaluate: Annotated[
         list[Path] | None, typer.Option("--evaluate", help="Folder with text to score; may be repeated.")
     ] = None,
+    text_column: TextColumn = TEXT_COLUMN,
     name: Annotated[
         str, typer.Option("--name", help="Of the folder under --out and the MLflow experiment.")
     ] = "compress",
@@ -89,14 +91,14 @@ def compress(
             "revision": revision,
             "distribution": distribution,
             "languages": languages,
-            "corpus": str(corpus.resolve()),
+            "corpus": corpus_given(corpus, text_column),
             "method": named_spec(method),
             "sampling": named_spec(sampling),
             "segments": segments,
             "sequence_length": sequence_length,
             "seed": seed,
             "allow_repeat": allow_repeat,
-            "evaluation": evaluation_sets(evaluate or [], evaluation_segments),
+            "evaluation": evaluation_sets(evaluate or [], evaluation_segments, text_column),
             "compute_dtype": compute_dtype,
             "microbatch": int(microbatch) if microbatch.isdigit() else microbatch,
             "statistics": named_spec(statistics, "mode"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.job import Job, job_text
 from mbs_ray.cluster.layout import Layout, resolve_layout
 from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
@@ -44,6 +44,7 @@ def evaluate_model(
     Raises :class:`InputError` before any actor starts where the model or a text cannot be used.
     """
     asked = parse_languages(languages)
+    check_ray(address)
     opened = read_through(model, revision, out / "cache", progress.work)
     requests = evaluation_requests(sets, opened, asked, 0)
     checked = CheckedTexts()

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mbs_ray import __version__
-from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, resolve_layout
 from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
@@ -59,6 +59,7 @@ def evaluate_tasks(
     """
     require_harness()
     opened_tasks = open_tasks(tasks, include_path)
+    check_ray(address)
     opened = read_through(model, revision, out / "cache", progress.work)
     tokenizer = _tokenizer(opened.checkpoint.folder)
     connection = MlflowConnection(default_tracking_uri(out), EXPERIMENT, out / "artifacts")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.layout import resolve_layout
 from mbs_ray.cluster.numerics import resolve_numerics, room_for_actors
 from mbs_ray.cluster.offload import Offload
@@ -40,6 +40,7 @@ def _conduct(sweep: SweepSpec, out: Path, address: str | None, progress: Progres
     folders = SweepFolders(out.resolve(), sweep.name)
     offload = Offload(sweep.offload, sweep.nvme_path)
     specs = sweep.runs()
+    check_ray(address)
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, progress.work)
     # Those of adaptive runs are told once they are found.
     for run in distinct_allocations([run for run in runs if run.adaptive is None]):
