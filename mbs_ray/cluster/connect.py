@@ -29,8 +29,15 @@ _TRIES = {"RAY_gcs_server_port_wait_time_s": "1"}
 
 def check_ray(address: str | None) -> None:
     """Raise :class:`InputError` where :func:`connected` would fail, before anything is read: it takes seconds."""
-    if ray.is_initialized():
-        return
+    if not ray.is_initialized():
+        check_surroundings(address)
+
+
+def check_surroundings(address: str | None) -> None:
+    """Raise :class:`InputError` where nobody answers at the address that options and environment name.
+
+    Without one: where Ray's temporary folder is none, or makes paths too long for sockets.
+    """
     target, named = _target(address)
     if target is None:
         _check_sockets()

@@ -70,7 +70,7 @@ def spoilt(draw: st.DrawFn, content: Any) -> Any:
         if change == "lost":
             del holder[last]
         elif change == "other":
-            holder[last] = draw(VALUES)
+            holder[last] = copy.deepcopy(draw(VALUES))
         elif change == "as text":
             holder[last] = str(holder[last])
         elif change == "nested":
