@@ -1,5 +1,7 @@
 """The errors a user is told of in one line."""
 
+LONGEST_REASON = 300
+
 
 class InputError(ValueError):
     """Bad input: one line that names the file, field or language and says what to do.
@@ -18,3 +20,11 @@ class StageDiedError(RuntimeError):
     def __init__(self, message: str, run: str = "") -> None:
         super().__init__(message)
         self.run = run
+
+
+def one_line(error: BaseException) -> str:
+    """Put what an error of a library says on one line of at most 300 characters; its type, where the words need it."""
+    said = " ".join(str(error).split())
+    if isinstance(error, LookupError | AttributeError | AssertionError | ImportError | ArithmeticError) or not said:
+        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return said if len(said) <= LONGEST_REASON else said[: LONGEST_REASON - 1] + "…"

@@ -4,6 +4,10 @@ Parses, calls the driver, prints tables; nothing is computed here. Begin with ``
 Imports: ``driver``, ``plan``, ``tracking``, ``report``, ``cluster``, ``evaluation``, ``run``, ``model``, ``languages``.
 """
 
+import io
+import sys
+from typing import Any
+
 import typer
 
 from mbs_ray.cli import (
@@ -15,7 +19,19 @@ from mbs_ray.cli import (
     sweep_commands,
 )
 
-app = typer.Typer(
+
+class _App(typer.Typer):
+    """Commands whose words reach a terminal of any encoding."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # Old clusters and some containers print ASCII; what it lacks becomes a question mark, and no traceback.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().__call__(*args, **kwargs)
+
+
+app = _App(
     name="mbs",
     help="Multilingual Brain Surgeon on Ray: compress multilingual language models, language by language.",
     no_args_is_help=True,

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import with_cluster, without
-from mbs_ray.cli.inputs import absolute, evaluation_sets, model_given, one_line_errors
-from mbs_ray.cli.options import ComputeDtype, Languages, Out, Revision, SequenceLength
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, one_line_errors
+from mbs_ray.cli.options import ComputeDtype, Languages, Out, Revision, SequenceLength, TextColumn
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
@@ -27,6 +27,7 @@ def evaluate(
     corpus: Annotated[
         list[Path] | None, typer.Option("--corpus", help="Folder with text to score; may be repeated.")
     ] = None,
+    text_column: TextColumn = TEXT_COLUMN,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[
@@ -68,7 +69,7 @@ def evaluate(
         text = None
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
-            sets = evaluation_sets(corpus, segments).items()
+            sets = evaluation_sets(corpus, segments, text_column).items()
             named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
             text = TextQuestion(languages, named)
         question = None
@@ -101,6 +102,7 @@ def similarity(
     corpus: Annotated[Path, typer.Argument(help="Folder of <language>.parquet|.jsonl|.txt")],
     *,
     out: Out,
+    text_column: TextColumn = TEXT_COLUMN,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[int, typer.Option("--segments", min=2, help="Segments of each language.")] = 16,
@@ -118,7 +120,7 @@ def similarity(
         console = Console()
         result = language_similarity(
             model_given(model),
-            str(corpus.resolve()),
+            corpus_given(corpus, text_column),
             revision=revision,
             languages=languages,
             segments=segments,

@@ -23,3 +23,6 @@ Force = Annotated[bool, typer.Option("--force", help="Start although the plan sa
 Revision = Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")]
 SequenceLength = Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")]
 ComputeDtype = Annotated[str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")]
+TextColumn = Annotated[
+    str, typer.Option("--text-column", help="Field or column of the corpus that holds the text: content, raw_content.")
+]

@@ -61,17 +61,19 @@ def verify(
     """Is a checkpoint whole? Compares every file with its sha256 in manifest.json."""
     with one_line_errors():
         from mbs_ray.model.manifest import MANIFEST
-        from mbs_ray.model.manifest import verify as wrong_files
+        from mbs_ray.model.manifest import verify as compare_files
         from mbs_ray.run.directory import RunDirectory
 
         run = RunDirectory(folder)
         if run.stored_signature() is not None:
             run.finished()
         checkpoint = folder if (folder / MANIFEST).is_file() else run.checkpoint
-        wrong, files = wrong_files(checkpoint)
-        if wrong:
-            raise InputError(f"{checkpoint}: {len(wrong)} of {files} files are wrong: {'; '.join(wrong)}")
-        Console().print(f"{checkpoint}: {files} files, all as written", highlight=False, soft_wrap=True)
+        verdict = compare_files(checkpoint)
+        if wrong := verdict.wrong:
+            raise InputError(f"{checkpoint}: {len(wrong)} of {verdict.files} files are wrong: {'; '.join(wrong)}")
+        typer.echo(f"{checkpoint}: {verdict.files} files, all as written")
+        if verdict.beside:
+            typer.echo(f"beside them, not in the manifest: {', '.join(verdict.beside)}")
 
 
 @app.command(epilog="Example: mbs export ./results/compress/runs/gptq-4bit-g128-equal --format compressed-tensors")

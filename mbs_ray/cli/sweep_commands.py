@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import FILE_OFFLOAD, Address, with_cluster, without
-from mbs_ray.cli.inputs import absolute, evaluation_sets, given, one_line_errors
-from mbs_ray.cli.options import Force, Out
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, one_line_errors, with_text_column
+from mbs_ray.cli.options import Force, Out, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
 from mbs_ray.cluster.cluster_options import ClusterOptions
 
@@ -26,6 +26,7 @@ def compress(
     context: typer.Context,
     *,
     out: Out,
+    text_column: TextColumn = TEXT_COLUMN,
     evaluate: Annotated[
         list[Path] | None, typer.Option("--evaluate", help="Folder with text to score; may be repeated.")
     ] = None,
@@ -42,7 +43,9 @@ def compress(
     with one_line_errors():
         from mbs_ray.run.sweep_spec import SweepSpec, validated
 
-        run = run_fields(context.obj) | {"evaluation": evaluation_sets(evaluate or [], evaluation_segments)}
+        run = run_fields(context.obj)
+        run["corpus"] = with_text_column(run["corpus"], text_column)
+        run["evaluation"] = evaluation_sets(evaluate or [], evaluation_segments, text_column)
         _conduct(validated(SweepSpec, {"name": name, "run": run, **_arranged(cluster)}), out, cluster.address, force)
 
 

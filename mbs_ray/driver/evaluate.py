@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.job import JobText, job_text
 from mbs_ray.cluster.resources import room_for_actors, settle_resources
 from mbs_ray.cluster.stage_pool import StagePool
@@ -57,6 +57,7 @@ def evaluate(
     Raises :class:`InputError` before any actor starts where the model, a text or a task cannot be used.
     """
     opened_tasks = None if tasks is None else open_question(tasks, out)
+    check_ray(cluster.address)
     opened = read_through(model, revision, out / "cache", progress.work)
     requests = {} if text is None else _checked(text, opened)
     tokenizer = None if tasks is None else harness_tokenizer(opened.checkpoint.folder)

@@ -14,7 +14,7 @@ from mbs_ray.cluster.activations.host_memory import available_host_memory
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
@@ -82,6 +82,7 @@ def language_similarity(
         raise InputError("--languages: similarity needs at least two")
     if compute_dtype not in _COMPUTE_DTYPES:
         raise InputError(f"--compute-dtype {compute_dtype}: there are {', '.join(_COMPUTE_DTYPES)}")
+    check_ray(cluster.address)
     opened = read_through(model, revision, out / "cache", progress.work)
     opened.check_length("--sequence-length", sequence_length)
     request = SegmentRequest(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.resources import Resources, settle_resources
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
@@ -43,6 +43,7 @@ def conduct(
     """
     folders = SweepFolders(out.resolve(), sweep.name)
     with interrupted_by_sigterm():
+        check_ray(address)
         runs = _prepared(sweep, folders, progress)
         uri = default_tracking_uri(folders.out)
         connection = _connection(uri, folders, runs)

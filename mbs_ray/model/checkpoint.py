@@ -1,17 +1,18 @@
 """A Hugging Face checkpoint in safetensors, read tensor by tensor and never whole."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, one_line
+from mbs_ray.model.configuration import CONFIG, read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -40,27 +41,24 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """The tensors of a model folder by name: one ``model.safetensors`` or shards with an index.
+    """The tensors of a model folder by name: one ``model.safetensors`` or, without it, shards with an index.
 
     Every shard's header is read at construction, so that a missing, truncated or foreign file is
-    found before any work starts. Raises :class:`InputError` naming the file.
+    found before any work starts. As in transformers the shards say which tensors there are, the index only which
+    shards. Raises :class:`InputError` naming the file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{folder}: no {CONFIG}; give the folder of a Hugging Face checkpoint")
         self.tensors: dict[str, TensorInfo] = {}
         for file in self.files:
             self.tensors.update(read_header(file))
-        self._check_index()
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        try:
-            return AutoConfig.from_pretrained(self.folder, local_files_only=True)
-        except (ValueError, OSError, KeyError) as error:
-            raise InputError(f"{self.folder / 'config.json'}: {_first_line(error)}") from error
+        return read_config(self.folder)
 
     @property
     def hidden_size(self) -> int:
@@ -70,36 +68,58 @@ class Checkpoint:
     @cached_property
     def files(self) -> list[Path]:
         """All shards, in the order of their names."""
-        if self._weight_map is None:
+        if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         names = sorted(set(self._weight_map.values()))
         for name in names:
-            if Path(name).name != name or not name.endswith(".safetensors"):
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
                 raise InputError(f"{self.folder / INDEX}: {name!r} is no safetensors file of this folder")
             if not (self.folder / name).is_file():
                 raise InputError(f"{self.folder / name}: named in {INDEX}, but missing; fetch this shard again")
         return [self.folder / name for name in names]
 
     @cached_property
-    def _weight_map(self) -> dict[str, str] | None:
+    def _weight_map(self) -> dict[str, str]:
+        """The index's answer to where a tensor lies; empty for a single file, beside which an index counts nothing."""
         index = self.folder / INDEX
-        if index.is_file():
-            try:
-                return dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{index}: no readable weight_map; fetch the file again") from error
         if (self.folder / SINGLE).is_file():
-            return None
-        raise InputError(
-            f"{self.folder}: neither {SINGLE} nor {INDEX}; only safetensors are read, "
-            "so convert other weights (model.save_pretrained) first"
-        )
+            return {}
+        if not index.is_file():
+            raise InputError(
+                f"{self.folder}: neither {SINGLE} nor {INDEX}; only safetensors are read, "
+                "so convert other weights (model.save_pretrained) first"
+            )
+        try:
+            weight_map = json.loads(index.read_bytes())["weight_map"]
+        except OSError as error:
+            raise InputError(f"{index}: cannot be read ({error.strerror})") from error
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise InputError(f"{index}: no readable weight_map; fetch the file again") from error
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index}: weight_map: expected names of tensors with their files; fetch the file again")
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or "\0" in file:
+                raise InputError(f"{index}: weight_map.{name}: {file!r} is no name of a file; fetch the file again")
+        return weight_map
 
-    def _check_index(self) -> None:
-        for name, file in (self._weight_map or {}).items():
-            info = self.tensors.get(name)
-            if info is None or info.file.name != file:
-                raise InputError(f"{self.folder / file}: lacks {name}, which {INDEX} says it holds")
+    def find(self, name: str, shape: Sequence[int]) -> str:
+        """The name under which the model's parameter ``name`` is stored.
+
+        Raises :class:`InputError` where no shard holds it, or where its shape is not the configuration's.
+        """
+        stored = self.stored_name(name)
+        if stored is None:
+            for candidate in self._candidates(name):
+                if file := self._weight_map.get(candidate):
+                    raise InputError(f"{self.folder / file}: lacks {candidate}, which {INDEX} says it holds")
+            raise InputError(f"{self.folder}: the checkpoint lacks {name}")
+        if (held := self.tensors[stored].shape) != tuple(shape):
+            raise InputError(
+                f"{self.folder}: {stored} is {list(held)}, the configuration says {list(shape)}; "
+                f"correct {CONFIG}, or give the weights it was written for"
+            )
+        return stored
 
     def stored_name(self, name: str) -> str | None:
         """The name under which the model's parameter ``name`` is stored, or None.
@@ -107,11 +127,11 @@ class Checkpoint:
         Hub BLOOM shards hold bare names (``h.0.…``), a saved ``BloomForCausalLM`` holds
         ``transformer.h.0.…``: both are tried.
         """
+        return next((candidate for candidate in self._candidates(name) if candidate in self.tensors), None)
+
+    def _candidates(self, name: str) -> tuple[str, ...]:
         prefix = self._prefix + "."
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in self.tensors:
-                return candidate
-        return None
+        return (name, name.removeprefix(prefix), prefix + name)
 
     @cached_property
     def _prefix(self) -> str:
@@ -166,7 +186,7 @@ def fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"{model}: no such folder, and the hub gave none: {_first_line(error)}") from error
+        raise InputError(f"{model}: no such folder, and the hub gave none: {one_line(error)}") from error
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -179,7 +199,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 for name, part in parts.items()
             }
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: no whole safetensors file ({_first_line(error)}); fetch it again") from error
+        raise InputError(f"{file}: no whole safetensors file ({one_line(error)}); fetch it again") from error
     except KeyError as error:
         raise InputError(f"{file}: holds tensors of type {error}, which are not supported") from error
 
@@ -191,7 +211,3 @@ def _consecutive(rows: list[int]) -> Iterator[tuple[int, int, int]]:
         if at == len(rows) or rows[at] != rows[at - 1] + 1:
             yield begin, rows[begin], rows[at - 1]
             begin = at
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,17 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from torch.utils import _pytree as pytree
-from transformers import AutoModelForCausalLM
 
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, one_line
 from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.configuration import CONFIG, empty_model
 from mbs_ray.model.head import head_alone
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
 from mbs_ray.model.recorder import Recorder, hidden_states
-from mbs_ray.model.support import check_arguments, check_chain, find_blocks, refuse_config
+from mbs_ray.model.support import check_arguments, check_chain, find_blocks, refuse_block_count, refuse_config
 
 _KEPT_SHAPES = 4
 
@@ -39,9 +38,8 @@ class Decoder:
         self.device = torch.device(device)
         config = checkpoint.config
         refuse_config(checkpoint.folder, config)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=compute_dtype, trust_remote_code=False)
-        model.eval()
+        refuse_block_count(checkpoint.folder, config, len(checkpoint.tensors))
+        model = empty_model(checkpoint.folder, config, compute_dtype)
         self._model = model
         self._path, block_list = find_blocks(checkpoint.folder, model)
         self._templates = list(block_list)
@@ -51,8 +49,11 @@ class Decoder:
         self._recorders = [Recorder(template) for template in self._templates]
         for index, recorder in enumerate(self._recorders):
             block_list[index] = recorder
+        self._parameters: set[str] = set()
         self._embedding = model.get_input_embeddings()
         self._embedding_name = self._name_of(self._embedding) + ".weight"
+        self._stored_embedding = self._find_embedding()
+        self._head_names = self._find_head()
         self._head_model = head_alone(model, self._path)
         self._load_outside()
         self._arguments: dict[tuple[int, int], list[tuple[tuple, dict]]] = {}
@@ -151,7 +152,7 @@ class Decoder:
 
     def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rows of the head's weight and bias for a range of the vocabulary, on the device."""
-        name, bias = self._head_names()
+        name, bias = self._head_names
         weight = self.checkpoint.read_rows(name, start, stop).to(self.device, self.compute_dtype)
         if bias is None:
             return weight, None
@@ -170,6 +171,10 @@ class Decoder:
         """Stored names of all tensors that belong to no block."""
         inside = {stored for index in range(self.blocks) for stored in self.block_tensors(index).values()}
         return [name for name in self.checkpoint.tensors if name not in inside]
+
+    def parameter_tensors(self) -> set[str]:
+        """Stored names of the model's parameters; masks and other buffers that some checkpoints keep are none."""
+        return set(self._parameters)
 
     def _recorded(self, microbatch: int, length: int) -> list[tuple[tuple, dict]]:
         shape = (microbatch, length)
@@ -203,9 +208,10 @@ class Decoder:
             )
         except InputError:
             raise
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # the model's own code, which a configuration may bring to anything
             raise InputError(
-                f"{self.checkpoint.folder}: {type(self._model).__name__} cannot be taken apart into blocks ({error})"
+                f"{self.checkpoint.folder / CONFIG}: as configured there, {type(self._model).__name__} cannot be "
+                f"taken apart into blocks ({one_line(error)})"
             ) from error
         check_arguments(self.checkpoint.folder, *seen)
 
@@ -227,11 +233,8 @@ class Decoder:
         for path, module in self._model.named_modules():
             if id(module) in skipped or path.startswith(self._path + "."):
                 continue
-            for name, _ in module.named_parameters(recurse=False):
-                full = f"{path}.{name}" if path else name
-                stored = self.checkpoint.stored_name(full)
-                if stored is None:
-                    raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {full}")
+            for name, parameter in module.named_parameters(recurse=False):
+                stored = self._find(f"{path}.{name}" if path else name, parameter)
                 tensor = self.checkpoint.read(stored).to(self.device, self.compute_dtype)
                 setattr(module, name, nn.Parameter(tensor, requires_grad=False))
         for module in self._model.modules():
@@ -242,14 +245,7 @@ class Decoder:
         prefix = f"{self._path}.{index}."
         stored_prefix = None
         for name, parameter in self._templates[index].named_parameters():
-            stored = self.checkpoint.stored_name(prefix + name)
-            if stored is None:
-                raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {prefix + name}")
-            if (shape := self.checkpoint.tensors[stored].shape) != parameter.shape:
-                raise InputError(
-                    f"{self.checkpoint.folder}: {stored} is {list(shape)}, "
-                    f"the configuration says {list(parameter.shape)}"
-                )
+            stored = self._find(prefix + name, parameter)
             stored_prefix = stored.removesuffix(name)
         assert stored_prefix is not None
         return {
@@ -259,13 +255,16 @@ class Decoder:
     def _name_of(self, wanted: nn.Module) -> str:
         return next(name for name, module in self._model.named_modules() if module is wanted)
 
-    @property
-    def _stored_embedding(self) -> str:
-        """A tied embedding may have been stored under the name of the head alone."""
-        stored = self.checkpoint.stored_name(self._embedding_name) or (self._tied and self._stored_head)
-        if not stored:
-            raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {self._embedding_name}")
+    def _find(self, name: str, parameter: torch.Tensor) -> str:
+        stored = self.checkpoint.find(name, parameter.shape)
+        self._parameters.add(stored)
         return stored
+
+    def _find_embedding(self) -> str:
+        """Stored name of the embedding; a tied one may have been stored under the name of the head alone."""
+        if self._tied and self.checkpoint.stored_name(self._embedding_name) is None and self._stored_head:
+            return self._find(self._stored_head, self._embedding.weight)
+        return self._find(self._embedding_name, self._embedding.weight)
 
     @property
     def _tied(self) -> bool:
@@ -275,17 +274,17 @@ class Decoder:
     def _stored_head(self) -> str | None:
         return self.checkpoint.stored_name(self._name_of(self._model.get_output_embeddings()) + ".weight")
 
-    def _head_names(self) -> tuple[str, str | None]:
+    def _find_head(self) -> tuple[str, str | None]:
         """Stored names of the head's weight and bias.
 
         A tied head is the token embedding, unless the checkpoint holds one as well: then it has the last word, as
         in transformers, which unties what was tied by the configuration but differs in the file.
         """
-        head = self._name_of(self._model.get_output_embeddings())
-        weight = self._stored_head or (self._stored_embedding if self._tied else None)
-        if weight is None:
-            raise InputError(f"{self.checkpoint.folder}: the checkpoint lacks {head}.weight")
-        return weight, self.checkpoint.stored_name(head + ".bias")
+        head: Any = self._model.get_output_embeddings()
+        name = self._name_of(head)
+        tied = self._tied and self._stored_head is None
+        weight = self._stored_embedding if tied else self._find(f"{name}.weight", head.weight)
+        return weight, None if head.bias is None else self._find(f"{name}.bias", head.bias)
 
     def _head_info(self) -> Any:
-        return self.checkpoint.tensors[self._head_names()[0]]
+        return self.checkpoint.tensors[self._head_names[0]]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -15,26 +15,31 @@ from mbs_ray.model.checkpoint import Checkpoint
 _CHUNK_BYTES = 64 * 2**20
 
 
-def fingerprint(checkpoint: Checkpoint, cache: Path, progress: Callable[[int, int], None] | None = None) -> str:
+def fingerprint(
+    checkpoint: Checkpoint,
+    parameters: Collection[str],
+    cache: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
     """sha256 of config and all tensors (names, types, shapes, bytes), however they are sharded.
 
-    Reads every weight once in pieces of 64 MiB and raises :class:`InputError` naming the tensor
-    that holds NaN or infinity. The answer is kept under ``cache`` for files whose size and time of
-    change are the same. ``progress`` is called with bytes done and bytes in all.
+    Reads every tensor once in pieces of 64 MiB and raises :class:`InputError` naming the first of ``parameters``
+    (stored names) that holds NaN or infinity; a stored mask may well hold -inf. The answer is kept under ``cache``
+    for files whose size and time of change are the same. ``progress`` is called with bytes done and bytes in all.
     """
     files = [checkpoint.folder / "config.json", *checkpoint.files]
     states = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
     stored = cache / f"{key}.json"
     if stored.is_file():
-        return str(json.loads(stored.read_text())["fingerprint"])
-    result = _scan(checkpoint, progress)
+        return str(json.loads(stored.read_text(encoding="utf-8"))["fingerprint"])
+    result = _scan(checkpoint, parameters, progress)
     with appearing(stored) as unfinished:
-        unfinished.write_text(json.dumps({"fingerprint": result, "files": states}))
+        unfinished.write_text(json.dumps({"fingerprint": result, "files": states}), encoding="utf-8")
     return result
 
 
-def _scan(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None) -> str:
+def _scan(checkpoint: Checkpoint, parameters: Collection[str], progress: Callable[[int, int], None] | None) -> str:
     total = sum(file.stat().st_size for file in checkpoint.files)
     done = 0
     whole = hashlib.sha256(checkpoint.config.to_json_string().encode())
@@ -47,8 +52,11 @@ def _scan(checkpoint: Checkpoint, progress: Callable[[int, int], None] | None) -
         with safe_open(info.file, framework="pt") as file:
             for start in range(0, rows, step):
                 piece = file.get_slice(name)[start : start + step] if info.shape else file.get_tensor(name)
-                if info.dtype.is_floating_point and not torch.isfinite(piece).all():
-                    raise InputError(f"{info.file}: {name} holds NaN or infinity; fetch the file again")
+                if name in parameters and info.dtype.is_floating_point and not torch.isfinite(piece).all():
+                    raise InputError(
+                        f"{info.file}: {name} holds NaN or infinity, with which nothing can be computed; the file is "
+                        "damaged, or the model was saved in a type that is too narrow for this weight"
+                    )
                 content = piece.contiguous().reshape(-1).view(torch.uint8).numpy()
                 whole.update(content.data)
                 done += content.size

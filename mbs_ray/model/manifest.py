@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from mbs_ray.errors import InputError
+from mbs_ray.model.checkpoint import SINGLE
 
 MANIFEST = "manifest.json"
 
@@ -21,10 +23,24 @@ def write_manifest(folder: Path) -> Path:
     return target
 
 
-def verify(folder: Path) -> tuple[list[str], int]:
-    """What is wrong with a folder's files, one line per file, and how many files its manifest lists.
+@dataclass(frozen=True)
+class Verdict:
+    """How a folder's files compare with its manifest, which lists ``files`` of them.
 
-    Raises :class:`InputError` where the folder has no manifest.
+    ``wrong`` has a line for each that is not as it was written. ``beside`` are names of files that the manifest does
+    not list: hubs and desktops leave some (``.gitattributes``), and they do no harm.
+    """
+
+    files: int
+    wrong: list[str]
+    beside: list[str]
+
+
+def verify(folder: Path) -> Verdict:
+    """Compare a folder's files with its manifest.
+
+    A whole ``model.safetensors`` that the manifest does not list is wrong: whoever loads the folder gets it in the
+    place of the shards. Raises :class:`InputError` where the folder has no manifest.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -46,9 +62,11 @@ def verify(folder: Path) -> tuple[list[str], int]:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {size}")
         elif _sha256(path) != digest:
             wrong.append(f"{name}: other content")
-    here = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}
-    wrong += [f"{name}: not in the manifest" for name in sorted(here - expected.keys())]
-    return wrong, len(expected)
+    beside = sorted({path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST} - expected.keys())
+    if SINGLE in beside:
+        beside.remove(SINGLE)
+        wrong.append(f"{SINGLE}: not in the manifest, but would be loaded in the place of the shards")
+    return Verdict(len(expected), wrong, beside)
 
 
 def _sha256(path: Path) -> str:

@@ -118,9 +118,9 @@ def write_quantization(folder: Path, scheme: IntegerScheme, ignored: Iterable[st
     # Unless told to unpack while it loads, transformers 5.23 makes place for the tensors by packing a model without
     # memory, where compressed-tensors 0.20 leaves zero points unpacked: no asymmetric checkpoint would load.
     path = folder / "config.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["quantization_config"]["dequantize"] = True
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _middle(bits: int) -> int:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mbs_ray.errors import InputError
+from mbs_ray.model.configuration import CONFIG
 from mbs_ray.model.recorder import Recorder
 
 Arguments = Sequence[tuple[tuple, Mapping[str, Any]]]
@@ -21,7 +22,7 @@ _SEE = "docs/architectures.md says which models can be compressed"
 
 def refuse_config(folder: Path, config: PretrainedConfig) -> None:
     """Raise :class:`InputError` for a model whose configuration alone says that it cannot work."""
-    file = folder / "config.json"
+    file = folder / CONFIG
     if getattr(config, "quantization_config", None):
         raise InputError(
             f"{file}: quantization_config says that the linears are packed; "
@@ -44,6 +45,15 @@ def refuse_config(folder: Path, config: PretrainedConfig) -> None:
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{file}: model_type {config.model_type!r} has no causal language model; {_SEE}")
+
+
+def refuse_block_count(folder: Path, config: PretrainedConfig, tensors: int) -> None:
+    """Raise :class:`InputError` for a configuration of no block, or of more than the checkpoint has tensors."""
+    blocks = getattr(config, "num_hidden_layers", None)
+    if isinstance(blocks, int) and not 0 < blocks <= tensors:
+        raise InputError(
+            f"{folder / CONFIG}: num_hidden_layers: {blocks} blocks, where the files hold {tensors} tensors"
+        )
 
 
 def find_blocks(folder: Path, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

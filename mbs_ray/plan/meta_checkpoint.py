@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, PretrainedConfig
+from transformers import BloomConfig, PretrainedConfig
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, fetch
+from mbs_ray.model.configuration import CONFIG, empty_model, read_config
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.support import refuse_config
 
 #: Hidden size, blocks and heads by hub id; all have 250,880 rows of vocabulary. Sizes of the BLOOM repositories.
 _BLOOM = {
@@ -39,8 +40,7 @@ class MetaCheckpoint(Checkpoint):
         self.folder = Path(name)
         self.dtype = dtype
         self._config = config
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = empty_model(self.folder, config, dtype)
         tied = {head for head in (model._tied_weights_keys or []) if config.tie_word_embeddings}
         self.tensors = {
             key: TensorInfo(self.folder, tensor.dtype, tuple(tensor.shape))
@@ -128,15 +128,12 @@ def meta_checkpoint(model: str, revision: str | None = None) -> MetaCheckpoint:
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise InputError(f"{model}: no such folder")
-        folder = fetch(model, revision, ["config.json"])
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json; give the folder of a Hugging Face checkpoint")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return MetaCheckpoint(str(folder), config, _stored_dtype(folder, config))
-    except (ValueError, OSError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder / 'config.json'}: {reason}") from error
+        folder = fetch(model, revision, [CONFIG])
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: no {CONFIG}; give the folder of a Hugging Face checkpoint")
+    config = read_config(folder)
+    refuse_config(folder, config)
+    return MetaCheckpoint(str(folder), config, _stored_dtype(folder, config))
 
 
 def _stored_dtype(folder: Path, config: PretrainedConfig) -> torch.dtype:

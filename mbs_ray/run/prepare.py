@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,8 @@ def read_through(model: str, revision: str | None, cache: Path, notify: NotifySt
     checkpoint = open_checkpoint(model, revision)
     decoder = Decoder(checkpoint, torch.float32)
     name = Path(model).name
-    read = fingerprint(checkpoint, cache, lambda done, total: notify(f"reading {name}", done, total))
+    progress = partial(notify, f"reading {name}")
+    read = fingerprint(checkpoint, decoder.parameter_tensors(), cache, progress)
     return Model(name, checkpoint, read, decoder)
 
 

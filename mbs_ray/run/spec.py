@@ -29,11 +29,11 @@ BEGINNINGS_OF_METRICS = ("increase", "ci95")
 
 
 def _method(value: Any) -> Any:
-    return build_method(value) if isinstance(value, str | Mapping) else value
+    return value if hasattr(value, "statistic") else build_method(value)
 
 
 def _sampling(value: Any) -> Any:
-    return build_sampling(value) if isinstance(value, str | Mapping) else value
+    return value if hasattr(value, "allocate") else build_sampling(value)
 
 
 MethodField = Annotated[

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.corpus import Corpus, Location, open_corpus
+from mbs_ray.text.corpus import Corpus, Location, open_corpus, parse_location
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
 
 FORMAT = 1  # raise it with any change that draws other tokens from the same request
@@ -88,6 +88,7 @@ class SegmentRequest:
             "allow_repeat": self.allow_repeat if self.allocation is not None else None,
             # Not named where it is as it always was, so that what was drawn then is found again.
             **({} if self.join == "end_token" else {"join": self.join}),
+            **({} if (column := parse_location(self.corpus).text_column) == "text" else {"text_column": column}),
         }
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 

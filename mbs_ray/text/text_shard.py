@@ -74,7 +74,7 @@ class TextShard:
                 record = json.loads(line.decode())
             except UnicodeDecodeError:
                 self._fail(offset, "is not valid UTF-8")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 self._fail(offset, f"is not valid JSON ({getattr(error, 'msg', error)})")
             if not isinstance(record, dict) or self.text_column not in record:
                 self._fail(offset, f"has no field {self.text_column!r}")

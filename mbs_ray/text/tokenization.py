@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, one_line
 from mbs_ray.text.blank_lines import blank_line_streams
 from mbs_ray.text.shards import Document, Source
 from mbs_ray.text.token_bytes import character_bytes, checked, token_bytes
@@ -28,9 +28,8 @@ class DocumentTokenizer:
         try:
             # Without a maximum length no warning is given for a document longer than the model's.
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, model_max_length=2**40)
-        except (OSError, ValueError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            raise InputError(f"tokenizer {name}: cannot be loaded ({first_line})") from None
+        except Exception as error:  # the libraries raise what the files make them raise, a plain Exception too
+            raise InputError(f"tokenizer {name}: cannot be loaded ({one_line(error)})") from None
         if not self.tokenizer.is_fast:
             raise InputError(f"tokenizer {name}: has no tokenizer.json, whose offsets are needed to count bytes")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mbs_ray.errors import InputError
-from mbs_ray.model.manifest import MANIFEST, verify, write_manifest
+from mbs_ray.model.manifest import MANIFEST, Verdict, verify, write_manifest
 
 
 @pytest.fixture
@@ -43,15 +43,25 @@ def flip(folder: Path) -> None:
         (flip, "model-00001-of-00001.safetensors: other content"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: missing"),
         (lambda folder: (folder / "config.json").write_text("{} "), "config.json: 3 bytes instead of 2"),
-        (lambda folder: (folder / "extra.bin").touch(), "extra.bin: not in the manifest"),
+        (
+            lambda folder: (folder / "model.safetensors").touch(),
+            "model.safetensors: not in the manifest, but would be loaded in the place of the shards",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_of_every_file(checkpoint: Path, harm: Callable[[Path], object], said: str) -> None:
     copy = checkpoint.with_name("copy")
     shutil.copytree(checkpoint, copy)
-    assert verify(copy) == ([], 2)
+    assert verify(copy) == Verdict(2, [], [])
     harm(copy)
-    assert verify(copy)[0] == [said]
+    assert verify(copy) == Verdict(2, [said], [])
+
+
+def test_files_that_a_hub_or_a_desktop_leaves_beside_do_no_harm(checkpoint: Path) -> None:
+    for name in (".gitattributes", ".DS_Store", "notes.txt"):
+        (checkpoint / name).touch()
+    (checkpoint / ".git").mkdir()
+    assert verify(checkpoint) == Verdict(2, [], [".DS_Store", ".gitattributes", "notes.txt"])
 
 
 def test_a_manifest_leads_to_no_other_folder(checkpoint: Path) -> None:
@@ -59,7 +69,7 @@ def test_a_manifest_leads_to_no_other_folder(checkpoint: Path) -> None:
     content = json.loads((checkpoint / MANIFEST).read_text())
     content["files"]["../secret"] = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
     (checkpoint / MANIFEST).write_text(json.dumps(content))
-    assert verify(checkpoint)[0] == ["../secret: the manifest names a file of another folder"]
+    assert verify(checkpoint).wrong == ["../secret: the manifest names a file of another folder"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": {"a": 1}}'])
