@@ -36,7 +36,7 @@ class Progress:
     def allocation(
         self, sampling: str, allocation: Mapping[str, int], weights: Mapping[str, float] | None = None
     ) -> None:
-        """Print how the segments are spread over the languages, or with dense statistics how these are weighed."""
+        """Print how the segments are spread over the languages or, with dense statistics, the languages' weights."""
         if weights is None:
             spread = "  ".join(f"{language} {count}" for language, count in allocation.items())
             self.say(f"allocation {sampling} ({sum(allocation.values())} segments): {spread}")
@@ -97,7 +97,7 @@ class RunsShown:
         self._printed = time.monotonic()
 
     def add(self, job: Job) -> None:
-        """One more, that follows from others."""
+        """Add a job that follows from others."""
         self._jobs[job.key] = job
 
     def stages(self, statuses: Sequence[StageStatus]) -> None:
@@ -155,5 +155,5 @@ class RunsShown:
 
 
 def _furthest(statuses: Sequence[StageStatus]) -> dict[str, tuple[int, StageStatus]]:
-    """For each run in flight the stage that is furthest in it."""
+    """Find the stage, with its status, that is furthest in each run in flight."""
     return {status.run: (stage, status) for stage, status in enumerate(statuses) if status.run}
