@@ -14,7 +14,7 @@ class StageDeaths:
         self._last: dict[str, tuple[int, int]] = {}
 
     def give_up(self, run: str, job: Job | None) -> bool:
-        """Count a death during a run (``job`` None: while the stages were started); return whether it was one too many."""
+        """Count a death during a run (``job`` None: while stages were started); return whether it was one too many."""
         finished = 0 if job is None else finished_files(job.directory)
         point, count = self._last.get(run, (finished, 0))
         count = count + 1 if point == finished else 1
