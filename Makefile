@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo ui test test-all check clean
+.PHONY: install demo ui test test-all check docs clean
 
 install: .venv/installed
 
@@ -28,6 +28,10 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages and pictures of docs/ that are made from the code.
+docs: .venv/installed
+	$(BIN)/python -m handbook
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

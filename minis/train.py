@@ -2,12 +2,12 @@
 
 CORPUS is a folder of ``<language>.parquet`` files with a column ``text``. OUT receives the
 finished model (bf16 safetensors, tokenizer, ``language_distribution.json``); ``OUT/training``
-holds what a continued training needs: tokens, and the last checkpoint (weights, AdamW moments and
-counters, safetensors and JSON). A killed training started again with the same arguments goes on
-from there and draws exactly the segments it would have drawn.
+holds what a resumed training needs: tokens, and the last checkpoint (weights, AdamW moments and
+counters, safetensors and JSON). A killed training restarted with the same arguments resumes
+there and draws exactly the segments it would have drawn.
 
 The learning rate is constant after a warm-up and falls linearly to zero over the last fifth of
-``--tokens``, so the aim can still be moved while training is under way.
+``--tokens``, so the target can still be changed while training is under way.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from minis.training_text import SegmentDraw, make_tokenizer, shares, token_strea
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a mini BLOOM."""
+    """The size of a mini BLOOM."""
 
     hidden_size: int
     layers: int
@@ -43,6 +43,7 @@ LARGEST_VOCABULARY = 2**16  # token ids are kept as uint16
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train as the command line says; exits with status 2 for wrong input."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:

@@ -28,7 +28,7 @@ def store(
     optimizer: torch.optim.Optimizer,
     progress: TrainingCounters,
 ) -> None:
-    """Write ``folder`` anew; killed at any moment, it leaves this checkpoint or the one before."""
+    """Replace the checkpoint in ``folder``; killed at any moment, it leaves this checkpoint or the one before."""
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
@@ -38,7 +38,7 @@ def store(
     with appearing_folder(folder) as unfinished:
         save_file(tensors, unfinished / "state.safetensors")
         (unfinished / "progress.json").write_text(json.dumps(asdict(progress)))
-        # Where the new one is whole, and only just before it takes the name, so that one of the two always has one.
+        # Only now that the new one is whole, and just before it takes the name: one of the two is always there.
         if folder.exists():
             shutil.rmtree(_previous(folder), ignore_errors=True)
             folder.rename(_previous(folder))
@@ -47,7 +47,7 @@ def store(
 def restore(
     folder: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> TrainingCounters | None:
-    """Take weights and moments from ``folder``, or from the checkpoint before; None where there is neither."""
+    """Restore weights and moments from ``folder``, or from the checkpoint before; None where there is neither."""
     found = next((path for path in (folder, _previous(folder)) if path.is_dir()), None)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Text of a training: tokenizer, token streams of the languages, and the segments drawn from them."""
+"""The text of a training: tokenizer, token streams of the languages, and the segments drawn from them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +20,14 @@ TOKENIZER_BYTES = 8e6
 
 
 def shares(exponent: float) -> dict[str, float]:
-    """Language → share of the segments drawn, ∝ (ROOTS bytes) ** exponent, for the paper's 20 languages."""
+    """Compute language → share of the segments drawn, ∝ (ROOTS bytes) ** exponent, for the paper's 20 languages."""
     tempered = {language: size**exponent for language, size in ROOTS.amounts_of(PAPER_LANGUAGES).items()}
     total = sum(tempered.values())
     return {language: value / total for language, value in tempered.items()}
 
 
 def read_texts(corpus: Path, language: str) -> list[str]:
-    """The documents of a language. Raises :class:`InputError` naming the file where they cannot be read."""
+    """Read the documents of a language. Raises :class:`InputError` naming the file where they cannot be read."""
     path = corpus / f"{language}.parquet"
     if not path.is_file():
         raise InputError(f"{path}: no such file; CORPUS needs one for each of {', '.join(PAPER_LANGUAGES)}")
@@ -43,7 +43,7 @@ def read_texts(corpus: Path, language: str) -> list[str]:
 
 
 def make_tokenizer(corpus: Path, shares: Mapping[str, float], vocabulary: int, path: Path) -> Tokenizer:
-    """The byte-level BPE in ``path``, trained on a sample of the languages by ``shares`` if it is not there."""
+    """Open the byte-level BPE in ``path``; if it is not there, train it on a sample of the languages by ``shares``."""
     if path.is_file():
         return _open_tokenizer(path)
     tokenizer = Tokenizer(models.BPE())
@@ -85,7 +85,7 @@ def _open_tokenizer(path: Path) -> Tokenizer:
 
 
 def token_stream(corpus: Path, language: str, tokenizer: Tokenizer, cache: Path) -> np.ndarray:
-    """Token ids of all documents of a language, each followed by ``</s>``, as one uint16 array."""
+    """Encode all documents of a language, each followed by ``</s>``, as one uint16 array, kept under ``cache``."""
     stored = cache / f"{language}.npy"
     if not stored.is_file():
         end = SPECIAL_TOKENS.index("</s>")
@@ -121,7 +121,7 @@ class SegmentDraw:
                 )
 
     def batch(self, step: int, drawn: dict[str, int]) -> torch.Tensor:
-        """Token ids, int64 (batch, length), of a step; ``drawn`` counts on."""
+        """Draw the token ids of a step, int64 (batch, length), and count the segments by language in ``drawn``."""
         languages = list(self._shares)
         generator = np.random.default_rng([self._seed, step])
         rows = []
@@ -132,6 +132,8 @@ class SegmentDraw:
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
     def _segment(self, stream: np.ndarray, drawn: int, seed: list[int]) -> np.ndarray:
+        # An epoch cuts the stream, from a random offset below one length, into whole segments: one fewer than fit, so
+        # that every offset leaves room. All is seeded by language and epoch, so that a count of draws is all it takes.
         count = len(stream) // self._length - 1
         epoch, position = divmod(drawn, count)
         generator = np.random.default_rng([*seed, epoch])

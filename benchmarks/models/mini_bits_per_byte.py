@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from mbs_ray.driver.evaluate import evaluate_model
+from mbs_ray.cluster.cluster_options import ClusterOptions
+from mbs_ray.driver.evaluate import TextQuestion, evaluate
 from mbs_ray.driver.progress import Progress
 from mbs_ray.languages.facts import PAPER_LANGUAGES
 from mbs_ray.run.spec import EvaluationSpec
@@ -99,20 +100,17 @@ def model_bits_per_byte(model: Path, scored: dict[str, list[str]]) -> dict[str, 
             lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
             (corpus / f"{language}.jsonl").write_text(lines)
         spec = EvaluationSpec(corpus=str(corpus), segments=None, sequence_length=SEQUENCE_LENGTH)
-        sets = evaluate_model(
+        result = evaluate(
             str(model.resolve()),
             revision=None,
-            languages="paper",
-            sets={"validation": spec},
+            text=TextQuestion("paper", {"validation": spec}),
+            tasks=None,
             compute_dtype="auto",
-            stages=1,
-            replicas=1,
-            threads=None,
+            cluster=ClusterOptions(stages=1, replicas=1),
             out=Path(folder) / "out",
-            address=None,
             progress=Progress(Console(stderr=True)),
         )
-    _, scores = sets["validation"]
+    _, scores = result.texts["validation"]
     return {language: score.bits_per_byte for language, score in scores.items()}
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from mbs_ray.cli.inputs import one_line_errors
 from mbs_ray.cli.named_spec import named_spec
-from mbs_ray.cli.options import SAMPLING_HELP, Distribution, Languages
+from mbs_ray.cli.options import Distribution, Languages, Sampling
 
 app = typer.Typer()
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 @app.command(epilog="Example: mbs allocate --model bigscience/bloom-7b1 --sampling proportional --segments 256")
 def allocate(
     model: Annotated[str, typer.Option("--model", help="Folder of a checkpoint, or a hub id.")],
-    sampling: Annotated[str, typer.Option("--sampling", help=SAMPLING_HELP)] = "proportional",
+    sampling: Sampling = "proportional",
     segments: Annotated[int, typer.Option("--segments", min=1, help="Segments in all.")] = 256,
     languages: Languages = "paper",
     distribution: Distribution = None,
@@ -31,4 +31,7 @@ def allocate(
         asked = parse_languages(languages, known)
         allocation = built.allocate(known, asked, segments)
         title = f"{segments} segments, {sampling}, {known.source if known else 'distribution unknown'}"
-        Console().print(allocation_table(title, allocation, known.shares(asked) if known else {}))
+        console = Console()
+        console.print(allocation_table(title, allocation, known.shares(asked) if known else {}))
+        again = f"mbs compress --model {model} --sampling '{sampling}' --segments {segments} …"
+        console.print(f"calibrate with it: {again}", highlight=False, markup=False, soft_wrap=True)

@@ -6,20 +6,10 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from mbs_ray.cli.cluster_arguments import with_cluster, without
 from mbs_ray.cli.inputs import absolute, evaluation_sets, model_given, one_line_errors
-from mbs_ray.cli.options import (
-    Address,
-    ComputeDtype,
-    Languages,
-    NvmePath,
-    OffloadTier,
-    Out,
-    Replicas,
-    Revision,
-    SequenceLength,
-    Stages,
-    Threads,
-)
+from mbs_ray.cli.options import ComputeDtype, Languages, Out, Revision, SequenceLength
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
 app = typer.Typer()
@@ -29,8 +19,10 @@ app = typer.Typer()
     epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results   "
     "or: mbs evaluate ./bloom-560m --tasks xnli,xcopa,xstorycloze --out ./results"
 )
+@with_cluster()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
+    *,
     out: Out,
     corpus: Annotated[
         list[Path] | None, typer.Option("--corpus", help="Folder with text to score; may be repeated.")
@@ -55,12 +47,7 @@ def evaluate(
         Path | None, typer.Option("--include-path", help="Folder with task files of your own, for --tasks.")
     ] = None,
     compute_dtype: ComputeDtype = "auto",
-    stages: Stages = None,
-    replicas: Replicas = None,
-    threads: Threads = None,
-    offload: OffloadTier = "auto",
-    nvme_path: NvmePath = None,
-    address: Address = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Score a checkpoint, dense or compressed, language by language.
 
@@ -68,7 +55,6 @@ def evaluate(
     """
     with one_line_errors():
         from mbs_ray.cli.terminal_tables import accuracy_table, score_table
-        from mbs_ray.cluster.cluster_options import ClusterOptions
         from mbs_ray.driver.evaluate import TextQuestion
         from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
         from mbs_ray.driver.evaluate_tasks import TaskQuestion
@@ -95,7 +81,7 @@ def evaluate(
             text=text,
             tasks=question,
             compute_dtype=compute_dtype,
-            cluster=ClusterOptions(stages, replicas, threads, offload, nvme_path and nvme_path.absolute(), address),
+            cluster=cluster,
             out=absolute(out),
             progress=Progress(console),
         )
@@ -105,13 +91,15 @@ def evaluate(
         if result.tasks is not None:
             path, accuracies = result.tasks
             console.print(accuracy_table(f"accuracy of {Path(model).name}, {shots} shots", accuracies))
-            console.print(f"written: {path}", highlight=False, soft_wrap=True)
+            console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")
+@with_cluster(without("stages", "replicas", "offload", "nvme_path"))
 def similarity(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
     corpus: Annotated[Path, typer.Argument(help="Folder of <language>.parquet|.jsonl|.txt")],
+    *,
     out: Out,
     revision: Revision = None,
     languages: Languages = "paper",
@@ -119,8 +107,7 @@ def similarity(
     sequence_length: SequenceLength = 2048,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the drawing of text.")] = 0,
     compute_dtype: ComputeDtype = "auto",
-    threads: Threads = None,
-    address: Address = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure how alike languages are inside a dense model: angles between the inputs of its blocks, and clusters."""
     with one_line_errors():
@@ -138,9 +125,8 @@ def similarity(
             sequence_length=sequence_length,
             seed=seed,
             compute_dtype=compute_dtype,
-            threads=threads,
+            cluster=cluster,
             out=absolute(out),
-            address=address,
             progress=Progress(console),
         )
         for block in (0, result.similarity.blocks - 1):
@@ -148,6 +134,6 @@ def similarity(
             console.print(similarity_table(title, result.similarity, block))
         for path in result.files:
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
-        console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)
         if not result.tracked:
             console.print("MLflow has not taken everything yet; the same command tries again")
+        console.print(f"tracking: {result.tracking_uri}   (mbs ui {out})", highlight=False, soft_wrap=True)

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from mbs_ray.driver.conclusion import SweepResult
-from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.run.sweep_spec import SweepSpec, validated
@@ -55,9 +52,9 @@ def demo_sweep(models: Sequence[Path]) -> SweepSpec:
     return validated(SweepSpec, {"name": "demo", "run": run, "grid": grid, "layout": {"stages": 2}, "threads": 1})
 
 
-def run_demo(out: Path, address: str | None, console: Console, models: Sequence[Path] | None = None) -> SweepResult:
-    """Conduct the demo's sweep, or go on with it. ``models`` are those of the package unless given."""
-    return conduct(demo_sweep(models or packaged_models()), out, address, Progress(console))
+def shown_tables(result: SweepResult) -> dict[str, pd.DataFrame]:
+    """Pick the table that a terminal shows: that of the last model. The page has all."""
+    return dict(list(result.tables.items())[-1:])
 
 
 def demo_sentence(result: SweepResult) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from mbs_ray.cli.interruption import told_of_interruption
 from mbs_ray.errors import InputError, StageDiedError
 
 
@@ -41,9 +42,10 @@ def absolute(out: Path) -> Path:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """One line instead of a traceback: exit code 2 for bad input, 1 where a stage died."""
+    """Say in one line what went wrong: exit code 2 for bad input, 1 where a stage died, 130 after Ctrl-C."""
     try:
-        yield
+        with told_of_interruption(lambda: "the same command begins again, with what it has kept"):
+            yield
     except (InputError, StageDiedError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None

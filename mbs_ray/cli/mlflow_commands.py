@@ -22,11 +22,15 @@ def track(
 ) -> None:
     """Tell MLflow what a sweep measured while it was away. What it knows already is not doubled."""
     with one_line_errors():
+        from mbs_ray.tracking.mlflow_client import default_tracking_uri
         from mbs_ray.tracking.replay import track_runs
 
         taken = dict(track_runs(folder, tracking_uri))
         for run, whole in taken.items():
             typer.echo(f"{run}: {'up to date' if whole else 'not taken whole; try again'}")
+        # <out>/<sweep>, or <out>/<sweep>/runs/<run>.
+        out = folder.resolve().parents[0 if (folder / "runs").is_dir() else 2]
+        typer.echo(f"tracking: {tracking_uri or default_tracking_uri(out)}   (mbs ui {out})")
         if not all(taken.values()):
             raise typer.Exit(1)
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mbs_ray.cli.inputs import one_line_errors
-from mbs_ray.cli.options import Address, NvmePath, Replicas, Stages, Threads
+from mbs_ray.cli.cluster_arguments import with_cluster, without
+from mbs_ray.cli.inputs import given, one_line_errors
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
 app = typer.Typer()
@@ -18,10 +19,11 @@ app = typer.Typer()
     epilog="Example: mbs plan jobs/sweeps/bloom-176b.yaml --gpus 8 --gpu-memory 80GB --host-memory 1TB --nvme 8TB   "
     "(or --cluster cluster.yaml, or --address auto; without any: this machine)"
 )
+@with_cluster(without("offload"))
 def plan(
     file: Annotated[Path, typer.Argument(help="Sweep file in YAML; of the model its config.json is enough.")],
-    address: Address = None,
-    cluster: Annotated[
+    *,
+    launcher: Annotated[
         Path | None, typer.Option("--cluster", help="Ray cluster launcher file with instance types that are known.")
     ] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes like the one described.")] = 1,
@@ -40,10 +42,7 @@ def plan(
         bool, typer.Option("--measure", help="Time the model's shapes on this machine, for up to a minute.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Where results would go: its free space counts.")] = None,
-    stages: Stages = None,
-    replicas: Replicas = None,
-    threads: Threads = None,
-    nvme_path: NvmePath = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Memory, storage and time of a sweep before it starts, and a layout that fits. Exit code 1 where none is asked
     for that does."""
@@ -55,36 +54,32 @@ def plan(
         if measure:
             # As in the processes of stages; torch reads it when it is loaded.
             os.environ.update(LARGE_PAGES)
-        if sum(one is not None for one in (address, cluster, gpus)) > 1:
+        if sum(one is not None for one in (cluster.address, launcher, gpus)) > 1:
             raise InputError("give one of --address, --cluster and --gpus")
-        given: Hardware | None = None
-        if cluster is not None:
-            given = cluster_file(cluster)
+        hardware: Hardware | None = None
+        if launcher is not None:
+            hardware = cluster_file(launcher)
         elif gpus is not None:
             node = Node(
                 gpus,
                 parse_size("--gpu-memory", gpu_memory) if gpus else 0,
                 parse_size("--host-memory", host_memory),
                 parse_size("--nvme", nvme),
-                threads or 8,
+                cluster.threads or 8,
                 device,
             )
-            given = Hardware((node,) * nodes)
+            hardware = Hardware((node,) * nodes)
         rates = {
             "forward": None if flops is None else parse_rate("--flops", flops),
             "disk": None if disk_bandwidth is None else parse_rate("--disk-bandwidth", disk_bandwidth),
         }
-        asked = {"stages": stages, "replicas": replicas}
-        _show(file, given, address, asked, threads, nvme_path, rates, measure, out)
+        _show(file, hardware, cluster, rates, measure, out)
 
 
 def _show(
     file: Path,
-    given: Any,
-    address: str | None,
-    asked: dict[str, int | None],
-    threads: int | None,
-    nvme_path: Path | None,
+    hardware: Any,
+    cluster: ClusterOptions,
     rates: dict[str, float | None],
     measure: bool,
     out: Path | None,
@@ -95,9 +90,9 @@ def _show(
     from mbs_ray.run.sweep_spec import load_sweep
 
     sweep = load_sweep(file)
-    layout = sweep.layout.model_copy(update={key: value for key, value in asked.items() if value is not None})
-    sweep = sweep.model_copy(update={"layout": layout, "nvme_path": nvme_path or sweep.nvme_path})
-    planned = plan_sweep(sweep, given, address, threads, rates, measure, out)
+    layout = sweep.layout.model_copy(update=given(stages=cluster.stages, replicas=cluster.replicas))
+    sweep = sweep.model_copy(update={"layout": layout, "nvme_path": cluster.nvme_path or sweep.nvme_path})
+    planned = plan_sweep(sweep, hardware, cluster.address, cluster.threads, rates, measure, out)
     console = Console()
     for table in tables(planned):
         console.print(table)
@@ -106,3 +101,4 @@ def _show(
     if planned.problems:
         console.print(advice(planned), highlight=False, markup=False)
         raise typer.Exit(1)
+    console.print(f"start it: mbs sweep {file} --out {out or './results'}", highlight=False, soft_wrap=True)

@@ -49,9 +49,9 @@ def report(
         from mbs_ray.tracking.replay import track_report
 
         page = write_report_page(folder, out)
-        typer.echo(f"written: {page}")
         if said := track_report(folder, page):
             typer.echo(said)
+        typer.echo(f"written: {page}")
 
 
 @app.command(epilog="Example: mbs verify ./results/compress/runs/gptq-4bit-g128-equal")

@@ -5,7 +5,7 @@ from typing import Literal
 #: Where activations lie: device memory (on a CPU the host's), host memory, a local disk.
 TierName = Literal["none", "host", "nvme"]
 
-#: Microbatches a sender may have under way that the receiver has not yet stored.
+#: Microbatches that a sender may have sent and the receiver has not yet stored.
 CREDITS = 2
 
 #: Runs whose activations a stage holds: the one it computes and the one it is receiving.

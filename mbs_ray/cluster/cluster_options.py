@@ -1,33 +1,39 @@
-"""What a command is told of the cluster: how many actors, of how many threads, and where their activations lie."""
+"""Options of a command for the cluster: how many actors, with how many threads, and where activations are kept."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mbs_ray.cluster.bounds import TierName
-from mbs_ray.cluster.offload import Offload
+
+if TYPE_CHECKING:
+    from mbs_ray.cluster.offload import Offload
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """None is settled by what there is; none of it changes a bit but ``replicas`` and ``threads``.
+    """Options for the cluster; None is resolved from the sweep file, or from what the cluster has.
 
-    ``address`` is that of a Ray cluster; None starts a local Ray, or takes that of the job.
+    Only ``replicas`` and ``threads`` can change bits of the results. ``address`` is that of a Ray cluster; None starts
+    a local Ray, or uses that of the Ray job.
     """
 
     stages: int | None = None
     replicas: int | None = None
     threads: int | None = None
-    offload: TierName | Literal["auto"] = "auto"
+    offload: TierName | Literal["auto"] | None = None
     nvme_path: Path | None = None
     address: str | None = None
 
     @property
-    def tiers(self) -> Offload:
-        """Which tier of activations is asked for. Raises :class:`InputError` where its folder is missing."""
-        return Offload(self.offload, self.nvme_path)
+    def tiers(self) -> "Offload":
+        """Requested tier of activations. Raises :class:`InputError` where its folder is missing."""
+        # Loads Ray and torch, which the command line does without until it has read its options.
+        from mbs_ray.cluster.offload import Offload
+
+        return Offload(self.offload or "auto", self.nvme_path)
 
     @property
     def cpus(self) -> int:
-        """CPUs that the actors asked for need together; those left open count as one."""
+        """CPUs that all requested actors need together; a number left open counts as one."""
         return (self.stages or 1) * (self.replicas or 1) * (self.threads or 1)

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +21,7 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 @contextmanager
 def connected(address: str | None, cpus: int) -> Iterator[None]:
-    """A Ray connection for the length of a job; a Ray that runs in this process already is used as it is.
+    """Provide a Ray connection for the length of a job; a Ray already running in this process is used as it is.
 
     Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started.
     Raises :class:`InputError` when the address does not answer.
@@ -28,6 +30,9 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.WARNING)
+    # Says on every start, as a warning, that a local Ray asks its clients for a token.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    told = signal.getsignal(signal.SIGTERM)
     if address is None and "RAY_ADDRESS" not in os.environ:
         # "local", or Ray would join any other Ray that happens to run on this machine.
         ray.init(
@@ -47,6 +52,8 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
                 f"--address {address or 'auto'}: no Ray cluster answers there ({reason}); "
                 "with token authentication set RAY_AUTH_MODE=token here as on its nodes"
             ) from error
+    if callable(told) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, told)  # Ray has put its own there
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What the stages are told about a run: plain data, the same for all of them."""
+"""The description of a run that the stages receive: plain data, the same for all of them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from mbs_ray.text.segment_file import SegmentSet
 
 @dataclass(frozen=True)
 class JobText:
-    """A file of segments and what of it is asked; ``languages`` names one language per segment.
+    """A file of segments and what to do with it; ``languages`` names one language per segment.
 
-    ``microbatch``: segments in one forward, where it is not the job's. ``requests``: the segments are whole requests
-    of a task. Their last token is scored but not taken through the blocks, because a model may have no position for
-    it, and it is kept of each token whether it was the likeliest.
+    ``microbatch``: segments in one forward, if not the job's number. ``requests``: the segments are whole requests of
+    a task. Their last token is scored but not taken through the blocks, because a model may have no position for it,
+    and for each token it is recorded whether it was the likeliest.
     """
 
     name: str
@@ -28,17 +28,17 @@ class JobText:
 
 
 def job_text(name: str, segments: SegmentSet) -> JobText:
-    """Describe a written set of segments to the stages; its rows go by language."""
+    """Describe a written set of segments to the stages; its rows are ordered by language."""
     counted = (repeat(language, count) for language, count in segments.allocation.items())
     return JobText(name, segments.path, tuple(chain.from_iterable(counted)))
 
 
 @dataclass(frozen=True)
 class Compress:
-    """Compress every linear, with moments collected from ``calibration`` on its way through the compressed blocks.
+    """Work: compress every linear, with moments collected while ``calibration`` passes the compressed blocks.
 
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
-    of the block's inputs. ``per_language``: what every linear loses in each language is measured, at the price of
+    of the block's inputs. ``per_language``: the error of every linear in each language is measured, at the price of
     one more forward.
     """
 
@@ -50,9 +50,9 @@ class Compress:
 
 @dataclass(frozen=True)
 class CompressStored:
-    """Compress every linear with ``moments`` of the dense model that lie on the disk.
+    """Work: compress every linear with ``moments`` of the dense model that are on disk.
 
-    ``measured``: the moments by which each language's loss is measured; none where that is not asked.
+    ``measured``: the moments by which each language's loss is measured; empty where that is not requested.
     """
 
     method: dict[str, Any]
@@ -62,7 +62,7 @@ class CompressStored:
 
 @dataclass(frozen=True)
 class Try:
-    """Solve as :class:`CompressStored` does, but leave nothing except the reports of the blocks.
+    """Work: solve as :class:`CompressStored` does, but write nothing except the reports of the blocks.
 
     ``run`` is the label of the run whose mixture of languages is searched, ``number`` counts its trials from 0.
     """
@@ -76,7 +76,7 @@ class Try:
 
 @dataclass(frozen=True)
 class Collect:
-    """Fill ``targets`` with second moments of the dense model, from a ``pool`` of texts, one of each language."""
+    """Work: fill ``targets`` with second moments of the dense model, from a ``pool`` of one text per language."""
 
     pool: tuple[JobText, ...]
     targets: tuple[Target, ...]
@@ -84,7 +84,7 @@ class Collect:
 
 @dataclass(frozen=True)
 class Score:
-    """Compress nothing: the model is only evaluated."""
+    """Work: evaluate the model without compressing it."""
 
 
 Work = Compress | CompressStored | Try | Collect | Score
@@ -130,11 +130,12 @@ class Job:
 
     @property
     def blocks_folder(self) -> Path:
+        """Folder of the compressed blocks and their reports."""
         return self.directory / "blocks"
 
     @property
     def learned(self) -> tuple[JobText, ...]:
-        """The texts that moments are collected from."""
+        """Texts that moments are collected from."""
         match self.work:
             case Compress(calibration=calibration):
                 return (calibration,)
@@ -149,12 +150,13 @@ class Job:
         return not isinstance(self.work, CompressStored | Try)
 
     def scores_file(self, name: str) -> Path:
+        """Return the file of the token scores of the evaluation set ``name``."""
         return scores_file(self.directory, name)
 
     def microbatches(self, replica: int = 0) -> list[Microbatch]:
-        """Microbatches of one replica, in order; ``index`` counts them."""
+        """List the microbatches of one replica, in order; ``index`` counts them."""
         parts = [(file, replica) for file in self.learned]
-        # Where there are many files of few microbatches, as for requests, no replica gets the odd ones of all.
+        # Parts rotate over the files: among many short ones, as of requests, no replica gets the odd microbatch of all.
         parts += [(file, (replica + turn) % self.replicas) for turn, file in enumerate(self.evaluation)]
         starts = ((file, start) for file, part in parts for start in self._starts(file, part))
         return [
@@ -163,12 +165,13 @@ class Job:
         ]
 
     def by_file(self, files: Iterable[JobText], replica: int = 0) -> Iterator[tuple[JobText, list[Microbatch]]]:
-        """Each of these files of the job with its microbatches in one replica."""
+        """Yield each of these files of the job with its microbatches in one replica."""
         microbatches = self.microbatches(replica)
         for file in files:
             yield file, [one for one in microbatches if one.file is file]
 
     def _starts(self, file: JobText, part: int) -> range:
+        # A contiguous part of about equal size for each replica: part p of n begins at p / n of the microbatches.
         starts = range(0, len(file.languages), self._together(file))
         return starts[len(starts) * part // self.replicas : len(starts) * (part + 1) // self.replicas]
 

@@ -1,4 +1,4 @@
-"""How many stages and replicas there are, and which stage owns which blocks: shards of about equal cost."""
+"""The layout of actors: how many stages and replicas there are, and which of them an actor is."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,11 @@ class Layout:
 
     @property
     def actors(self) -> int:
+        """Number of actors of all stages."""
         return self.stages * self.replicas
 
     def places(self) -> "list[StagePlace]":
+        """List the places of all actors, stage by stage."""
         return [StagePlace(stage, replica, self) for stage in range(self.stages) for replica in range(self.replicas)]
 
     def __str__(self) -> str:
@@ -28,7 +30,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class StagePlace:
-    """Which actor of a layout one is; stage and replica count from 0."""
+    """The position of an actor in a layout; stage and replica count from 0."""
 
     stage: int
     replica: int
@@ -36,14 +38,16 @@ class StagePlace:
 
     @property
     def first(self) -> bool:
+        """Whether the stage is the first, which embeds."""
         return self.stage == 0
 
     @property
     def last(self) -> bool:
+        """Whether the stage is the last, which scores."""
         return self.stage == self.layout.stages - 1
 
     def __str__(self) -> str:
-        """As people count."""
+        """Name the place with numbers from 1, e.g. ``stage 2 replica 1``."""
         alone = self.layout.replicas == 1
         return f"stage {self.stage + 1}" if alone else f"stage {self.stage + 1} replica {self.replica + 1}"
 
@@ -51,11 +55,12 @@ class StagePlace:
 def resolve_layout(
     stages: int | None, replicas: int | None, *, actors: int, runs: int, blocks: int, microbatches: int
 ) -> Layout:
-    """What is asked for, with None settled so that up to ``actors`` (GPUs, or nodes of CPUs) are busy.
+    """Resolve what is None so that up to ``actors`` (GPUs, or nodes of CPUs) are busy.
 
     Several runs keep several stages busy, one run in each; stages give a single run no speed-up, but replicas share
-    its ``microbatches`` of calibration. So there are at most as many stages as runs, and replicas of a stage are as
-    many as are left. Who asks for a number of stages alone gets one replica of each.
+    its ``microbatches`` of calibration. So there are at most as many stages as runs, and the remaining actors become
+    replicas. If only ``stages`` is given, ``replicas`` is 1. Raises :class:`InputError` where a replica would have no
+    microbatch.
     """
     if stages is None:
         stages = max(1, min(actors // (replicas or 1), runs, blocks))

@@ -1,4 +1,4 @@
-"""Where the activations of each stage go: device memory, host memory or a local disk, by what there is room for."""
+"""Choice of a tier for the activations of each stage: device memory, host memory or a local disk, by free space."""
 
 import shutil
 from collections import Counter
@@ -26,19 +26,19 @@ from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.text.segment_file import SegmentSet
 
-#: What may be taken of free memory unless a tier is asked for; without a plan, blocks, moments and factors need most
-#: of the rest.
+#: Share of free memory that activations may use unless a tier is requested; without a plan, blocks, moments and
+#: factors need most of the rest.
 _MEMORY_SHARE, _UNPLANNED_SHARE = 0.95, 0.6
 _WHERE = {"none": "device memory", "host": "host memory", "nvme": "disk"}
 
 
 @dataclass(frozen=True)
 class Offload:
-    """Which tier is asked for, and the bytes that activations need at most in each stage.
+    """The requested tier, and the bytes that activations need at most in each stage.
 
-    ``needed`` counts them as they are, ``pinned`` in pinned memory, which torch gives in powers of two;
-    ``microbatch`` is the largest one. ``reserved`` is what a stage needs of device and of host memory besides, by its
-    plan; None where there is none.
+    ``needed`` counts them as stored, ``pinned`` in pinned memory, which torch allocates in powers of two;
+    ``microbatch`` is the largest microbatch. ``reserved`` is what else a stage needs, (device, host) memory by its
+    plan; None without a plan.
     """
 
     asked: Literal["auto", "none", "host", "nvme"] = "auto"
@@ -55,7 +55,7 @@ class Offload:
             raise InputError(f"nvme_path: {self.nvme_path} is not absolute; it is looked for on every node")
 
     def of(self, jobs: Iterable[Job], stages: int) -> "Offload":
-        """With what these jobs need: a stage that receives holds the two largest, stage 0 of one holds one."""
+        """Return a copy with what these jobs need: a single stage holds one run, each of several the two largest."""
         models: dict[Path, int] = {}
         sizes = []
         for job in jobs:
@@ -71,13 +71,13 @@ class Offload:
         )
 
 
-#: Whatever has room, without a folder on a disk.
+#: The first tier with room, without a folder on a disk.
 AUTO = Offload()
 
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """What is free for a stage on its node, in bytes: ``device`` is None on a CPU, ``disk`` where no nvme_path is."""
+    """Free bytes for a stage on its node: ``device`` is None on a CPU, ``disk`` where there is no nvme_path."""
 
     node: str
     device: int | None
@@ -87,7 +87,7 @@ class FreeMemory:
 
 
 def free_memory(nvme_path: Path | None) -> FreeMemory:
-    """The room of the process that asks."""
+    """Measure the free memory on the node of the calling process."""
     device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     disk = shutil.disk_usage(nvme_path).free if nvme_path is not None and nvme_path.is_dir() else None
     node = ray.get_runtime_context().get_node_id()
@@ -95,15 +95,15 @@ def free_memory(nvme_path: Path | None) -> FreeMemory:
 
 
 def choose(offload: Offload, rooms: Sequence[FreeMemory]) -> list[TierName]:
-    """The tier of each stage. :class:`InputError` saying what is needed and what there is where it fits nowhere."""
+    """Choose the tier of each stage. Raises :class:`InputError` with the bytes needed and free where nothing fits."""
     sharing = Counter(room.node for room in rooms)
     return [_choose(offload, index, room, sharing[room.node]) for index, room in enumerate(rooms)]
 
 
 def choose_tiers(offload: Offload, stages: Sequence[Any], say: Callable[[str], None]) -> None:
-    """Have every stage make ready the tier that suits its node; ``stages`` are handles of actors.
+    """Have every stage prepare the tier that suits its node; ``stages`` are handles of actors.
 
-    ``say`` is told before minutes are spent on a build. Raises :class:`InputError`, or :class:`StageDiedError`.
+    ``say`` is called before minutes are spent on a build. Raises :class:`InputError`, or :class:`StageDiedError`.
     """
     try:
         rooms = ray.get([stage.room.remote(offload.nvme_path) for stage in stages], timeout=BUILD_SECONDS)
@@ -122,7 +122,7 @@ def choose_tiers(offload: Offload, stages: Sequence[Any], say: Callable[[str], N
 
 
 class StoreMaker:
-    """Makes the activation stores of a stage, one per run. :class:`InputError` where its tier cannot work here."""
+    """A factory of activation stores of a stage, one per run. Raises :class:`InputError` where its tier cannot work."""
 
     def __init__(self, offload: Offload, tier: TierName) -> None:
         self.tier, self._nvme_path = tier, offload.nvme_path
@@ -151,7 +151,7 @@ class StoreMaker:
 
 
 def _choose(offload: Offload, index: int, room: FreeMemory, sharing: int) -> TierName:
-    """``sharing``: stages on this node, which have the host's memory and disk together."""
+    """Choose the tier of one stage; ``sharing`` stages on its node share the host's memory and disk."""
     if offload.asked == "nvme" and room.disk is None:
         raise InputError(f"nvme_path: no folder {offload.nvme_path} on the node of stage {index}; make it there")
     cuda, host = room.device is not None, room.host // sharing
@@ -179,7 +179,7 @@ def _choose(offload: Offload, index: int, room: FreeMemory, sharing: int) -> Tie
 
 
 def _room(offload: Offload, tier: TierName, there: int, cuda: bool) -> float:
-    """What activations may take of the bytes that are there."""
+    """Compute how many of the free bytes ``there`` activations may use."""
     if offload.asked != "auto" or tier == "nvme":
         return float(there)
     if offload.reserved is None:
@@ -193,7 +193,7 @@ def _gib(size: int) -> str:
 
 
 def _microbatch_bytes(job: Job, hidden_size: int) -> list[int]:
-    """Of the replica that has the most."""
+    """Return the bytes of each microbatch of the replica that has the most in all."""
     token = hidden_size * getattr(torch, job.compute_dtype).itemsize
     shares = [job.microbatches(replica) for replica in range(job.replicas)]
     lengths = {path: SegmentSet.open(path).sequence_length for path in {one.file.path for one in chain(*shares)}}

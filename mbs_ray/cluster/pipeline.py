@@ -24,7 +24,7 @@ from mbs_ray.errors import InputError, StageDiedError
 
 PLACE_SECONDS = 30.0
 START_SECONDS = 180.0
-#: A stage that does not answer for so long counts as dead: it is stopped, or its node is cut off.
+#: A stage that does not answer for this long counts as dead: it is stopped, or its node is cut off.
 ANSWER_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
 
@@ -42,8 +42,8 @@ class Pipeline:
 
     All runs may be submitted at once: a stage takes them one after the other, and a sender waits
     while the next stage holds two runs already, so that memory is bounded whatever the number of runs.
-    ``say`` is told of long preparations. Entering raises :class:`InputError` where the stages, or the
-    activations of the runs as ``offload`` tells of them, find no place.
+    ``say`` is called before long preparations. Entering raises :class:`InputError` where the stages, or the
+    activations of the runs as ``offload`` describes them, do not fit.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Pipeline:
         self._places, self._offload, self._say = layout.places(), offload, say
         self._stages: list[Any] = []
         self._placement: PlacementGroup | None = None
-        #: Submissions are numbered: what a stage still hears of one must not be taken for a later one of its key.
+        #: Submissions are numbered, so that a late message of one is not taken for a later one with the same key.
         self._submitted = 0
         self._pending: dict[ray.ObjectRef, tuple[int, str, int]] = {}
         self._open: dict[int, int] = {}
@@ -77,7 +77,7 @@ class Pipeline:
         self.stop()
 
     def start(self) -> None:
-        """Start the actors of all stages. Raises :class:`InputError` where they find no place."""
+        """Start the actors of all stages. Raises :class:`InputError` where they do not fit."""
         try:
             self._start()
         except BaseException:
@@ -85,14 +85,14 @@ class Pipeline:
             raise
 
     def make_ready(self, offload: Offload, say: Callable[[str], None]) -> None:
-        """Have idle stages keep activations as ``offload`` tells, from the next run on."""
+        """Have idle stages keep activations as ``offload`` says, from the next run on."""
         choose_tiers(offload, self._stages, say)
         self._looking, self._spans = {}, []
         self._seen = [StageStatus() for _ in self._places]
         self._answered = [time.monotonic()] * len(self._places)
 
     def answers(self) -> bool:
-        """Whether every actor is alive and answers at once."""
+        """Return whether every actor is alive and answers at once."""
         try:
             ray.get([stage.look.remote() for stage in self._stages], timeout=_LOOK_SECONDS)
         except (RayActorError, GetTimeoutError):
@@ -100,7 +100,7 @@ class Pipeline:
         return True
 
     def stop(self) -> None:
-        """Stop all actors and give their places back."""
+        """Stop all actors and release their resources."""
         for stage in self._stages:
             ray.kill(stage)
         self._stages = []
@@ -121,6 +121,7 @@ class Pipeline:
         )
         self._stages = [actor.remote(place, self.threads) for place in self._places]
         replicas = self.layout.replicas
+        # Replica r of a stage hands over to replica r of the next one, which is `replicas` actors further on.
         following = [*self._stages[replicas:], *[None] * replicas]
         ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
         try:
@@ -149,7 +150,10 @@ class Pipeline:
             )
 
     def _reserve(self, gpus: int) -> PlacementGroupSchedulingStrategy:
-        """A place for every actor, all or none. On GPUs neighbours share a node if they can, on CPUs they spread."""
+        """Reserve a place for every actor, all or none.
+
+        On GPUs neighbours share a node if they can, on CPUs they spread.
+        """
         count = len(self._places)
         bundle = {"CPU": float(self.threads)} | ({"GPU": 1.0} if gpus else {})
         self._placement = placement_group([bundle] * count, strategy="PACK" if gpus else "SPREAD")
@@ -164,7 +168,7 @@ class Pipeline:
         return PlacementGroupSchedulingStrategy(self._placement)
 
     def _form_groups(self) -> None:
-        """Bring the replicas of every stage together."""
+        """Connect the replicas of every stage to each other."""
         if self.layout.replicas == 1:
             return
         try:
@@ -191,7 +195,7 @@ class Pipeline:
             self._pending[stage.process.remote(self._submitted, job)] = self._submitted, job.key, index
 
     def outcomes(self, wait_seconds: float) -> Iterator[Outcome]:
-        """Runs that ended within the next ``wait_seconds``. Raises :class:`StageDiedError`."""
+        """Yield the runs that ended within the next ``wait_seconds``. Raises :class:`StageDiedError`."""
         ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=wait_seconds)
         for reference in ready:
             number, key, stage = self._pending.pop(reference)
@@ -211,10 +215,11 @@ class Pipeline:
 
     @property
     def busy(self) -> bool:
+        """Whether a stage still works on a submitted run."""
         return bool(self._pending)
 
     def statuses(self) -> list[StageStatus]:
-        """Where every stage is, or was when it last answered. Raises :class:`StageDiedError`."""
+        """Return where every stage (its first replica) is, or last answered to be. Raises :class:`StageDiedError`."""
         idle = set(range(len(self._stages))) - set(self._looking.values())
         self._looking |= {self._stages[index].look.remote(): index for index in sorted(idle)}
         ready, _ = ray.wait(list(self._looking), num_returns=len(self._looking), timeout=_LOOK_SECONDS)
@@ -232,12 +237,12 @@ class Pipeline:
         return self._seen[:: self.layout.replicas]
 
     def spans(self) -> list[tuple[StagePlace, Span]]:
-        """What the stages were seen to do since the last call."""
+        """Take the spans that the stages reported to :meth:`statuses` since the last call."""
         taken, self._spans = self._spans, []
         return taken
 
     def _fail(self, number: int, key: str, stage: int, error: RayTaskError) -> None:
-        """The first error of a run counts; the other stages are told to give it up."""
+        """Keep the first error of a run, and have all stages give the run up."""
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, RunAbandonedError):
             return
@@ -249,7 +254,7 @@ class Pipeline:
                 raise self._death(stage, key) from death
 
     def _death(self, index: int, key: str) -> StageDiedError:
-        """Which actor died, and in which run it was last seen; ``index`` and ``key`` where none is found dead."""
+        """Name the actor that died and the run it was last seen in; ``index`` and ``key`` where none is found dead."""
         for other, one in enumerate(self._stages):
             try:
                 ray.get(one.look.remote(), timeout=_LOOK_SECONDS)

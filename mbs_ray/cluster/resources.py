@@ -1,4 +1,4 @@
-"""What a command gets of the connected Ray: how many stages and replicas, on which device, with how many threads."""
+"""Resources that a command gets from the connected Ray: stages and replicas, kind of device, threads of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class Resources:
         return f"{self.layout}, {self.numerics.threads} thread(s) each, on {self.numerics.device}"
 
     def shrunk_to_cluster(self, say: Callable[[str], None]) -> "Resources":
-        """The same with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for.
+        """Return a copy with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for.
 
         Raises :class:`InputError` where there is no room for the replicas of one stage, on whose number the bits
         depend.
@@ -42,14 +42,14 @@ class Resources:
         return replace(self, layout=fit)
 
     def sharded(self, job: Job) -> Job:
-        """Spread a job over as many stages as there are now; where they are fewer, blocks count as equally costly."""
+        """Spread a job over the present number of stages; if it has changed, blocks count as equally costly."""
         if len(job.blocks) == self.layout.stages:
             return job
         return replace(job, blocks=tuple(shard_blocks([1.0] * job.blocks[-1].stop, 0.0, self.layout.stages)))
 
 
 def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microbatches: int) -> Resources:
-    """Take what is asked for, with None settled by what the connected Ray has: see :func:`resolve_layout`."""
+    """Resolve options that are None by what the connected Ray has: see :func:`resolve_layout`."""
     layout = resolve_layout(
         options.stages,
         options.replicas,
@@ -63,7 +63,7 @@ def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microba
 
 
 def room_for_actors(threads: int | None) -> int:
-    """How many actors the connected Ray keeps busy: one on each GPU, else one on each node, or on ``threads`` CPUs."""
+    """Count the actors the connected Ray has room for: one per GPU, else one per node, or per ``threads`` CPUs."""
     return _gpus() or sum(cpus // threads if threads else 1 for cpus in _cpus_of_nodes())
 
 
@@ -72,13 +72,13 @@ def _gpus() -> int:
 
 
 def _cpus_of_nodes() -> list[int]:
-    """CPUs of the nodes that have any, the largest first."""
+    """Return the CPUs of each node that has any, largest first."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return sorted((cpus for cpus in nodes if cpus), reverse=True)
 
 
 def _threads_of_each(actors: int) -> int:
-    """As many as every actor finds when they are spread evenly over the nodes that have CPUs."""
+    """Compute the CPUs left for each actor when all are spread evenly over the nodes that have CPUs."""
     largest = _cpus_of_nodes()[:actors]
     if not largest:
         return 1

@@ -29,10 +29,11 @@ def sensitivity_on_cluster(
     threads: int,
     notify: Callable[[int, int], None],
 ) -> Sensitivity:
-    """:func:`~mbs_ray.compression.sensitivity.measure_sensitivity` of the first ``segments`` of every language's file.
+    """Measure sensitivities on the first ``segments`` of every language's file, in a process on the cluster.
 
-    In float32 where ``compute_dtype`` is float16, whose gradients vanish. Raises :class:`InputError` as it does, and
-    where the inputs of all blocks find no room in host memory, and :class:`StageDiedError` where the process is killed.
+    See :func:`~mbs_ray.compression.sensitivity.measure_sensitivity`. Computes in float32 where ``compute_dtype`` is
+    float16, whose gradients vanish. ``notify`` gets (done, total). Raises :class:`InputError` as that function does,
+    and where the inputs of all blocks do not fit in host memory, :class:`StageDiedError` where the process is killed.
     """
     task: Any = ray.remote(measure_files).options(
         num_cpus=threads,
@@ -62,7 +63,7 @@ def sensitivity_on_cluster(
 def measure_files(
     model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, threads: int
 ) -> Iterator[tuple[int, int] | Sensitivity]:
-    """Where it is, a hundred times (done, total), and then what was found; on the device of this process."""
+    """Yield (done, total) about a hundred times, then the sensitivities; computes on the device of this process."""
     exact_forward(threads)
     token_ids = {}
     for language, path in texts.items():

@@ -1,4 +1,4 @@
-"""Which stage owns which blocks: contiguous shards of about equal cost; and pieces of work dealt out evenly."""
+"""Division of work: blocks among stages, in contiguous shards of about equal cost, and other pieces among workers."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from mbs_ray.model.decoder import Decoder
 
 
 def assign_longest_first(costs: Sequence[float], hands: int) -> list[int]:
-    """To whom each piece of work is dealt: the costliest first, to who has the least."""
+    """Assign each cost to the worker (of ``hands``) with the least load so far, largest first (Graham 1969)."""
     load = [0.0] * hands
     dealt = [0] * len(costs)
     for piece in sorted(range(len(costs)), key=lambda one: -costs[one]):
@@ -19,11 +19,11 @@ def assign_longest_first(costs: Sequence[float], hands: int) -> list[int]:
 
 
 def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range]:
-    """Contiguous shards of the blocks for which the costliest stage is cheapest.
+    """Split the blocks into contiguous shards so that the costliest stage is as cheap as possible.
 
-    costs: of each block; last: what the last stage does besides (the head). Any unit. Every stage gets at least
-    one block; of equally good cuts the one is taken whose last stages have the fewest. InputError where there are
-    more stages than blocks.
+    costs: of each block; last: what the last stage does besides (the head), in the same unit. Every stage gets at
+    least one block; of equally good cuts the one is taken whose last stages have the fewest. Raises InputError where
+    there are more stages than blocks.
     """
     blocks = len(costs)
     if stages > blocks:
@@ -33,7 +33,9 @@ def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range
     sums = [0.0]
     for cost in costs:
         sums.append(sums[-1] + cost)
-    # best[b] and cut[s][b]: the costliest of s stages that hold the first b blocks, and where the last begins.
+    # Dynamic programme over the number s of stages: the best split of the first b blocks into s shards is, for some
+    # start, the best split of the first start blocks into s - 1 shards, and then one shard from start to b.
+    # best[b] is the cost of its costliest stage, cut[b] that start; O(stages · blocks²).
     best = sums[:]
     cuts: list[list[int]] = []
     for stage in range(2, stages + 1):
@@ -46,6 +48,7 @@ def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range
                     following[stop], cut[stop] = costliest, start
         best = following
         cuts.append(cut)
+    # Walk back from the end: each row of cuts says where the last of the shards that remain begins.
     bounds = [blocks]
     for cut in reversed(cuts):
         bounds.append(cut[bounds[-1]])
@@ -54,9 +57,9 @@ def shard_blocks(costs: Sequence[float], last: float, stages: int) -> list[range
 
 
 def block_costs(decoder: Decoder, statistic: Statistic, calibrating: int, evaluating: int) -> list[float]:
-    """Operations of each block of a run with so many tokens of calibration and of evaluation.
+    """Count the operations of each block in a run with this many tokens of calibration and of evaluation.
 
-    Calibration segments go through a block twice, and through its moments; evaluation segments once. Attention
+    Calibration segments go through a block twice, and into its moments; evaluation segments once. Attention
     is left out: it costs every block the same.
     """
     costs = []
@@ -71,5 +74,5 @@ def block_costs(decoder: Decoder, statistic: Statistic, calibrating: int, evalua
 
 
 def head_cost(decoder: Decoder, evaluating: int) -> float:
-    """Operations of the head, which only evaluation segments reach."""
+    """Count the operations of the head, which only evaluation segments reach."""
     return 2.0 * decoder.vocabulary * decoder.width * evaluating

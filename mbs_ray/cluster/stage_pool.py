@@ -1,4 +1,4 @@
-"""Stages that stay up between one piece of work and the next: starting them costs about ten seconds."""
+"""Stages that stay up between two pieces of work: starting them costs about ten seconds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from mbs_ray.cluster.pipeline import Pipeline
 
 
 class StagePool:
-    """Lends pipelines by layout and threads, as a context manager at whose end all of them are stopped.
+    """A pool that lends pipelines by layout and threads; as a context manager it stops all of them at its end.
 
-    What comes back whole waits for the next to ask for the same; what failed while it was lent is stopped.
-    ``idle_cpus``: how many CPUs may stay with pipelines that nobody asked for last; a command has none to spare.
+    A pipeline that comes back whole waits for the next request of its kind; one that failed while lent is stopped.
+    ``idle_cpus``: CPUs that idle pipelines may hold together with one being started; a command has none to spare.
     """
 
     def __init__(self, idle_cpus: int = 0) -> None:
@@ -36,9 +36,9 @@ class StagePool:
 
     @contextmanager
     def lent(self, layout: Layout, threads: int, offload: Offload, say: Callable[[str], None]) -> Iterator[Pipeline]:
-        """Lend a pipeline with nothing in it, whose stages keep activations as ``offload`` tells.
+        """Lend a pipeline without runs, whose stages keep activations as ``offload`` says.
 
-        ``say`` is told of long preparations. Raises what entering a :class:`Pipeline` does.
+        ``say`` is called before long preparations. Raises what entering a :class:`Pipeline` does.
         """
         pipeline = self._idle_one(layout, threads) or self._start(layout, threads)
         try:
@@ -67,6 +67,6 @@ class StagePool:
         return pipeline
 
     def _stop_idle(self, cpus: int) -> None:
-        """Stop the pipelines that waited longest, until the others hold at most so many CPUs."""
+        """Stop the pipelines that have waited longest, until the others hold at most this many CPUs."""
         while self._idle and sum(one.layout.actors * one.threads for one in self._idle) > cpus:
             self._idle.pop(0).stop()

@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class TerminatedError(KeyboardInterrupt):
+    """The process was told to stop by SIGTERM."""
+
+
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt inside; in the main thread only, elsewhere nothing changes."""
+    """Have SIGTERM raise :class:`TerminatedError` inside; in the main thread only, elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise TerminatedError
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

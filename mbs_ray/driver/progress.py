@@ -11,7 +11,10 @@ from rich.progress import Progress as Bars
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.stage.stage_run import StageStatus
 
+#: Where there is no terminal, at most one line about work under way in so many seconds, and none without news.
 PLAIN_SECONDS = 10.0
+#: Work that takes less is not told of.
+WORK_SECONDS = 3.0
 
 #: Where in a block a part begins and ends, as a share of the block's time; only for the time left.
 _PARTS = {
@@ -24,14 +27,15 @@ _PARTS = {
 
 
 class Progress:
-    """Progress of a sweep on a console."""
+    """Progress of a command on a console; ``clock`` tells seconds."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._last = 0.0
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self.clock = console, clock
+        self._last, self._told = clock(), ""
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False)
+        """Print a line, whole: a terminal wraps it, a log file keeps it for whoever searches."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def allocation(
         self, sampling: str, allocation: Mapping[str, int], weights: Mapping[str, float] | None = None
@@ -46,23 +50,24 @@ class Progress:
             self.say(f"weights {sampling} (dense statistics, {each} segments of each language): {spread}")
 
     def work(self, what: str, done: int, total: int) -> None:
-        """A step of work without a bar of its own; printed now and then, and when it ends."""
-        now = time.monotonic()
-        if done >= total or now - self._last > 2.0:
-            self._last = now
-            self.say(f"{what}: {100 * done / max(total, 1):.0f} %")
+        """Tell of a step of work without a bar of its own: now and then, where there is news."""
+        line, now = f"{what}: {100 * done / max(total, 1):.0f} %", self.clock()
+        if line != self._told and now - self._last > WORK_SECONDS:
+            self._last, self._told = now, line
+            self.say(line)
 
     @contextmanager
     def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
         """A bar with the time left for one long work, told (done, total); plain lines where there is no terminal."""
         if not self._console.is_terminal:
-            printed = time.monotonic()
+            printed, told = self.clock(), ""
 
             def tell(done: int, total: int) -> None:
-                nonlocal printed
-                if done >= total or time.monotonic() - printed > PLAIN_SECONDS:
-                    printed = time.monotonic()
-                    self.say(f"{what}: {100 * done / total:.0f} %")
+                nonlocal printed, told
+                line = f"{what}: {100 * done / total:.0f} %"
+                if line != told and (done >= total or self.clock() - printed > PLAIN_SECONDS):
+                    printed, told = self.clock(), line
+                    self.say(line)
 
             yield tell
             return
@@ -82,7 +87,7 @@ class Progress:
             BarColumn(bar_width=10),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[where]}{task.fields[left]}"),
         )
-        with Bars(*columns, console=self._console, transient=False) as bars:
+        with Bars(*columns, console=self._console, transient=True) as bars:
             yield RunsShown(jobs, self, bars)
 
 
@@ -91,36 +96,49 @@ class RunsShown:
 
     def __init__(self, jobs: Mapping[str, Job], progress: Progress, bars: Bars | None) -> None:
         self._jobs, self._progress, self._bars = dict(jobs), progress, bars
+        self._clock = progress.clock
         self._begun: dict[str, float] = {}
         self._tasks: dict[str, TaskID] = {}
         self._ended = 0
-        self._printed = time.monotonic()
+        self._printed = self._clock()
+        #: What was last told of each run, the one told longest ago first.
+        self._told: dict[str, str] = {}
 
     def add(self, job: Job) -> None:
         """Add a job that follows from others."""
         self._jobs[job.key] = job
 
     def stages(self, statuses: Sequence[StageStatus]) -> None:
+        """Show where every stage is."""
         furthest = _furthest(statuses)
         for key, (stage, status) in furthest.items():
-            self._begun.setdefault(key, time.monotonic())
+            self._begun.setdefault(key, self._clock())
             if self._bars is not None:
                 self._update(self._bars, key, stage, status)
-        if self._bars is None and time.monotonic() - self._printed > PLAIN_SECONDS:
-            self._printed = time.monotonic()
-            for key, (stage, status) in furthest.items():
-                self._progress.say(
-                    f"{key}: {100 * self._share(key, status):.0f} %, {self._where(key, stage, status)}"
-                    f"{self._left(key, status)}"
-                )
+        if self._bars is None and self._clock() - self._printed > PLAIN_SECONDS:
+            self._tell(furthest)
 
     def ended(self, key: str, error: Exception | None) -> None:
+        """Say that a run is through, and how many are."""
         self._ended += 1
-        seconds = time.monotonic() - self._begun.get(key, time.monotonic())
+        seconds = self._clock() - self._begun.get(key, self._clock())
         if self._bars is not None and key in self._tasks:
             self._bars.remove_task(self._tasks.pop(key))
         if error is None:
             self._progress.say(f"{key}: done in {seconds:.0f} s ({self._ended} of {len(self._jobs)})")
+
+    def _tell(self, furthest: Mapping[str, tuple[int, StageStatus]]) -> None:
+        """One line: of the runs of which there is news, the one that was told of longest ago."""
+        order = list(self._told)
+        for key in sorted(furthest, key=lambda key: order.index(key) if key in order else -1):
+            stage, status = furthest[key]
+            news = f"{key}: {100 * self._share(key, status):.0f} %, {self._where(key, stage, status)}"
+            if self._told.get(key) != news:
+                self._told.pop(key, None)
+                self._told[key] = news
+                self._printed = self._clock()
+                self._progress.say(f"{news}{self._left(key, status)}")
+                return
 
     def _update(self, bars: Bars, key: str, stage: int, status: StageStatus) -> None:
         if key not in self._tasks:
@@ -150,7 +168,7 @@ class RunsShown:
         share = self._share(key, status)
         if share < 0.02:
             return ""
-        seconds = (time.monotonic() - self._begun[key]) * (1 - share) / share
+        seconds = (self._clock() - self._begun[key]) * (1 - share) / share
         return f", about {seconds:.0f} s left" if seconds < 120 else f", about {seconds / 60:.0f} min left"
 
 

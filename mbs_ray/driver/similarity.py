@@ -13,6 +13,7 @@ from mbs_ray import __version__
 from mbs_ray.cluster.activations.host_memory import available_host_memory
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import connected
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.driver.progress import Progress
@@ -67,15 +68,14 @@ def language_similarity(
     sequence_length: int,
     seed: int,
     compute_dtype: str,
-    threads: int | None,
+    cluster: ClusterOptions,
     out: Path,
-    address: str | None,
     progress: Progress,
 ) -> SimilarityResult:
     """Draw ``segments`` of each language and take them through the dense model in this process, block by block.
 
-    Ray only draws the text. Raises :class:`InputError` before it is drawn where the model, the text, or the host's
-    memory does not suffice.
+    Ray only draws the text: of ``cluster`` the threads and the address count. Raises :class:`InputError` before it is
+    drawn where the model, the text, or the host's memory does not suffice.
     """
     asked = parse_languages(languages)
     if len(asked) < 2:
@@ -94,13 +94,13 @@ def language_similarity(
     )
     check_request(request)
     device = forward_device().type
-    dtype = Numerics(device, threads or torch.get_num_threads()).compute_dtype(
+    dtype = Numerics(device, cluster.threads or torch.get_num_threads()).compute_dtype(
         compute_dtype, opened.decoder.stored_dtype
     )
     _check_room(opened, len(asked), len(asked) * segments * sequence_length, dtype)
     uri = default_tracking_uri(out)
     connection = MlflowConnection(uri, EXPERIMENT, out / "artifacts")
-    with connected(address, threads or 1):
+    with connected(cluster.address, cluster.threads or 1):
         progress.say(f"drawing {segments} segments of each of {len(asked)} languages")
         drawn = draw_segments(request, out / "segments")
     rows = drawn.read()
@@ -108,7 +108,7 @@ def language_similarity(
         language: torch.from_numpy(rows.token_ids[np.array(rows.language) == language].astype(np.int64))
         for language in drawn.allocation
     }
-    exact_forward(threads)
+    exact_forward(cluster.threads)
     with progress.steps(f"blocks of {opened.name}") as notify:
         similarity = measure_similarity(
             Decoder(opened.checkpoint, getattr(torch, dtype), device),

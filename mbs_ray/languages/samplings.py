@@ -41,7 +41,10 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True)
 class Monolingual:
-    """All segments in one language, whatever the languages asked for: what everybody does, with English."""
+    """All segments in one language, whatever the languages asked for: what everybody does, with English.
+
+    language: code of that language.
+    """
 
     name: ClassVar[str] = "monolingual"
     language: str = "en"
@@ -104,7 +107,10 @@ class Proportional:
 
 @dataclass(frozen=True)
 class Temperature:
-    """In proportion to share ** alpha: 1 is proportional, 0 equal, between them small languages get more."""
+    """In proportion to share ** alpha: 1 is proportional, 0 equal, between them small languages get more.
+
+    alpha: the power, from 0 to 100.
+    """
 
     name: ClassVar[str] = "temperature"
     alpha: float
@@ -134,7 +140,10 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Counts:
-    """Segments given language by language; their sum must be the segments asked for."""
+    """Segments given language by language; their sum must be the segments asked for.
+
+    counts: segments by language code.
+    """
 
     name: ClassVar[str] = "counts"
     counts: Mapping[str, int] = field(hash=False)

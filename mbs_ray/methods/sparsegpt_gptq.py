@@ -23,7 +23,9 @@ class SparseGPTQ(Factored, Pruning, Quantization):
     """Pruning as in SparseGPT and quantization of the survivors as in GPTQ, with updates that compensate for both.
 
     Frantar & Alistarh, SparseGPT, arXiv 2301.00774, section 3.5. The fields are those of the two methods. A
-    group's grid covers only the survivors, as far as the group's mask is chosen when the grid is fitted.
+    group's grid covers the survivors where the group's mask is chosen by then.
+
+    block_size: columns whose mask is chosen at once.
     """
 
     name: ClassVar[str] = "sparsegpt+gptq"

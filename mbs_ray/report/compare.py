@@ -25,7 +25,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides on one evaluation set: language, and ``geomean`` at last → B minus A."""
+    """Two sides compared on one evaluation set; ``differences`` are B minus A by language, at last ``geomean``."""
 
     evaluation: str
     a: str
@@ -50,7 +50,7 @@ def compare_runs(a: Path, b: Path, out: Path | None = None) -> list[Comparison]:
 
 
 def compare_with_dense(run: Path, out: Path | None = None) -> list[Comparison]:
-    """The same with the dense model as A and the run as B."""
+    """Compare the dense model as A with the run as B, as :func:`compare_runs` does."""
     directory = RunDirectory(run.resolve())
     side = _run(directory)
     return _compare(_dense(directory), side, out or directory.path / FIGURES)

@@ -9,7 +9,7 @@ from mbs_ray.languages.facts import table_order
 
 
 def increase_table(increases: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Run → language → perplexity increase as a table with languages as rows, in table order.
+    """Arrange run → language → perplexity increase as a table with languages as rows, in table order.
 
     ``increases`` holds the two summary rows ``geomean`` and ``worst`` as well; they come last.
     """
@@ -25,7 +25,7 @@ def mean_over(table: pd.DataFrame, columns: Mapping[str, tuple[str, str]]) -> pd
 
 
 def to_markdown(table: pd.DataFrame, corner: str = "language", digits: int = 3) -> str:
-    """The table in Markdown, numbers with ``digits`` decimals."""
+    """Render the table in Markdown, numbers with ``digits`` decimals."""
     names = [" ".join(column) if isinstance(column, tuple) else str(column) for column in table.columns]
     lines = [f"| {corner} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for name, row in table.iterrows():

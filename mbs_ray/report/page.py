@@ -37,7 +37,7 @@ def write_report_page(folder: Path, out: Path | None = None) -> Path:
 
 
 def render(report: SweepRuns) -> str:
-    """The page in HTML. Everything that comes from the sweep is escaped."""
+    """Render the page in HTML. Everything that comes from the sweep is escaped."""
     loader = jinja2.PackageLoader("mbs_ray.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,7 +83,7 @@ def _date(milliseconds: int) -> str:
 
 
 def _losses(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
-    """A figure of the losses for each model: (model, the figure as an address of its own content)."""
+    """Draw a figure of the losses for each model: (model, the figure as a data URI)."""
     figures = []
     for model, own in groupby((run for run in runs if run.losses), key=lambda run: run.facts.model):
         figures.append((model, _figure_uri(loss_curves(list(own)))))
@@ -91,7 +91,7 @@ def _losses(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
 
 
 def _environment(report: SweepRuns) -> list[tuple[str, str]]:
-    """What the runs were made with; values in which they differ are all named."""
+    """List what the runs were made with; values in which they differ are all named."""
     facts: dict[str, dict[str, None]] = {}
     for run in report.runs:
         for key, value in {**run.facts.versions, **run.facts.resolved}.items():
@@ -102,7 +102,7 @@ def _environment(report: SweepRuns) -> list[tuple[str, str]]:
 
 
 def _fingerprints(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
-    """Of models, calibration sets and evaluation sets, each once, with the models that share a text."""
+    """List the fingerprints of models, calibration sets and evaluation sets, each once, with the models of a text."""
     models = {run.facts.fingerprints["model"]: f"model {run.facts.model}" for run in runs}
     texts: dict[str, tuple[str, dict[str, None]]] = {}
     for run in runs:

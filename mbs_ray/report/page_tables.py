@@ -47,7 +47,7 @@ class Grid:
 
 
 def overall(run: RunResults) -> tuple[Cell, Cell, str]:
-    """Mean and worst increase on the first set, and the name of the worst language."""
+    """Return mean and worst increase on the first set, and the code of the worst language."""
     names = MetricNames()
     increases = names.rows(INCREASE, run.metrics or {})
     languages = {code: value for code, value in increases.items() if code not in SUMMARIES}
@@ -59,7 +59,7 @@ def overall(run: RunResults) -> tuple[Cell, Cell, str]:
 
 
 def by_text(runs: Iterable[RunResults]) -> list[tuple[str, list[RunResults]]]:
-    """Runs whose perplexities compare: of one model, on one evaluation set, on the same text of it."""
+    """Group runs whose perplexities compare: of one model, on one evaluation set, on the same text of it."""
     groups: dict[tuple[str, str, str, str], list[RunResults]] = {}
     for run in runs:
         for name, text in run.evaluation.items():
@@ -68,7 +68,7 @@ def by_text(runs: Iterable[RunResults]) -> list[tuple[str, list[RunResults]]]:
 
 
 def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
-    """Both tables of one model on one evaluation set, and how much text that was."""
+    """Make both tables of one model on one evaluation set, and count its tokens and documents."""
     codes = table_order({code for run in runs for code in run.dense[name]})
     dense = {code: value for run in runs for code, value in run.dense[name].items()}
     first = runs[0]
@@ -85,7 +85,7 @@ def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
 def _grid(
     runs: Sequence[RunResults], name: str, family: Family, rows: Iterable[str], dense: Mapping[str, float] | None
 ) -> Grid:
-    """Rows × runs; where ``dense`` is given it is the first column."""
+    """Make a table of rows × runs; where ``dense`` is given it is the first column."""
     values = {row: [_cell(run.metrics or {}, run.names(name), family, row) for run in runs] for row in rows}
     hottest = max([_FULL_HEAT, *(one.value for own in values.values() for one in own if one.value is not None)])
     shown = []
@@ -120,12 +120,12 @@ def _cell(metrics: Mapping[str, float], names: MetricNames, family: Family, row:
 
 
 def _form(value: float) -> str:
-    """At least four digits."""
+    """Choose a format that shows at least four digits."""
     return ".3f" if value < 10 else ".2f" if value < 100 else ".1f"
 
 
 def layer_error_grid(run: RunResults) -> Grid:
-    """Languages × blocks; the colours of a run span its own errors, on a logarithmic scale."""
+    """Make a table of languages × blocks; the colours of a run span its own errors, on a logarithmic scale."""
     blocks = sorted({block for errors in run.layer_errors.values() for block in errors})
     known = [value for errors in run.layer_errors.values() for value in errors.values() if value > 0]
     low, high = min(known, default=1.0), max(known, default=1.0)
@@ -145,7 +145,7 @@ def _heat(value: float, low: float, high: float) -> float:
 
 
 def _short(run: RunResults) -> str:
-    """What tells a run from the others of its model and method: its label without both."""
+    """Shorten a run's label to what tells it from the others of its model and method: the label without both."""
     model, method = (re.sub(r"[^A-Za-z0-9._-]", "-", name) for name in (run.facts.model, run.facts.method))
     return run.facts.label.removeprefix(f"{model}-").removeprefix(f"{method}-")
 
@@ -156,7 +156,7 @@ def _language(code: str) -> str:
 
 
 def allocations(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
-    """Segments by sampling and language, and with dense statistics the weights of languages."""
+    """Make tables of segments by sampling and language, and with dense statistics of the weights of languages."""
     propagated, dense = [run for run in runs if not run.weights], [run for run in runs if run.weights]
     tables = []
     if propagated or not dense:
@@ -170,7 +170,7 @@ def allocations(runs: Sequence[RunResults]) -> list[dict[str, Any]]:
 
 
 def _bars(runs: Sequence[tuple[RunResults, Mapping[str, float]]], shown: Callable[[float], str]) -> dict[str, Any]:
-    """By sampling and language, each distinct allocation once, with the length of its bar in percent."""
+    """Arrange values by sampling and language, each distinct allocation once, with the lengths of bars in percent."""
     distinct: dict[tuple[tuple[str, float], ...], str] = {}
     for run, values in ((run, values) for run, values in runs if values):
         key = tuple(sorted(values.items()))

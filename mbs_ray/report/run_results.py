@@ -1,4 +1,4 @@
-"""What the folder of a sweep says about its runs: read for the report, without Ray, MLflow or the model."""
+"""The results of a sweep's runs, read from its folder for the report, without Ray, MLflow or the model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class RunResults:
     ended: int | None
 
     def names(self, evaluation: str) -> MetricNames:
-        """Names of the metrics of one of its evaluation sets."""
+        """Return the names of the metrics of one of its evaluation sets."""
         return MetricNames.by_set(self.evaluation)[evaluation]
 
 
@@ -56,7 +56,7 @@ class SweepRuns:
 
 
 def read_sweep(folder: Path) -> SweepRuns:
-    """Everything the report shows. Raises :class:`InputError` where the folder is not that of a sweep."""
+    """Read everything the report shows. Raises :class:`InputError` where the folder is not that of a sweep."""
     folders = SweepFolders.of(folder.resolve())
     known = {one: facts for one in RunDirectory.all_of(folders.sweep) if (facts := one.facts()) is not None}
     if not known:

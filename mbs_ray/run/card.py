@@ -30,11 +30,11 @@ class EvaluationScores:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card of a run says; plain values, fit for JSON, and no paths.
+    """The content of a run's model card; plain values, fit for JSON, and no paths.
 
     ``base_model`` is a hub id, None for a local checkpoint; ``model`` its name in either case. ``method`` and
     ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
-    ``weights`` of the languages where the statistics are of the dense model.
+    ``weights`` are those of the languages where the statistics are of the dense model.
     """
 
     model: str
@@ -52,12 +52,13 @@ class CardFacts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
+        """Rebuild the facts from the mapping that ``card.json`` holds."""
         evaluation = [EvaluationScores(**scores) for scores in content["evaluation"]]
         return cls(**{**content, "evaluation": evaluation})
 
 
 def model_card(facts: CardFacts, form: str) -> str:
-    """The README.md, in Markdown, of a checkpoint in ``safetensors`` (dense) or ``compressed-tensors`` (packed)."""
+    """Compose the README.md of a checkpoint in the form ``safetensors`` (dense) or ``compressed-tensors`` (packed)."""
     segments = sum(facts.allocation.values())
     header = ["language", "segments"]
     allocation = [[code, f"{facts.allocation[code]:,}"] for code in table_order(facts.allocation)]
@@ -113,13 +114,13 @@ def _front_matter(facts: CardFacts, form: str) -> str:
 
 
 def _spec(spec: Mapping[str, Any]) -> str:
-    """``gptq: bits 4, group_size 32``; a field that is not set says nothing."""
+    """Format a spec as ``gptq: bits 4, group_size 32``; a field that is not set is left out."""
     fields = [f"{key} {value}" for key, value in sorted(spec.items()) if key != "name" and value is not None]
     return f"{spec['name']}: {', '.join(fields)}" if fields else str(spec["name"])
 
 
 def _evaluation(scores: EvaluationScores) -> list[str]:
-    """A table with a row per language, and the geometric mean of the increases."""
+    """Make a table with a row per language, and the geometric mean of the increases."""
     header = ("language", "perplexity dense", "compressed", "increase", "bits per byte dense", "compressed")
     rows = []
     logarithms = []
@@ -145,12 +146,12 @@ def _evaluation(scores: EvaluationScores) -> list[str]:
 
 
 def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
-    """``1.043 (1.021 … 1.066)``, or the value alone."""
+    """Format a value as ``1.043 (1.021 … 1.066)``, or alone where it has no interval."""
     return f"{value:.3f}" if interval is None else f"{value:.3f} ({interval[0]:.3f} … {interval[1]:.3f})"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown: names in the first column, numbers in the others."""
+    """Make a table in Markdown: names in the first column, numbers in the others."""
     return [
         f"| {' | '.join(header)} |",
         "|---|" + "---:|" * (len(header) - 1),

@@ -16,12 +16,12 @@ from mbs_ray.run.run_facts import RunFacts
 
 
 def scores_file(directory: Path, name: str) -> Path:
-    """Where a run, or a dense evaluation, leaves the token scores of an evaluation set."""
+    """Return the file to which a run, or a dense evaluation, writes the token scores of an evaluation set."""
     return directory / "evaluation" / f"{name}.parquet"
 
 
 def finished_files(directory: Path) -> int:
-    """Count what a job has finished under its directory: a run's, a dense evaluation's or that of stored moments."""
+    """Count the finished files under the directory of a job: a run, a dense evaluation or stored moments."""
     return sum(path.suffix in _FINISHED for path in directory.rglob("*"))
 
 
@@ -41,7 +41,7 @@ WEIGHTS = "weights.json"
 SEARCH = "search.json"
 SPEC = "spec.json"
 
-#: What a run keeps that removes its weights.
+#: Value of the field ``keep`` of a run that removes its weights.
 METRICS = "metrics"
 
 
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @classmethod
     def all_of(cls, sweep: Path) -> "list[RunDirectory]":
-        """Directories of the runs in the folder of a sweep, by label; none where it is no such folder."""
+        """List the directories of the runs in the folder of a sweep, by label; none where it is no such folder."""
         return [cls(path) for path in sorted((sweep / RUNS).glob("*")) if path.is_dir()]
 
     @property
@@ -68,10 +68,11 @@ class RunDirectory:
         return self.path.parents[1]
 
     def scores(self, name: str) -> Path:
-        """File of the run's token scores on an evaluation set."""
+        """Return the file of the run's token scores on an evaluation set."""
         return scores_file(self.path, name)
 
     def stored_signature(self) -> dict[str, Any] | None:
+        """Read the signature the run was begun with; None where no run was begun."""
         path = self.path / SIGNATURE
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -92,7 +93,7 @@ class RunDirectory:
                 )
 
     def refuse_other_first_set(self, name: str) -> None:
-        """Raise :class:`InputError` where the run was begun with another evaluation set in the first place.
+        """Raise :class:`InputError` where the run was begun with another evaluation set as its first.
 
         The first set has metrics without its name (``ppl/sw``): they would be taken for those of the other.
         """
@@ -105,9 +106,9 @@ class RunDirectory:
             )
 
     def claim(self, signature: Mapping[str, Any], facts: RunFacts, finished: bool = False) -> None:
-        """Make the directory that of a run with this signature, if it is new, and write the facts of the run.
+        """Claim the directory for a run with this signature, if it is new, and write the facts of the run.
 
-        ``finished``: there is nothing left to do in it, and the facts of the command that finished it stay.
+        ``finished``: nothing is left to do in it, and the facts of the command that finished it stay.
         """
         self.blocks.mkdir(parents=True, exist_ok=True)
         if self.stored_signature() is None:
@@ -116,7 +117,7 @@ class RunDirectory:
             write_json(self.path / FACTS, facts.to_json())
 
     def facts(self) -> RunFacts | None:
-        """What the run is; None where no run was begun."""
+        """Read the facts of the run; None where no run was begun."""
         path = self.path / FACTS
         if path.is_file():
             return RunFacts.from_json(json.loads(path.read_text()))
@@ -124,7 +125,7 @@ class RunDirectory:
         return None if older is None else older.facts
 
     def facts_written(self) -> int:
-        """Time of the last command that worked on the run, in nanoseconds since 1970; 0 where no run was begun."""
+        """Return the time of the last command that worked on the run, in nanoseconds since 1970; 0 where none did."""
         paths = (self.path / name for name in (FACTS, TRACKING))
         return next((path.stat().st_mtime_ns for path in paths if path.is_file()), 0)
 
@@ -135,7 +136,7 @@ class RunDirectory:
         return older_run(self.path.name, told, self.card(), self.allocation(), weighed=bool(self.weights()))
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run left; None while it is not finished.
+        """Read the result of a finished run; None while it is not finished.
 
         ``metrics`` by name, ``evaluation``: set → fingerprint of its text, ``dense``: set → language → perplexity of
         the dense model, ``keep``, and whether MLflow has taken everything (``tracked``).
@@ -150,29 +151,30 @@ class RunDirectory:
         return result if self.checkpoint.is_dir() or result.get("keep") == METRICS else None
 
     def scored_sets(self) -> dict[str, str]:
-        """Fingerprints of the texts that a finished run was scored on, by evaluation set, the first one first."""
+        """Return the fingerprints of the texts a finished run was scored on, by evaluation set, the first one first."""
         result, facts = self.result(), self.facts()
         if result is None or facts is None:
             return {}
         return {name: result["evaluation"][name] for name in facts.evaluation if name in result["evaluation"]}
 
     def drop_weights(self) -> None:
-        """Remove the blocks of a finished run, dense, packed and left unfinished; the reports of blocks stay."""
+        """Remove the blocks of a finished run: dense, packed and unfinished ones; the reports of blocks stay."""
         for pattern in (f"*{BLOCK_SUFFIX}", f"*{UNFINISHED}"):
             for block in self.blocks.glob(pattern):
                 block.unlink()
         shutil.rmtree(self.packed, ignore_errors=True)
 
     def keep_card(self, facts: CardFacts) -> None:
+        """Write the content of the model card."""
         write_json(self.path / CARD, asdict(facts))
 
     def card(self) -> CardFacts | None:
-        """What the model card of a finished run says; None where no run was finished."""
+        """Read the content of a finished run's model card; None where no run was finished."""
         path = self.path / CARD
         return CardFacts.from_json(json.loads(path.read_text())) if path.is_file() else None
 
     def finished(self) -> CardFacts:
-        """The facts of a finished run. Raises :class:`InputError` where there is none, or it is not finished."""
+        """Read the card of a run that is finished and kept its weights. Raises :class:`InputError` for any other."""
         if self.stored_signature() is None:
             raise InputError(
                 f"{self.path}: no run directory; give <out>/<sweep>/runs/<run> of mbs compress or mbs sweep"
@@ -188,24 +190,26 @@ class RunDirectory:
         return card
 
     def keep_tracking_identity(self, told: Mapping[str, Any]) -> None:
+        """Write what :meth:`tracking_identity` reads."""
         write_json(self.path / TRACKING, told)
 
     def tracking_identity(self) -> dict[str, Any] | None:
-        """Under which keys and names MLflow knows the run and its sweep; None where it was never told of them."""
+        """Read the keys and names under which MLflow knows the run and its sweep; None where it was never tracked."""
         path = self.path / TRACKING
         return json.loads(path.read_text()) if path.is_file() else None
 
     def allocation(self) -> dict[str, int]:
-        """Calibration segments by language; empty where the command was killed before it wrote them."""
+        """Read the calibration segments by language; empty where the command was killed before it wrote them."""
         path = self.path / ALLOCATION
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def weights(self) -> dict[str, float]:
-        """Of the languages, with dense statistics; empty where the run has none."""
+        """Read the weights of the languages, with dense statistics; empty where the run has none."""
         path = self.path / WEIGHTS
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, which makes the run a finished one."""
         write_json(self.path / RESULT, result)
 
 

@@ -16,7 +16,7 @@ FORMATS = (PACKED_FORMAT, DENSE_FORMAT)
 
 
 def export_run(folder: Path, form: str, to: Path | None) -> Path:
-    """Write the checkpoint of a run in a form of :data:`FORMATS`; its folder, ``export/<form>`` of the run by default.
+    """Write the checkpoint of a run in a form of :data:`FORMATS`; return its folder (default: ``<run>/export/<form>``).
 
     An earlier export in the default folder is replaced. Raises :class:`InputError` naming what is wrong: another
     form, a folder that holds no finished run, a method that gives no integers, a target that is in use.

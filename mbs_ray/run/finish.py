@@ -1,4 +1,4 @@
-"""Makes a checkpoint of what a finished run left: its block files, its card, and the tensors that no method touches."""
+"""Makes the checkpoint of a finished run: of its block files, its card, and the tensors that no method touches."""
 
 from pathlib import Path
 

@@ -58,7 +58,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def append_missing(self, values: Mapping[int, Mapping[str, float]]) -> None:
-        """Write metrics by step, but for those it holds: what goes on after it was killed doubles nothing."""
+        """Write metrics by step, except those it holds: a command that resumes after it was killed doubles nothing."""
         known = {(entry.key, entry.step) for entry in self.entries()}
         for step, metrics in values.items():
             new = {key: value for key, value in metrics.items() if (key, step) not in known}
@@ -66,9 +66,9 @@ class Journal:
                 self.append(new, step=step)
 
     def append_changed(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Write the metrics of one step, but for those that it holds with this very value.
+        """Write the metrics of one step, except those that it holds with this very value.
 
-        Of a metric that was measured anew, on other text of the same name, MLflow shows the value written last.
+        If a metric is measured again, on other text of the same name, MLflow shows the value written last.
         """
         latest = {entry.key: repr(entry.value) for entry in self.entries() if entry.step == step}
         new = {key: value for key, value in metrics.items() if latest.get(key) != repr(float(value))}
@@ -76,7 +76,7 @@ class Journal:
             self.append(new, step)
 
     def entries(self) -> list[Entry]:
-        """Everything written so far, in order, without a last line that its killed writer left half-written.
+        """Read everything written so far, in order, without a last line that its killed writer left half-written.
 
         Raises InputError for a line that no writer of this class can have left behind.
         """

@@ -1,4 +1,4 @@
-"""What of the machine and the arithmetic can change bits: kind of device, threads, type of the forward."""
+"""Properties of machine and arithmetic that can change bits: kind of device, threads, type of the forward."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What run directories of earlier versions, without ``run.json``, say elsewhere: in the words MLflow was told."""
+"""Run directories of earlier versions, without ``run.json``: their facts are in the identity that MLflow was given."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ def older_run(
 ) -> OlderRun:
     """Derive what a newer version writes into ``run.json`` and ``result.json``.
 
-    ``told`` is the content of ``tracking.json``; ``weighed``: the run has dense statistics, with which its parameter
-    ``segments`` counts nothing that was drawn.
+    ``told`` is the content of ``tracking.json``; ``weighed``: the run has dense statistics, so that its parameter
+    ``segments`` is not the number of segments drawn.
     """
     params, tags = told["run"]["params"], told["run"]["tags"]
     facts = RunFacts(

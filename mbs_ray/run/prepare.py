@@ -1,4 +1,4 @@
-"""All that can be checked and resolved of a sweep before any actor starts."""
+"""Everything about a sweep that can be checked and resolved before any actor starts."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ class CheckedTexts:
         self._checked: dict[str, SegmentRequest] = {}
 
     def check(self, request: SegmentRequest) -> SegmentRequest:
-        """The request, or an equal one that was checked before, whose corpus is open already.
+        """Check a request; return it, or an equal one that was checked before, whose corpus is open already.
 
         Raises :class:`InputError` where the corpus lacks, or cannot give, what is asked for.
         """
@@ -70,8 +70,8 @@ class PreparedRun:
     """A run whose model, languages, allocation and texts are settled.
 
     ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
-    and ``allocation`` are those of the pool: of each weighted language the same number of segments. ``search`` tells of
-    the trials by which an adaptive sampling found them.
+    and ``allocation`` are those of the pool: equally many segments of each weighted language. ``search`` describes
+    the trials by which an adaptive sampling found the weights.
     """
 
     label: str
@@ -93,12 +93,12 @@ class PreparedRun:
 
     @property
     def shares(self) -> dict[str, float] | None:
-        """The weights, in plain numbers."""
+        """Weights as plain numbers; None for propagated statistics."""
         return None if self.weights is None else {code: float(one) for code, one in self.weights.items()}
 
     @property
     def shared_microbatches(self) -> int:
-        """Of what replicas share at a time: the calibration set, or the text of a language."""
+        """Number of microbatches that replicas share at a time: of the calibration set, or of one language's text."""
         together = max if self.weights is not None else sum
         return -(-together(self.allocation.values()) // self.microbatch)
 
@@ -108,7 +108,7 @@ def prepare_runs(
 ) -> list[PreparedRun]:
     """Check everything a sweep needs. Raises :class:`InputError` naming the file, field or language.
 
-    ``notify(what, done, total)`` is told of long work: each checkpoint is read through once and the
+    ``notify(what, done, total)`` is called during long work: each checkpoint is read through once and the
     answer kept under ``cache``.
     """
     models: dict[tuple[str, str | None], Model] = {}
@@ -200,7 +200,7 @@ def _with_texts(
 def evaluation_requests(
     sets: Mapping[str, EvaluationSpec], model: Model, languages: tuple[str, ...], sequence_length: int
 ) -> dict[str, SegmentRequest]:
-    """What is to be drawn for each evaluation set; the same for every run of a model."""
+    """Make the request for the text of each evaluation set; the same for every run of a model."""
     requests = {}
     for name, one in sets.items():
         length = one.sequence_length or sequence_length

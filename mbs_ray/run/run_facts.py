@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run is; plain values, fit for JSON, and no paths.
+    """The facts of a run; plain values, fit for JSON, and no paths.
 
     ``method``, ``sampling`` and ``statistics`` are labels, ``sampling_name`` is the strategy's name. ``evaluation``
     names the evaluation sets, the first one first. ``segments`` of ``sequence_length`` tokens are the calibration set,
@@ -34,9 +34,10 @@ class RunFacts:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunFacts":
-        """Read what :meth:`to_json` made."""
+        """Rebuild the facts from what :meth:`to_json` made."""
         languages, evaluation = tuple(content["languages"]), tuple(content["evaluation"])
         return cls(**{**content, "languages": languages, "evaluation": evaluation})
 
     def to_json(self) -> dict[str, Any]:
+        """Return the facts as a mapping that JSON can hold."""
         return asdict(self)

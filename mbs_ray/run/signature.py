@@ -1,4 +1,4 @@
-"""All that can change a bit of a run, and whether an earlier command has finished the run."""
+"""The signature of a run, all that can change a bit of it; and whether an earlier command has finished the run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from mbs_ray.run.sweep_folders import SweepFolders
 
 
 def forward_fields(run: PreparedRun, numerics: Numerics) -> dict[str, Any]:
-    """Fields of :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`: what can change a bit of a forward of the model."""
+    """Collect the :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`: all that can change a bit of a model's forward."""
     return {
         "compute_dtype": numerics.compute_dtype(run.spec.compute_dtype, run.model.decoder.stored_dtype),
         "microbatch": run.microbatch,
@@ -24,7 +24,7 @@ def forward_fields(run: PreparedRun, numerics: Numerics) -> dict[str, Any]:
 
 
 def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, Any]:
-    """All that can change a bit of the run's weights, and whether its reports hold the error of each language.
+    """Collect all that can change a bit of the run's weights, and whether its reports hold the error of each language.
 
     The latter changes no bit, but blocks that were finished without it cannot be measured any more.
     """
@@ -41,17 +41,17 @@ def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, 
 
 
 def finished_result(folders: SweepFolders, run: PreparedRun) -> Mapping[str, Any] | None:
-    """What an earlier command left of the run; None where the run, or one of its evaluations, is not done."""
+    """Read the result that an earlier command left; None where the run, or one of its evaluations, is not done."""
     result = folders.run(run.label).result()
     wanted = {name: text.fingerprint for name, text in run.evaluation.items()}
     if result is None or result["evaluation"] != wanted:
         return None
-    # Weights that were removed are computed anew where they are wanted after all.
+    # Weights that were removed are computed again where they are wanted after all.
     return None if run.spec.keep == "checkpoint" and result.get("keep") == METRICS else result
 
 
 def _statistics(run: PreparedRun) -> dict[str, Any]:
-    """Which moments are taken; the text of a pool is in the fingerprint of the calibration."""
+    """Describe which moments are used; the text of a pool is in the fingerprint of the calibration."""
     if run.weights is None:
         return {"statistics": "propagated"}
     return {"statistics": "dense", "weights": run.shares}

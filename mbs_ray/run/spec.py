@@ -17,9 +17,9 @@ from pydantic import (
     field_validator,
 )
 
-from mbs_ray.languages.sampling_registry import build_sampling, sampling_spec
+from mbs_ray.languages.sampling_registry import SAMPLINGS, build_sampling, sampling_spec
 from mbs_ray.languages.samplings import Sampling
-from mbs_ray.methods import Method, build_method, method_spec
+from mbs_ray.methods import METHODS, Method, build_method, method_spec
 from mbs_ray.text.tokenization import Join
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -111,12 +111,14 @@ class RunSpec(FrozenSpec):
     model: str = Field(description="folder of a checkpoint in safetensors, or a hub id")
     revision: str | None = Field(None, description="revision of the hub repository")
     distribution: Path | None = Field(
-        None, description="language_distribution.json of the model; null: beside the checkpoint, or built in"
+        None, description="file language_distribution.json of the model; default: beside the checkpoint, or built in"
     )
-    languages: str | list[str] = Field("paper", description="'paper', 'all', or codes")
-    corpus: CorpusField = Field(description="where the calibration text is read from")
-    method: MethodField
-    sampling: SamplingField
+    languages: str | list[str] = Field("paper", description="'paper' (its 20), 'all', or codes")
+    corpus: CorpusField = Field(
+        description="calibration text: folder of <language>.parquet|.jsonl|.txt; in a sweep file also a data set"
+    )
+    method: MethodField = Field(description=f"one of {', '.join(METHODS)}, with its fields")
+    sampling: SamplingField = Field(description=f"one of {', '.join(SAMPLINGS)}, with its fields")
     segments: PositiveInt = Field(256, description="segments of calibration in all")
     sequence_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens in a segment")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of the drawing of text")
@@ -125,9 +127,10 @@ class RunSpec(FrozenSpec):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
     )
-    microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward")
+    microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward, or auto")
     statistics: StatisticsField = Field(
-        None, description="propagated (null): from the blocks before, compressed; dense: from the uncompressed model"
+        None,
+        description="of second moments: propagated: from blocks after compressed ones; dense: from the model as it is",
     )
     true_sequential: bool = Field(
         False, description="linears of a block see those before them compressed; a forward for each input of a block"
@@ -136,7 +139,7 @@ class RunSpec(FrozenSpec):
         False, description="measure what every linear loses in each calibration language; one more forward per block"
     )
     keep: Literal["checkpoint", "metrics"] = Field(
-        "checkpoint", description="metrics: when a run is finished its weights are removed, its figures stay"
+        "checkpoint", description="what stays of a finished run: its checkpoint, or its metrics and figures alone"
     )
 
     @property
@@ -161,6 +164,7 @@ class RunSpec(FrozenSpec):
 
 
 def check_name(what: str, name: str) -> None:
+    """Raise ValueError where ``name`` cannot name a folder or a metric; ``what`` says whose name it is."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{what} {name!r}: a name has letters, digits, '.', '_' and '-', and begins with none of these"

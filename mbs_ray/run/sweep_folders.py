@@ -1,4 +1,4 @@
-"""Where a sweep keeps its files, all under the absolute ``--out``."""
+"""The folders of a sweep, all under the absolute ``--out``."""
 
 import json
 from collections.abc import Mapping
@@ -9,63 +9,73 @@ from typing import Any
 from mbs_ray.files import digest
 from mbs_ray.run.directory import RUNS, RunDirectory
 
-#: What of the machine and the arithmetic can change a bit of any forward: fields of every run's signature.
+#: Fields of every run's signature: properties of machine and arithmetic that can change a bit of any forward.
 FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "torch")
 
 
 @dataclass(frozen=True)
 class SweepFolders:
-    """Sweeps under one ``out`` share segments, dense evaluations and untouched tensors."""
+    """The folders of a sweep; sweeps under one ``out`` share segments, dense evaluations and untouched tensors."""
 
     out: Path
     name: str
 
     @classmethod
     def of(cls, sweep: Path) -> "SweepFolders":
-        """Folders of the sweep in the absolute folder ``sweep``, which is ``<out>/<name>``."""
+        """Return the folders of the sweep in the absolute folder ``sweep``, which is ``<out>/<name>``."""
         return cls(sweep.parent, sweep.name)
 
     @property
     def sweep(self) -> Path:
+        """Folder of the sweep itself."""
         return self.out / self.name
 
     @property
     def figures(self) -> Path:
+        """Folder of the sweep's figures."""
         return self.sweep / "figures"
 
     @property
     def segments(self) -> Path:
+        """Folder of the drawn segments."""
         return self.out / "segments"
 
     @property
     def cache(self) -> Path:
+        """Folder of facts that are expensive to find out, such as fingerprints of checkpoints."""
         return self.out / "cache"
 
     @property
     def artifacts(self) -> Path:
+        """Folder of MLflow's artefacts, where the database is under ``out``."""
         return self.out / "artifacts"
 
     def run(self, label: str) -> RunDirectory:
+        """Return the directory of the run with this label."""
         return RunDirectory(self.sweep / RUNS / label)
 
     def dense(self, model: str, evaluation: str, signature: Mapping[str, Any]) -> Path:
-        """Where the dense model is scored as the run with this signature was; fingerprints of model and text."""
+        """Return the folder of the dense model's scores, computed as those of the run with this signature.
+
+        ``model`` and ``evaluation`` are fingerprints, of the model and of the text.
+        """
         forward = json.dumps({field: signature[field] for field in FORWARD_FIELDS}, sort_keys=True)
         return self.out / "dense" / digest(model, evaluation, forward)
 
     @property
     def all_statistics(self) -> Path:
+        """Folder of all second moments of dense models."""
         return self.out / "statistics"
 
     def statistics(self, key: str) -> Path:
-        """Second moments of a dense model, a file per block, of a language or of a sampling."""
+        """Return the folder of a dense model's second moments, a file per block, of a language or of a sampling."""
         return self.all_statistics / key
 
     @property
     def adaptive(self) -> Path:
-        """What searches for mixtures of languages found."""
+        """Folder of what searches for mixtures of languages found."""
         return self.out / "adaptive"
 
     def outside(self, fingerprint: str) -> Path:
-        """The tensors no method touches, once for all runs of a model."""
+        """Return the file of the tensors no method touches, one for all runs of a model."""
         return self.out / "outside" / f"{fingerprint[:16]}.safetensors"

@@ -57,7 +57,7 @@ class SweepSpec(FrozenSpec):
         return name
 
     def runs(self) -> list[RunSpec]:
-        """The runs of the grid, the last field of the grid varying fastest."""
+        """List the runs of the grid, the last field of the grid varying fastest."""
         fields = list(self.grid)
         for field in fields:
             if field not in RunSpec.model_fields:
@@ -93,7 +93,7 @@ class SweepSpec(FrozenSpec):
 
 
 def _label_part(field: str, run: RunSpec) -> str:
-    """A field's value as part of a run's name."""
+    """Format a field's value as part of a run's name."""
     return run.statistics_label if field == "statistics" else f"{field.replace('_', '-')}{getattr(run, field)}"
 
 
@@ -142,7 +142,7 @@ def _relative_to(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validated(model: type[Any], content: Mapping[str, Any]) -> Any:
-    """A spec from plain values. Raises :class:`InputError` naming the field."""
+    """Validate plain values as a spec. Raises :class:`InputError` naming the field."""
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:

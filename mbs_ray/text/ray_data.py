@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import RayActorError
+from ray.util.annotations import RayDeprecationWarning
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.shards import Document, Shard, Source
@@ -22,6 +25,8 @@ from mbs_ray.text.unit_draw import Ask, UnitText, UnitTokens, generator, shuffle
 READER_CPUS, TOKENIZER_CPUS = 0.4, 0.6
 # Reading is far faster than tokenizing; many small tasks on few workers, since each new worker takes seconds to start.
 TASKS_PER_TOKENIZER, READERS_PER_TOKENIZER = 8, 2
+#: Of actors during one drawing.
+DEATHS_ALLOWED = 4
 TEXT = pa.schema(
     {
         "language": pa.string(),
@@ -75,37 +80,52 @@ def gather(
     tokenizers: int,
     wanted: Sequence[Located],
 ) -> Iterator[tuple[Ask, UnitTokens]]:
-    """The tokens of every unit asked for, in whatever order they arrive. InputError as the reader raised it.
+    """Yield the tokens of every unit asked for, in whatever order they arrive. InputError as the reader raised it.
 
-    `tokenizers` actors share the tokenizing, and in proportion tasks the reading; that changes no token.
+    `tokenizers` actors share the tokenizing, and in proportion tasks the reading; that changes no token. Where an
+    actor dies, what has not arrived is read again.
     """
+    missing = {(located.ask.language, located.ask.unit): located for located in wanted}
+    for deaths in range(1, DEATHS_ALLOWED + 1):
+        try:
+            for language, unit, result in _stream(shards, recipe, tokenizers, list(missing.values())):
+                yield missing.pop((language, unit)).ask, result
+            return
+        except RayActorError:
+            if deaths == DEATHS_ALLOWED:
+                raise
+
+
+def _stream(
+    shards: Mapping[str, tuple[Shard, ...]], recipe: Recipe, tokenizers: int, wanted: Sequence[Located]
+) -> Iterator[tuple[str, int, UnitTokens]]:
     items = unit_items(wanted)
     tokenizers = min(tokenizers, len(items))
     tasks = min(TASKS_PER_TOKENIZER * tokenizers, len(items))
-    asks = {(located.ask.language, located.ask.unit): located.ask for located in wanted}
     with DataContext.current(_quiet_context()):
-        rows = (
-            ray.data.from_items(items, override_num_blocks=tasks)
-            .map_batches(
-                read_units,
-                fn_kwargs={"shards": shards, "seed": recipe.seed},
-                batch_format="pyarrow",
-                batch_size=None,
-                compute=TaskPoolStrategy(size=min(READERS_PER_TOKENIZER * tokenizers, tasks)),
-                num_cpus=READER_CPUS,
-            )
-            .map_batches(
+        rows = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
+            read_units,
+            fn_kwargs={"shards": shards, "seed": recipe.seed},
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=TaskPoolStrategy(size=min(READERS_PER_TOKENIZER * tokenizers, tasks)),
+            num_cpus=READER_CPUS,
+        )
+        with warnings.catch_warnings():
+            # Ray 2.60 has no other way to say max_restarts, and tells to use one.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            rows = rows.map_batches(
                 TokenizeUnits,
                 fn_constructor_args=(recipe,),
                 compute=ActorPoolStrategy(size=tokenizers),
                 batch_format="pyarrow",
                 batch_size=None,
                 num_cpus=TOKENIZER_CPUS,
+                # Ray would restart them, but prints for each, past all log levels, that this may fail some day.
+                max_restarts=0,
             )
-        )
         for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-            for language, unit, result in unit_results(table):
-                yield asks[language, unit], result
+            yield from unit_results(table)
 
 
 def unit_items(wanted: Sequence[Located]) -> list[dict[str, Any]]:

@@ -2,5 +2,5 @@
 
 Only the driver's process uses this room.
 Imports: ``report``, ``evaluation``, ``run``, ``compression`` (block reports), ``text``, ``model`` (manifest).
-Begin with ``tracked_run.py``; ``sweep_tracking.py`` says what MLflow is told of a sweep.
+Begin with ``tracked_run.py``; ``sweep_tracking.py`` has what is logged of a sweep.
 """

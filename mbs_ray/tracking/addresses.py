@@ -7,9 +7,9 @@ SWEEPS_SHOWN = 5
 
 
 def ui_links(uri: str, server: str) -> list[str]:
-    """Lines with the addresses of the newest sweeps in the database at `uri`: the result, and each model's runs.
+    """List the addresses of the newest sweeps in the database at `uri`, one a line: the result, and each model's runs.
 
-    `server` is what the addresses begin with: `http://127.0.0.1:5000`. There are no lines where nothing was
+    `server` is what the addresses begin with: `http://127.0.0.1:5000`. The list is empty where nothing was
     tracked, or where MLflow cannot read the database: its server says that better.
     """
     try:

@@ -36,12 +36,12 @@ _ENVIRONMENT = {
 
 
 def default_tracking_uri(out: Path) -> str:
-    """`MLFLOW_TRACKING_URI` where it is set, else the sqlite database under the absolute `out`."""
+    """Return `MLFLOW_TRACKING_URI` where it is set, else the uri of the sqlite database under the absolute `out`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(out)
 
 
 def database_uri(out: Path) -> str:
-    """The uri of `mlflow.db` in a folder. InputError for a path that no such uri can hold."""
+    """Return the uri of `mlflow.db` in a folder. Raises InputError for a path that no such uri can hold."""
     database = str(out.resolve() / DATABASE)
     if set(database) & set("%?#"):
         raise InputError(f"{database}: a database uri cannot hold % ? #; choose another --out")
@@ -49,12 +49,12 @@ def database_uri(out: Path) -> str:
 
 
 class MlflowConnection:
-    """One experiment of one tracking server or database.
+    """A connection to one experiment of one tracking server or database.
 
     `uri` is `sqlite:////absolute/file` or `http(s)://…`. An experiment that is made here in a database
-    keeps its artefacts under `artifacts`; a server keeps them where it was told to. Raises InputError for
-    any other uri and when MLflow cannot be reached, unless `patient`: what goes on need not wait for a server
-    that took its beginning. Once constructed, no failure of MLflow is raised any more: it is logged once per
+    keeps its artefacts under `artifacts`; a server keeps them where it is configured to. Raises InputError for
+    any other uri and when MLflow cannot be reached, unless `patient`: a resumed command need not wait for a server
+    that it reached before. Once constructed, no failure of MLflow is raised any more: it is logged once per
     outage, and what it held up is retried.
     """
 
@@ -80,7 +80,7 @@ class MlflowConnection:
             raise InputError(f"{self._address}: cannot be used for tracking: {_one_line(error)}") from error
 
     def attempt(self, work: Callable[[], None], urgent: bool = False) -> bool:
-        """Do `work` with MLflow and say whether that succeeded; `urgent` work does not wait for a pause."""
+        """Do `work` with MLflow and return whether that succeeded; `urgent` work does not wait for a pause."""
         started = time.monotonic()
         if started < self._resume_at and not urgent:
             return False
@@ -99,7 +99,7 @@ class MlflowConnection:
 
     @property
     def experiment_id(self) -> str:
-        """Raises what MLflow raises where it could not be reached yet."""
+        """Id of the experiment. Raises what MLflow raises where it could not be reached yet."""
         if not self._experiment_id:
             self._experiment_id = self._experiment()
         return self._experiment_id
@@ -116,7 +116,7 @@ class MlflowConnection:
 
 
 def open_client(uri: str) -> "MlflowClient":
-    """A client of the tracking server or database at `uri`."""
+    """Make a client of the tracking server or database at `uri`."""
     _import_quietly()
     from mlflow import MlflowClient
 
@@ -124,7 +124,7 @@ def open_client(uri: str) -> "MlflowClient":
 
 
 def _import_quietly() -> None:
-    """Import MLflow, which takes seconds, and hush what it says while it makes a database."""
+    """Import MLflow, which takes seconds, and silence its log while it makes a database."""
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     import mlflow  # noqa: F401
@@ -144,7 +144,7 @@ def _make_file(uri: str) -> None:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises for reasons outside this program; OSError covers those of `requests`."""
+    """Return what MLflow raises for reasons outside this program; OSError covers the errors of `requests`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,4 +1,4 @@
-"""What a run tells MLflow about itself: flat, within MLflow's limits, and without secrets."""
+"""Parameters of a run for MLflow: flat, within MLflow's limits, and without secrets."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, str]:
-    """Nested mappings as dotted names with values as text; names that look like a secret are left out.
+    """Flatten nested mappings to dotted names with values as text; names that look like a secret are left out.
 
     Raises InputError for a name that MLflow would refuse and for two values of one name.
     """
@@ -36,12 +36,12 @@ def flatten(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def looks_secret(key: str) -> bool:
-    """Whether a value of this name may be a password, a token or a key."""
+    """Return whether a value of this name may be a password, a token or a key."""
     return _SECRET.search(key) is not None
 
 
 def without_credentials(text: str) -> str:
-    """The text with `user:password@` taken out of every address in it."""
+    """Remove `user:password@` from every address in the text."""
     return _USERINFO.sub("", text)
 
 

@@ -14,9 +14,9 @@ from mbs_ray.tracking.tracked_run import child_run, sweep_run
 
 
 def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
-    """Replay what a run, or all runs of a sweep, measured: (run, whether MLflow has taken everything).
+    """Replay what a run, or all runs of a sweep, measured; yield (run, whether MLflow has taken everything).
 
-    What MLflow has already is not doubled. Raises :class:`InputError` where the folder is neither, or the server
+    What MLflow already has is not doubled. Raises :class:`InputError` where the folder is neither, or the server
     at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
     """
     path = folder.resolve()
@@ -28,10 +28,10 @@ def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
 
 
 def track_report(folder: Path, page: Path) -> str:
-    """Give the page of a sweep's folder to its run in MLflow, and say in one line how that went.
+    """Log the page of a sweep's folder to its run in MLflow, and say in one line how that went.
 
-    Nothing is raised where MLflow is away, and nothing done, or said, where the sweep was never tracked: neither
-    MLFLOW_TRACKING_URI nor a database in the sweep's ``--out`` is there.
+    Nothing is raised where MLflow is away. Nothing is done, and the line is empty, where the sweep was never tracked,
+    or there is neither MLFLOW_TRACKING_URI nor a database in the sweep's ``--out``.
     """
     folders = SweepFolders.of(folder.resolve())
     told = next((directory.tracking_identity() for directory in _tracked(RunDirectory.all_of(folders.sweep))), None)
@@ -48,7 +48,7 @@ def track_report(folder: Path, page: Path) -> str:
 
 
 def _tracked(directories: Iterable[RunDirectory]) -> list[RunDirectory]:
-    """Those of which MLflow was told."""
+    """Select the runs that are tracked in MLflow."""
     return [directory for directory in directories if directory.tracking_identity() is not None]
 
 

@@ -1,4 +1,4 @@
-"""What MLflow is told of a sweep: parent and runs, block reports as they come, results."""
+"""What is logged of a sweep in MLflow: parent and runs, block reports as they come, results."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -27,7 +27,7 @@ Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class SweepTracking:
-    """The parent run of a sweep and its open children, by label."""
+    """A sweep in MLflow: its parent run and the open children, by label."""
 
     def __init__(self, connection: MlflowConnection, folders: SweepFolders, params: Mapping[str, Any]) -> None:
         self._connection, self._folders = connection, folders
@@ -87,7 +87,7 @@ class SweepTracking:
         publish_view(self._connection.experiment_id, run.model.name, scored, client, measured)
 
     def sync(self) -> None:
-        """Journal the blocks that were finished since, and bring MLflow up to date."""
+        """Journal the blocks that were finished since the last call, and bring MLflow up to date."""
         for label, tracked in self._open.items():
             journal_blocks(self._folders.run(label), over=False)
             tracked.sync()

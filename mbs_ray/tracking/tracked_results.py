@@ -1,4 +1,4 @@
-"""What a run measured, from its directory to MLflow: in a live sweep and by ``mbs track`` alike."""
+"""The results of a run, from its directory to MLflow, in a live sweep as well as by ``mbs track``."""
 
 import hashlib
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from mbs_ray.tracking.tracked_run import TrackedRun
 
 
 def journal_blocks(directory: RunDirectory, over: bool) -> None:
-    """Journal the reports of blocks that are through, or of all where the run is ``over``."""
+    """Journal the reports of finished blocks, or of all where the run is ``over``."""
     # Without this part the block is being worked on, or its stage was killed right after writing it.
     reports = [one for one in read_block_reports(directory.blocks) if over or "propagate" in one.seconds]
     values = {
@@ -34,10 +34,10 @@ def journal_blocks(directory: RunDirectory, over: bool) -> None:
 
 
 def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked: TrackedRun) -> None:
-    """Journal all that a finished run measured and its journal lacks, and give MLflow what else it left.
+    """Journal all that a finished run measured and its journal lacks, and log to MLflow what else it wrote.
 
     The run must be claimed (:meth:`RunDirectory.claim`). Safe to repeat: nothing is doubled. Where the text of an
-    evaluation set became another since, ``metrics`` follow those of the old text, which stay in their history.
+    evaluation set has changed since, ``metrics`` follow those of the old text, which stay in their history.
     """
     facts = directory.facts()
     assert facts is not None
@@ -87,7 +87,7 @@ def _note(facts: RunFacts, directory: RunDirectory, metrics: Mapping[str, float]
 
 
 def _linears_table(directory: RunDirectory) -> Path:
-    """Block reports as one parquet file, a row per linear."""
+    """Write the block reports as one parquet file, a row per linear."""
     rows = [
         {"block": report.block, **vars(linear)}
         for report in read_block_reports(directory.blocks)
@@ -97,7 +97,7 @@ def _linears_table(directory: RunDirectory) -> Path:
 
 
 def _track_layer_errors(directory: RunDirectory, tracked: TrackedRun) -> None:
-    """Table and figure of what each language lost in each block, where that was measured."""
+    """Log table and figure of what each language lost in each block, where that was measured."""
     reports = read_block_reports(directory.blocks)
     rows = [
         {"block": report.block, **vars(one), "relative": one.relative}
@@ -115,8 +115,9 @@ def _track_layer_errors(directory: RunDirectory, tracked: TrackedRun) -> None:
 
 
 def _table(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Rows as a parquet file, whole or not at all. One that is there is kept: a finished run's blocks do not change,
-    and its folder may be somebody else's.
+    """Write rows as a parquet file, whole or not at all.
+
+    A file that is there is kept: a finished run's blocks do not change, and its folder may be somebody else's.
     """
     if not path.is_file():
         with appearing(path) as unfinished:

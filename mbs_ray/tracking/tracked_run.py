@@ -47,7 +47,10 @@ class TrackedRun:
         journal: Journal | None,
         reopen: bool = True,
     ) -> None:
-        """kind: what `mbs ui` takes it for; reopen: whether a run that ended counts as running again."""
+        """Find or make the run, if MLflow can be reached.
+
+        kind: what `mbs ui` takes it for; reopen: whether a run that ended counts as running again.
+        """
         if "'" in key:
             raise InputError(f"{key!r} cannot be the key of a run: it holds a quotation mark")
         self.run_id = ""
@@ -67,7 +70,7 @@ class TrackedRun:
         self._connection.attempt(self._deliver)
 
     def sync(self) -> bool:
-        """Deliver what MLflow has not, of this run and then of its children; False when something is left.
+        """Deliver what MLflow lacks of this run and then of its children; False when something is left.
 
         Safe to repeat, also from a new process: MLflow's stores keep one row per (run, metric, value, step,
         timestamp), so a replay of the whole journal doubles nothing.
@@ -104,6 +107,7 @@ class TrackedRun:
         self.enqueue(deliver)
 
     def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run, now or once MLflow is back."""
         self.enqueue(lambda client: client.set_tag(self.run_id, name, value))
 
     def enqueue(self, deliver: "Callable[[MlflowClient], None]") -> None:
@@ -121,6 +125,8 @@ class TrackedRun:
             self.sync()
 
     def _deliver(self) -> None:
+        # In this order: the run itself, its metrics, then what was queued, oldest first. Whatever fails ends the
+        # attempt here, and the next one begins again with what is not done.
         client = self._connection.client
         self._open(client)
         if self._journal is not None:
@@ -179,7 +185,7 @@ class TrackedRun:
             self._delivered += len(batch)
 
     def _unless_refused(self, deliver: Callable[[], None]) -> None:
-        """Give up what MLflow will never take: it would hold up all that comes after it."""
+        """Deliver, but give up what MLflow will never take: it would hold up all that comes after it."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -199,7 +205,7 @@ def sweep_run(
     reopen: bool = True,
     journal: Journal | None = None,
 ) -> TrackedRun:
-    """The parent run with this key in the experiment, continued where it exists.
+    """Open the parent run with this key in the experiment; one that exists is continued.
 
     One that has metrics of its own, and so mostly no children, takes them from `journal`.
     """
@@ -216,7 +222,7 @@ def child_run(
     journal: Journal,
     reopen: bool = True,
 ) -> TrackedRun:
-    """The child of `parent` with this key, continued where it exists; its metrics come from `journal`."""
+    """Open the child of `parent` with this key; one that exists is continued. Its metrics come from `journal`."""
     return TrackedRun(connection, "run", parent, key, name, params, tags, journal, reopen)
 
 
@@ -228,5 +234,5 @@ def evaluation_run(
     tags: Mapping[str, str],
     journal: Journal,
 ) -> TrackedRun:
-    """The run with this key of a checkpoint that was scored alone: it has no parent."""
+    """Open the run with this key of a checkpoint that was scored alone: it has no parent."""
     return TrackedRun(connection, "run", None, key, name, params, tags, journal)

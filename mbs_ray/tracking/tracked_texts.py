@@ -15,13 +15,13 @@ _DIGITS = 16  # of a fingerprint: MLflow takes at most 36, and its tables cut of
 
 
 def dataset_inputs(run: PreparedRun) -> "list[DatasetInput]":
-    """The calibration set under the name of its sampling, and every evaluation set under its own."""
+    """Describe the calibration set under the name of its sampling, and every evaluation set under its own."""
     calibration = dataset_input(run.spec.sampling.label, run.calibration, "calibration")
     return [calibration, *(dataset_input(name, text, "evaluation") for name, text in run.evaluation.items())]
 
 
 def dataset_input(name: str, text: SegmentRequest, context: str) -> "DatasetInput":
-    """One text; ``context`` says what it is for (calibration, evaluation)."""
+    """Describe one text; ``context`` says what it is for (calibration, evaluation)."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     drawn: dict[str, Any] = {"sequence_length": text.sequence_length, "seed": text.seed}

@@ -39,10 +39,10 @@ _NAME_WIDTH, _DATE_WIDTH, _METRIC_WIDTH, _CHARACTER = 300, 140, 145, 8
 def publish_view(
     experiment_id: str, model: str, languages: Sequence[str], client: "MlflowClient", measured: Sequence[str] = ()
 ) -> None:
-    """Write, or renew, the view of a model, and lead to all such views from the experiment's description.
+    """Write, or renew, the view of a model, and link all such views in the experiment's description.
 
-    `languages` in table order: of those the model was scored in; may be empty, as may `measured`, those whose layer
-    error is measured. A description that somebody else wrote is left alone.
+    `languages`: those the model was scored in, in table order; `measured`: those whose layer error is measured;
+    both may be empty. A description that somebody else wrote is left alone.
     """
     state = _packed(view_state(model, languages, measured))
     value = {"name": model, "createdAt": time.time_ns() // 1_000_000, "state": state}
@@ -57,7 +57,7 @@ def publish_view(
 
 
 def own_views(tags: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Model and key of every view that `publish_view` wrote among the tags of an experiment, by model."""
+    """Find model and key of every view that `publish_view` wrote among the tags of an experiment, by model."""
     views = []
     for tag, value in tags.items():
         if tag.startswith(_OWN_VIEW):
@@ -68,18 +68,18 @@ def own_views(tags: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def view_path(experiment_id: str, key: str, charts: bool = False) -> str:
-    """Where MLflow shows a view, as a table or as charts, from the root of the server."""
+    """Return the path, from the root of the server, at which MLflow shows a view, as a table or as charts."""
     mode = "&compareRunsMode=CHART" if charts else ""
     return f"#/experiments/{experiment_id}/runs?{_WORKFLOW}&viewStateShareKey={quote(key)}{mode}"
 
 
 def run_path(experiment_id: str, run_id: str) -> str:
-    """Where MLflow shows a run, from the root of the server."""
+    """Return the path, from the root of the server, at which MLflow shows a run."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{_WORKFLOW}"
 
 
 def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = ()) -> dict[str, Any]:
-    """What MLflow's runs page is told: the runs of a model by name, the increase of each language first.
+    """Describe a view to MLflow's runs page: the runs of a model by name, the increase of each language first.
 
     After the losses of the blocks come the layer errors of the `measured` languages, where there are any.
     """
@@ -113,7 +113,7 @@ def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = (
 
 
 def _telling_order(languages: Sequence[str]) -> list[str]:
-    """The largest language, then from the smallest up: what the samplings differ in comes first."""
+    """Order the largest language first, then from the smallest up: samplings differ most in these."""
     return [*languages[:1], *reversed(languages[1:])]
 
 

@@ -1,16 +1,19 @@
 """``mbs demo`` on a tiny random model, and the sentence it ends with."""
 
+import io
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from mbs_ray.driver.demo_sentence import SweepResult
 from ray.cluster_utils import Cluster
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app, demo
-from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models
+from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models, shown_tables
+from mbs_ray.cli.terminal_tables import increase_views
+from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import PAPER_LANGUAGES
 from tests.support.models import write_bloom
@@ -89,6 +92,17 @@ def test_the_sentence_is_computed_from_the_numbers() -> None:
     assert "worst of the three in 1 by the mean and in 1 by the worst language" in said
     assert said.endswith("the best for English itself in 1.")
     assert said.count(". ") == 0
+
+
+def test_a_terminal_shows_the_table_of_the_last_model_on_two_screens() -> None:
+    three = dict.fromkeys(METHODS, increases((1.1, 2.0), (1.3, 1.4), (1.2, 1.5)))
+    ((title, table),) = shown_tables(result(small=three, large=three)).items()
+    assert title == "large-parallel"
+    rows = table.reindex([*PAPER_LANGUAGES, "geomean", "worst"], fill_value=1.0)
+    text = io.StringIO()
+    for view in increase_views(title, rows, 100):
+        Console(file=text, width=100).print(view)
+    assert len(text.getvalue().splitlines()) < 2 * 50
 
 
 def test_a_method_without_all_three_samplings_is_not_counted() -> None:

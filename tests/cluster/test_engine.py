@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import ray
 import torch
-from mbs_ray.cluster.numerics import resolve_numerics
 from ray._private.internal_api import memory_summary
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.cluster.resources import settle_resources
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
@@ -233,7 +234,11 @@ def test_stages_that_no_node_can_hold_are_refused_after_a_short_wait(
 
 
 def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Cluster) -> None:
-    assert [resolve_numerics(stages, None).threads for stages in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 1]
-    assert resolve_numerics(2, 5).threads == 5
+    def threads(stages: int, asked: int | None = None) -> int:
+        options = ClusterOptions(stages=stages, replicas=1, threads=asked)
+        return settle_resources(options, runs=stages, blocks=6, microbatches=1).numerics.threads
+
+    assert [threads(stages) for stages in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 1]
+    assert threads(2, 5) == 5
     with Pipeline(Layout(3), 2) as pipeline:
         assert len(pipeline.process_ids) == 3

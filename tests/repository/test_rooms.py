@@ -108,3 +108,14 @@ def test_every_room_says_at_its_door_what_it_is_for() -> None:
         assert said, door
         if door.parent.parent == PACKAGE:
             assert "Begin with" in said, f"{door} does not say where to begin reading"
+
+
+def test_contributing_shows_the_same_rooms() -> None:
+    lines = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    table = {
+        room.strip("`"): set() if below == "nothing" else set(below.split(", "))
+        for rooms, below in rows
+        for room in rooms.split(", ")
+    }
+    assert table == MAY_IMPORT

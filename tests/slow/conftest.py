@@ -1,11 +1,13 @@
-"""Everything in this folder takes minutes: jobs on a Ray of their own, chaos."""
+"""Everything in this folder takes minutes: the marker `slow` keeps it out of `make test`."""
 
 from pathlib import Path
 
 import pytest
 
+FOLDER = Path(__file__).parent
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.slow)

@@ -1,8 +1,8 @@
-"""DeepSpeed's asynchronous file I/O behind guards: what its handle answers with an abort or with silence raises here.
+"""DeepSpeed's asynchronous file I/O behind guards: where its handle would abort or fail silently, an error is raised.
 
 What the guards are for (async_io of DeepSpeed 0.19.8): a size that is no multiple of the sector is cut; wait() with
 nothing pending, a read behind the end of a file, memory that cannot be locked, a kernel that has no requests left, and
-a handle that is dropped with something pending abort the process; the results of the transfers are looked at by nobody.
+a handle that is dropped with something pending abort the process; nothing checks the results of the transfers.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _QUEUE_DEPTH = 32
 
 
 def padded(size: int) -> int:
-    """The multiple of :data:`ALIGNMENT` that holds ``size`` bytes."""
+    """Round ``size``, in bytes, up to a multiple of :data:`ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
@@ -43,9 +43,9 @@ class AioLane:
         self._release = weakref.finalize(self, _release, self._handle, self._pending, self._buffers)
 
     def buffer(self, size: int) -> torch.Tensor:
-        """New page-locked memory [size] uint8, not initialised; ``size`` must be :func:`padded`.
+        """Allocate page-locked memory [size] uint8, not initialised; ``size`` must be :func:`padded`.
 
-        Raises OSError where the process may not lock as much.
+        Raises OSError where the process may not lock that much.
         """
         check_lockable(size)
         # A tensor made in inference mode could not be written to by other threads.
@@ -64,12 +64,12 @@ class AioLane:
     def begin_write(self, content: torch.Tensor, offset: int) -> None:
         """Begin to write [n] uint8 of a buffer; it must not change until :meth:`finish`.
 
-        The file must reach as far already. OSError where it does not, or is gone.
+        The file must reach that far already. Raises OSError where it does not, or is gone.
         """
         self._begin(self._handle.async_pwrite, "write", content, offset)
 
     def begin_read(self, content: torch.Tensor, offset: int) -> None:
-        """Begin to read [n] uint8 into a buffer, which is filled by :meth:`finish`. OSError as for writing."""
+        """Begin to read [n] uint8 into a buffer, which :meth:`finish` fills. Raises OSError as for writing."""
         self._begin(self._handle.async_pread, "read", content, offset)
 
     def finish(self) -> None:
@@ -77,7 +77,7 @@ class AioLane:
         _drain(self._handle, self._pending)
 
     def close(self) -> None:
-        """Finish, and free every buffer."""
+        """Finish the transfer under way, and free every buffer."""
         self._release()
 
     def _begin(self, begin: Any, verb: str, content: torch.Tensor, offset: int) -> None:
@@ -96,7 +96,7 @@ class AioLane:
 
 
 def check_lockable(size: int) -> None:
-    """OSError where the process may not lock ``size`` more bytes of memory: the handle would abort it."""
+    """Raise OSError where the process may not lock ``size`` more bytes of memory: the handle would abort it."""
     if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
         return
     # Tried out, because a privileged process may lock more than the limit says.
@@ -114,7 +114,7 @@ def check_lockable(size: int) -> None:
 
 
 def _check_requests(path: Path) -> None:
-    """OSError where the kernel has no requests left for one more handle, which has two queues."""
+    """Raise OSError where the kernel has no requests left for one more handle, which has two queues."""
     used, most = (int(Path("/proc/sys/fs", name).read_text()) for name in ("aio-nr", "aio-max-nr"))
     if most - used < 2 * _QUEUE_DEPTH:
         raise OSError(errno.EAGAIN, f"{used} of {most} asynchronous requests are taken; raise fs.aio-max-nr", str(path))

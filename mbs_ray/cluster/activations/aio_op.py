@@ -1,6 +1,6 @@
-"""DeepSpeed's async_io: is it there, can it be built, build it once.
+"""DeepSpeed's async_io: whether it is built, and building it once.
 
-``python -m mbs_ray.cluster.activations.aio_op`` does so.
+``python -m mbs_ray.cluster.activations.aio_op`` builds it.
 """
 
 import fcntl
@@ -25,12 +25,12 @@ _OTHERS_SECONDS = 30.0
 
 
 def is_built() -> bool:
-    """Whether loading async_io needs no compiler's minutes. Does not import DeepSpeed, which takes seconds."""
+    """Return whether async_io loads without compiling. Does not import DeepSpeed, which takes seconds."""
     return _is_installed() or all((_build_root() / op / f"{op}.so").is_file() for op in OPS)
 
 
 def load_aio() -> Any:
-    """The module async_io, built by DeepSpeed if this machine has not built it yet: about five minutes, once.
+    """Load the module async_io; DeepSpeed builds it if this machine has not built it yet: about five minutes, once.
 
     Raises :class:`InputError` saying what to install where it cannot be built.
     """
@@ -52,7 +52,7 @@ def _cannot(reason: str) -> str:
 
 
 def _is_installed() -> bool:
-    """Whether DeepSpeed itself was installed with the op (DS_BUILD_AIO=1)."""
+    """Return whether DeepSpeed itself was installed with the op (DS_BUILD_AIO=1)."""
     spec = find_spec("deepspeed")
     return spec is not None and any(
         any(Path(place).glob("ops/aio/async_io_op*.so")) for place in spec.submodule_search_locations or []
@@ -66,7 +66,7 @@ def _build_root() -> Path:
 
 @contextmanager
 def _sole_builder(root: Path) -> Iterator[None]:
-    """Hold the builds of this folder: one at a time, and what a killed one left does not stop the next."""
+    """Hold the right to build in this folder, one at a time; what a killed build left does not stop the next."""
     with os.fdopen(os.open(root / "mbs-build", os.O_RDWR | os.O_CREAT, 0o600), "r+") as marker:
         fcntl.flock(marker, fcntl.LOCK_EX)
         clear_locks(root, killed=bool(marker.read()), wait_seconds=_OTHERS_SECONDS)
@@ -80,7 +80,7 @@ def _sole_builder(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _own_ninja() -> Iterator[None]:
-    """The ninja of this environment first: another version would not know what this one built, and build it again."""
+    """Put the ninja of this environment first: another version would not know what this one built, and rebuild it."""
     path = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join(filter(None, (str(Path(sys.executable).parent), path)))
     try:
@@ -90,10 +90,10 @@ def _own_ninja() -> Iterator[None]:
 
 
 def clear_locks(root: Path, killed: bool, wait_seconds: float) -> None:
-    """See to it that no lock of torch's lies below ``root``, for which a build would wait without end or word.
+    """Clear the locks of torch below ``root``, for which a build would wait silently and without end.
 
-    ``killed``: our own build was killed, so that a lock is its. Otherwise it may be another program's:
-    :class:`InputError` where it stays for ``wait_seconds``.
+    ``killed``: our own build was killed and left the lock, which is removed. Otherwise it may be another program's:
+    raises :class:`InputError` where it stays for ``wait_seconds``.
     """
     for lock in (root / op / "lock" for op in OPS):
         if killed:

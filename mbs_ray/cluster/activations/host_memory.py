@@ -1,4 +1,4 @@
-"""Host memory of a stage: kept at what it holds, and how much more there is."""
+"""Host memory of a stage: giving freed memory back to the system, and how much is available."""
 
 import ctypes
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 def return_large_tensors() -> bool:
     """Make freed tensors of 32 MiB and more go back to the system at once; False where the C library is not glibc.
 
-    Smaller ones stay for the next: giving back and faulting in again every tensor of a forward took more time than
-    the forward. What piles up of them is given back by :func:`return_freed_memory`. glibc would raise its threshold
-    as it goes; one that is set once stays.
+    Smaller ones stay for reuse: giving back and faulting in again every tensor of a forward took more time than
+    the forward. What accumulates of them is given back by :func:`return_freed_memory`. glibc would raise its
+    threshold by itself; one that was set stays.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -25,7 +25,7 @@ def return_large_tensors() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Give back what freed tensors left behind; cheap, but not for every microbatch. Nothing without glibc."""
+    """Give freed memory back to the system; cheap, but not for every microbatch. Does nothing without glibc."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
@@ -33,19 +33,19 @@ def return_freed_memory() -> None:
 
 
 def pinned_size(size: int) -> int:
-    """What torch takes for so many bytes of pinned memory: a power of two."""
+    """Return the bytes that torch allocates for ``size`` bytes of pinned memory: a power of two."""
     return 1 << (size - 1).bit_length()
 
 
 def available_host_memory() -> int:
-    """Bytes this process may still take: what the machine has, and what the limits of its control groups leave."""
+    """Return the bytes this process may still use: the least of the machine's and what its control groups leave."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return min([machine, *left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())])
 
 
 def left_by_groups(root: Path, membership: str) -> Iterator[int]:
-    """What each limited control group (version 2) of a process leaves; file cache can be taken back.
+    """Yield the bytes that each limited control group (version 2) of a process leaves; file cache counts as free.
 
     ``membership`` is the text of /proc/<process>/cgroup.
     """

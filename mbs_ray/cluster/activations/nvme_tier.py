@@ -1,4 +1,4 @@
-"""The tier on a local disk: a folder per run below ``nvme_path``, which is its process's while it holds a lock."""
+"""The tier on a local disk: a folder per run below ``nvme_path``, owned by a process as long as that holds its lock."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ _LOCK = "lock"
 class NvmeTier:
     """Hidden states in a file: while a microbatch computes, the one before is written and the next one read.
 
-    ``module`` is async_io. Host memory is bounded by the three buffers of :class:`SlotFile`. OSError as there.
+    ``module`` is async_io. Host memory is bounded by the three buffers of :class:`SlotFile`. Raises OSError as there.
     """
 
     def __init__(self, module: Any, nvme_path: Path) -> None:
@@ -57,7 +57,7 @@ class NvmeTier:
 
 
 def remove_stale(nvme_path: Path) -> list[Path]:
-    """Remove the folders of this user that killed processes left; their paths."""
+    """Remove the folders of this user that killed processes left, and return their paths."""
     removed = []
     with _alone(nvme_path):
         for folder in sorted(nvme_path.glob(f"{_PREFIX}*/")):
@@ -74,7 +74,7 @@ def remove_stale(nvme_path: Path) -> list[Path]:
 
 
 def _own_folder(nvme_path: Path) -> tuple[Path, TextIO]:
-    """A new folder, and the open file that holds its lock until it is closed, or the process ends."""
+    """Make a new folder; the open file holds its lock until it is closed, or the process ends."""
     with _alone(nvme_path):
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=nvme_path))
         lock = (folder / _LOCK).open("w")
@@ -84,7 +84,7 @@ def _own_folder(nvme_path: Path) -> tuple[Path, TextIO]:
 
 @contextmanager
 def _alone(nvme_path: Path) -> Iterator[None]:
-    """One process at a time: nobody takes a folder for stale that another is just making or removing."""
+    """Hold the common lock, so that no process takes a folder for stale that another is just making or removing."""
     with (nvme_path / f"{_PREFIX}{os.getuid()}.lock").open("w") as common:
         fcntl.flock(common, fcntl.LOCK_EX)
         yield

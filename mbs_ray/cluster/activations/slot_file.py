@@ -19,7 +19,7 @@ BUFFERS = 3
 
 @dataclass(frozen=True, eq=False)
 class _Slot:
-    """What was written last: true shape and type, and where. ``checksum`` is that of its padded bytes."""
+    """The tensor last written to a slot: its offset, true shape and type. ``checksum`` is that of its padded bytes."""
 
     offset: int
     shape: torch.Size
@@ -32,20 +32,23 @@ class SlotFile:
     """A new file that holds one tensor per slot, with double buffering: one write and one read are under way at most.
 
     Memory: :data:`BUFFERS`, whatever the number of slots. Several threads may write while one reads. ``module`` is
-    async_io. OSError naming the file where it, or the space for it, is missing, and where other bytes come back than
-    were written.
+    async_io. Raises OSError naming the file where it, or the space for it, is missing, and where other bytes come
+    back than were written.
     """
 
     def __init__(self, module: Any, path: Path) -> None:
         self.path = path
         self._slots: dict[int, _Slot] = {}
-        #: Bytes that the file takes.
+        #: Size of the file in bytes.
         self.size = 0
         self._closed = False
-        # Opened as the transfers will: a file system that takes none of them says so now.
+        # Opened as the transfers will open it: a file system without direct I/O fails now.
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
         self._writer, self._reader = AioLane(module, path), AioLane(module, path)
         self._writing, self._reading = threading.Lock(), threading.Lock()
+        # Double buffering. Outgoing: one buffer is on its way to the disk while the next tensor is copied into the
+        # other; then they swap. Incoming: one buffer, which prefetch() fills while the caller computes with the copy
+        # that read() made. So microbatch j is computed while j - 1 is written and j + 1 is read.
         #: The next to be filled comes first.
         self._outgoing: list[torch.Tensor | None] = [None, None]
         self._incoming: torch.Tensor | None = None
@@ -53,9 +56,9 @@ class SlotFile:
         self._being_read: _Slot | None = None
 
     def write(self, slot: int, tensor: torch.Tensor) -> None:
-        """Put a copy of the tensor (of any device and layout) in the slot; the transfer goes on after the return.
+        """Put a copy of the tensor (of any device and layout) in the slot; the transfer continues after the return.
 
-        Quietly does nothing where the file is closed.
+        Does nothing where the file is closed.
         """
         with self._writing:
             if self._closed:
@@ -74,7 +77,7 @@ class SlotFile:
             self._outgoing.reverse()
 
     def read(self, slot: int, device: torch.device) -> torch.Tensor:
-        """A fresh copy on the device of what is in the slot. KeyError where nothing is."""
+        """Return a fresh copy, on the device, of the tensor in the slot. Raises KeyError where the slot is empty."""
         with self._reading:
             wanted = self._slots[slot]
             if self._being_read is not wanted:
@@ -83,14 +86,14 @@ class SlotFile:
             self._being_read = None
             assert self._incoming is not None
             content = self._incoming[: padded(wanted.nbytes)]
-            # Transfers that fail look like others to async_io: the disk may be full or broken.
+            # async_io does not report transfers that failed: the disk may be full or broken.
             if _checksum(content) != wanted.checksum:
                 message = f"the bytes at {wanted.offset} are not those that were written"
                 raise OSError(errno.EIO, message, str(self.path))
             return _typed(content, wanted.nbytes, wanted.dtype, wanted.shape).to(device, copy=True)
 
     def prefetch(self, slot: int) -> None:
-        """Begin to read a slot that will be asked for next; nothing happens where it is not written out yet."""
+        """Begin to read the slot that will be asked for next; does nothing where it is not written out yet."""
         with self._reading:
             wanted = self._slots.get(slot)
             if wanted is not None and wanted is not self._being_read and wanted is not self._being_written:
@@ -101,7 +104,7 @@ class SlotFile:
         self._slots.pop(slot, None)
 
     def close(self) -> None:
-        """Wait for what is under way, free the buffers, remove the file."""
+        """Wait for transfers under way, free the buffers, remove the file."""
         with self._writing, self._reading:
             if self._closed:
                 return
@@ -117,6 +120,7 @@ class SlotFile:
         size = padded(wanted.nbytes)
         if self._incoming is None or len(self._incoming) < size:
             self._incoming = _larger(self._reader, self._incoming, size)
+        # A slot on its way out is not on the disk yet.
         with self._writing:
             if self._being_written is wanted:
                 self._writer.finish()
@@ -125,7 +129,7 @@ class SlotFile:
         self._being_read = wanted
 
     def _place(self, slot: int, size: int) -> int:
-        """Where the slot lies: as before, or in new space, which is reserved before anything is written."""
+        """Return the slot's offset: the same as before, or new space, reserved before anything is written."""
         before = self._slots.get(slot)
         if before is not None and padded(before.nbytes) == size:
             return before.offset

@@ -11,19 +11,19 @@ class RunAbandonedError(Exception):
 
 
 class Tier(Protocol):
-    """Where the hidden states of one run lie. One thread fetches; others may keep other microbatches meanwhile."""
+    """The memory of one run's hidden states. One thread fetches; others may keep other microbatches meanwhile."""
 
     def keep(self, microbatch: int, hidden: torch.Tensor) -> None:
-        """Store a copy; memory of an equally shaped predecessor is used again."""
+        """Store a copy; the memory of an equally shaped predecessor is reused."""
 
     def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
-        """What is stored, on the device. The next index is expected to be asked for next."""
+        """Return what is stored, on the device. The next index is expected to be asked for next."""
 
     def drop(self, microbatch: int) -> None:
         """Forget a microbatch."""
 
     def held(self) -> int:
-        """Bytes of memory or disk that are taken."""
+        """Return the bytes of memory or disk in use."""
 
     def close(self) -> None:
         """Give all memory and space back; what is kept from here on is dropped."""
@@ -47,6 +47,7 @@ class ActivationStore:
 
     def put(self, microbatch: int, block: int, hidden: torch.Tensor) -> None:
         """Store the input of ``block``. What cannot be stored fails here, and where the run waits for it."""
+        # Out of sight while its memory is overwritten.
         with self._changed:
             self._blocks.pop(microbatch, None)
         try:
@@ -61,12 +62,12 @@ class ActivationStore:
             self._changed.notify_all()
 
     def holds(self, microbatch: int) -> bool:
-        """Whether a microbatch is there."""
+        """Return whether a microbatch is there."""
         with self._changed:
             return microbatch in self._blocks
 
     def wait(self, microbatch: int) -> None:
-        """Until a microbatch is there. Raises :class:`RunAbandonedError`, or why one could not be stored."""
+        """Wait until a microbatch is there. Raises :class:`RunAbandonedError`, or the error why one was not stored."""
         with self._changed:
             self._changed.wait_for(lambda: self.abandoned or self._failure or microbatch in self._blocks)
             if self.abandoned:
@@ -75,7 +76,7 @@ class ActivationStore:
                 raise self._failure
 
     def get(self, microbatch: int, block: int, device: torch.device) -> torch.Tensor:
-        """The input of ``block``, on the device. Do not write into it: it may be the store's own."""
+        """Wait for the input of ``block``; return it on the device. Do not write into it: it may be the store's own."""
         self.wait(microbatch)
         with self._changed:
             stored = self._blocks[microbatch]
@@ -90,14 +91,15 @@ class ActivationStore:
         self._tier.drop(microbatch)
 
     def abandon(self) -> None:
+        """Give the run up: whoever waits for a microbatch gets :class:`RunAbandonedError`."""
         with self._changed:
             self.abandoned = True
             self._changed.notify_all()
 
     def held(self) -> int:
-        """Bytes that the tier holds for the run."""
+        """Return the bytes that the tier holds for the run."""
         return self._tier.held()
 
     def close(self) -> None:
-        """Give back what the run holds, at its end."""
+        """Release what the tier holds for the run, at its end."""
         self._tier.close()

@@ -34,11 +34,11 @@ _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.flo
 
 @ray.remote(concurrency_groups={"receive": CREDITS, "control": 1}, max_restarts=0, max_task_retries=0)
 class Stage:
-    """Runs jobs one after the other: per block collect, solve, write, propagate.
+    """The actor of a stage. It runs jobs one after the other: per block collect, solve, write, propagate.
 
-    ``process`` works; meanwhile ``receive`` takes the next stage's input and ``control`` methods
-    answer. Nothing here is retried: a block that is done lies in the run directory.
-    Of several replicas of a stage each is such an actor, and hands over to the one of its number in the next stage.
+    ``process`` computes; meanwhile ``receive`` takes microbatches from the stage before and ``control`` methods
+    answer. Nothing here is retried: a finished block is in the run directory.
+    Every replica of a stage is such an actor, and hands over to the one of its number in the next stage.
     """
 
     def __init__(self, place: StagePlace, threads: int) -> None:
@@ -49,32 +49,33 @@ class Stage:
         self._next: Any = None
         self._new_store = StoreMaker(AUTO, "host")
         self._stores: dict[int, ActivationStore] = {}
-        #: Submissions that ended here or were given up: what still arrives of them is dropped.
+        #: Submissions that ended here or were given up: microbatches of them that still arrive are dropped.
         self._over: set[int] = set()
         self._changed = threading.Condition()
 
     @ray.method(concurrency_group="control")
     def connect(self, following: Any) -> int:
-        """Learn the next stage; answers with the process id."""
+        """Set the next stage, and return the id of this process."""
         self._next = following
         return os.getpid()
 
     @ray.method(concurrency_group="control")
     def host(self) -> tuple[str, int]:
-        """Where the other replicas of this stage find this one, their first."""
+        """Serve the store through which the replicas of this stage find each other; return its (host, port)."""
         node_ip = ray.util.get_node_ip_address()
         self._store = hosted_store(node_ip)
         return node_ip, self._store.port
 
     @ray.method(concurrency_group="control")
     def join(self, host: str, port: int) -> None:
-        """Build the group of this stage's replicas; returns when all of them have come."""
+        """Join the group of this stage's replicas; returns when all have joined."""
         store = self._store or joined_store(host, port)
         rank, size = self._place.replica, self._place.layout.replicas
         self._worker.process.replicas = ReplicaGroup(rank, size, store, ray.util.get_node_ip_address())
 
     @ray.method(concurrency_group="control")
     def room(self, nvme_path: Path | None) -> FreeMemory:
+        """Measure the free memory of this stage's node."""
         return free_memory(nvme_path)
 
     @ray.method(concurrency_group="control")
@@ -84,7 +85,7 @@ class Stage:
 
     @ray.method(concurrency_group="control")
     def look(self) -> tuple[StageStatus, list[Span]]:
-        """Where this stage is, and what it did since the last call."""
+        """Return where this stage is, and the spans that ended since the last call."""
         with self._changed:
             held = sum(store.held() for store in self._stores.values())
         process = self._worker.process
@@ -93,7 +94,7 @@ class Stage:
 
     @ray.method(concurrency_group="control")
     def abandon(self, submission: int) -> None:
-        """Give a run up: whoever waits for its microbatches stops, and later ones are dropped."""
+        """Give a run up: waiting for its microbatches ends, and later ones are dropped."""
         with self._changed:
             self._over.add(submission)
             if submission in self._stores:
@@ -102,7 +103,7 @@ class Stage:
 
     @ray.method(concurrency_group="receive")
     def receive(self, submission: int, microbatch: int, block: int, carried: np.ndarray, dtype: torch.dtype) -> None:
-        """Store a microbatch of a run; waits while this stage already holds as many runs as it may."""
+        """Store a microbatch of a run; waits while this stage already holds :data:`RUNS_HELD` other runs."""
         with self._changed:
             self._changed.wait_for(
                 lambda: submission in self._over or submission in self._stores or len(self._stores) < RUNS_HELD
@@ -120,8 +121,8 @@ class Stage:
     def process(self, submission: int, job: Job) -> None:
         """Take a run through this stage's blocks; ends when all replicas are through.
 
-        ``submission`` numbers the runs of this actor: the same job may come twice, and what is late of the first
-        is not the second's.
+        ``submission`` numbers the runs of this actor: the same job may come twice, and late microbatches of the first
+        are not the second's.
         """
         replicas = self._worker.process.replicas
         try:
@@ -153,7 +154,7 @@ class Stage:
                 sender.drain()
         finally:
             with self._changed:
-                # The last stage may end before the last calibration microbatches, which it needs not, arrive.
+                # The last stage may end before the last calibration microbatches, which it does not need, arrive.
                 self._over.add(submission)
                 del self._stores[submission]
                 self._changed.notify_all()
@@ -161,7 +162,12 @@ class Stage:
 
 
 class _Sender:
-    """Hands microbatches to the next stage, never more than :data:`CREDITS` unacknowledged."""
+    """The way to the next stage: hands microbatches over, never more than :data:`CREDITS` unacknowledged.
+
+    A call of ``receive`` that returns is a credit: the microbatch is stored. While the next stage holds
+    :data:`RUNS_HELD` other runs its ``receive`` does not return, so credits run out and ``send`` waits, as then do the
+    stages before it. The actor runs :data:`CREDITS` calls of ``receive`` at a time: none is queued in the object store.
+    """
 
     def __init__(self, following: Any, submission: int) -> None:
         self._following, self._submission = following, submission
@@ -178,7 +184,7 @@ class _Sender:
             self._acknowledged()
 
     def _acknowledged(self) -> None:
-        """Wait for the oldest; what the receiver could not do fails here under its own name."""
+        """Wait until the oldest microbatch is stored; an error of the receiver is raised here as it was there."""
         try:
             ray.get(self._unacknowledged.popleft())
         except RayTaskError as error:

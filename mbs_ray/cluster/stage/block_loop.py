@@ -19,7 +19,7 @@ def take_through(run: StageRun) -> None:
     2. read       a block, while the one before it is computed; a finished one as the run directory holds it
     3. collect    second moments of its linears' inputs, in a forward of the dense block, or from files
     4. solve      every linear, dealt out to the replicas
-    5. measure    what each language loses, where that is asked
+    5. measure    what each language loses, if requested
     6. write      the compressed block, and its report
     7. propagate  all segments through the block as it was written: the input of the next one
     8. score      the last stage: nll of every evaluation token
@@ -51,7 +51,7 @@ def take_through(run: StageRun) -> None:
 
 
 def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock) -> None:
-    """Steps 3 to 6; a block that the run directory already holds is left as it is."""
+    """Do steps 3 to 6; a block that the run directory already holds is left as it is."""
     if block.finished:
         return
     method = build_method(work.method)
@@ -64,7 +64,7 @@ def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock)
 
 
 def _try(run: StageRun, work: Try) -> None:
-    """Solve the blocks for the sake of their reports alone; one whose report is there is not tried again."""
+    """Solve the blocks only for their reports; a block whose report exists is not solved again."""
     method = build_method(work.method)
     for index in run.blocks:
         if run.agree(index, block_report_file(run.job.blocks_folder, index).is_file()):
@@ -85,7 +85,7 @@ def _embed(run: StageRun) -> None:
 
 
 def _propagate(run: StageRun, block: StageBlock) -> None:
-    """Make the input of the next block, kept here or handed to the next stage."""
+    """Compute the input of the next block, kept here or handed to the next stage."""
     microbatches = run.microbatches
     if block.index == run.job.blocks[-1][-1]:
         # Nothing follows the last block but the head, which calibration segments never see.
@@ -98,6 +98,6 @@ def _propagate(run: StageRun, block: StageBlock) -> None:
 
 
 def _report(run: StageRun, block: StageBlock) -> None:
-    """Write the report of a block that was solved just now, with all of its seconds."""
+    """Write the report of a block that this command solved, with all of its seconds."""
     if run.writes and not block.finished:
         write_block_report(run.job.blocks_folder, block.report)

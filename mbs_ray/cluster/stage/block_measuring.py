@@ -1,4 +1,4 @@
-"""What each linear of a block loses in each language, measured by the replicas of a stage together."""
+"""The error of each linear of a block in each language, measured by the replicas of a stage together."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from mbs_ray.compression.stored_moments import Source, stored_language_sums
 def measure(
     run: StageRun, work: Compress | CompressStored | Try, block: StageBlock, dense: Mapping[str, torch.Tensor]
 ) -> None:
-    """Report what each linear lost in each language, where that is asked; whole at replica 0.
+    """Report what each linear lost in each language, if requested; complete at replica 0.
 
     ``dense``: the tensors of the block before they were compressed.
     """
@@ -40,7 +40,7 @@ def measure(
 def _calibration_sums(
     run: StageRun, work: Compress, block: StageBlock, dense: Mapping[str, torch.Tensor], languages: Sequence[str]
 ) -> torch.Tensor:
-    """:func:`language_sums` over this replica's calibration segments, in one forward of the dense block."""
+    """Compute :func:`language_sums` over this replica's calibration segments, in one forward of the dense block."""
     decoder = run.decoder
     calibrating = run.follow(block.index, "measure", run.microbatches_of(work.calibration))
     hidden = ((one.languages, run.get(one, block.index)) for one in calibrating)
@@ -56,7 +56,7 @@ def _stored_sums(
     dense: Mapping[str, torch.Tensor],
     linears: Sequence[str],
 ) -> torch.Tensor:
-    """:func:`stored_language_sums` of the linears dealt to this replica, zeros for the others."""
+    """Compute :func:`stored_language_sums` of the linears assigned to this replica, zeros for the others."""
     owners = assign_longest_first([1.0] * len(linears), run.replicas.size)
     own = [name for name, owner in zip(linears, owners, strict=True) if owner == run.replicas.rank]
     changes = {

@@ -1,4 +1,4 @@
-"""The blocks of a stage as they lie on the disk, read one ahead of the work."""
+"""Reading of a stage's blocks from disk, one ahead of the work."""
 
 import time
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from mbs_ray.model.block_files import read_block
 
 @dataclass
 class StageBlock:
-    """A block in work: its tensors by module name, dense, or as the run directory holds it where it is ``finished``.
+    """A block being worked on: tensors by module name, dense, or as the run directory holds them if ``finished``.
 
-    ``packed`` takes the integer forms of its linears, by the name of their weight.
+    ``packed`` collects the integer forms of its linears, by the name of their weight.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -27,11 +27,12 @@ class StageBlock:
 
     @property
     def index(self) -> int:
+        """Number of the block in the model, from 0."""
         return self.report.block
 
 
 class BlockReader:
-    """Yields the blocks of a stage; the first is being read when this is made, the next while one is computed."""
+    """An iterable of a stage's blocks; reading of the first begins at once, of the next while one is computed."""
 
     def __init__(self, run: StageRun) -> None:
         self._run = run
@@ -49,7 +50,7 @@ class BlockReader:
         return self._run.process.ahead.submit(_read, self._run, index)
 
     def _agreed(self, block: StageBlock) -> StageBlock:
-        """The block as all replicas have it.
+        """Return the block as all replicas have it: finished only if all of them found it finished.
 
         A shared folder may show a file to one node before it shows it to another.
         """

@@ -1,4 +1,4 @@
-"""Moments of a block's linears and their solving, dealt out to the replicas of a stage."""
+"""Collecting the moments of a block's linears and solving them, divided among the replicas of a stage."""
 
 from mbs_ray.cluster.job import Compress, CompressStored, Try
 from mbs_ray.cluster.sharding import assign_longest_first
@@ -15,7 +15,7 @@ from mbs_ray.methods import Method, Statistic
 def solving_groups(
     run: StageRun, work: Compress | CompressStored | Try, method: Method, block: StageBlock
 ) -> list[list[str]]:
-    """Linears that are solved after one forward: all, or in a true sequence those that share an input."""
+    """Group the linears that are solved after one forward: all, or in a true sequence those that share an input."""
     decoder = run.decoder
     sequential = isinstance(work, Compress) and work.true_sequential
     if not sequential or method.statistic is Statistic.NONE:
@@ -28,7 +28,7 @@ def solving_groups(
 def collect(
     run: StageRun, work: Compress | CompressStored | Try, method: Method, block: StageBlock, group: list[str]
 ) -> Collected | RunMoments:
-    """Second moments at the inputs of these linears: of a forward of the block, or those that lie on the disk."""
+    """Collect second moments at the inputs of these linears in a forward of the block, or open those on disk."""
     if isinstance(work, Compress):
         with run.timed(block.report, "collect"):
             calibrating = run.follow(block.index, "collect", run.microbatches_of(work.calibration))
@@ -48,6 +48,8 @@ def solve(
     linears = decoder.linears(block.index)
     where, statistic, inputs = f"block {block.index}", method.statistic, collected.inputs()
     check_called(group, inputs, statistic, where)
+    # Every replica computes the same owners, so that they need not be exchanged. Then: each owner gets the summed
+    # moments of its linears (reduce), solves those, and everybody gets all solved weights (broadcast).
     costs = solving_costs(linears, group, inputs, statistic)
     workers = assign_longest_first([cost for _, cost in costs], replicas.size)
     owners = {name: owner for (names, _), owner in zip(costs, workers, strict=True) for name in names}

@@ -1,4 +1,4 @@
-"""How a solved block gets onto the disk."""
+"""Writing of a solved block into the run directory."""
 
 from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
@@ -11,7 +11,7 @@ from mbs_ray.run.directory import RunDirectory
 def write(run: StageRun, block: StageBlock) -> None:
     """Write report, packed and dense form of a block; the first replica does it for its stage.
 
-    The dense block file comes last: where it lies, all else of the block lies too.
+    The dense block file comes last: where it exists, so does everything else of the block.
     """
     if not run.writes:
         return

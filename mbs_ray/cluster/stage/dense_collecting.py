@@ -1,4 +1,4 @@
-"""Second moments of a dense block, language after language, on their way to files."""
+"""Collecting the second moments of a dense block, language by language, into files."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -19,9 +19,9 @@ from mbs_ray.model.decoder import Decoder
 
 
 def collect_pool(run: StageRun, work: Collect, block: StageBlock) -> None:
-    """Collect moments of a dense block for what of the targets lacks it, and in the same forward the next one's input.
+    """Collect the moments of a dense block that targets lack, and in the same forward the input of the next block.
 
-    The device holds the moments of one language. Replicas add up theirs at the first one, which writes. Raises
+    The device holds the moments of one language. Replicas sum theirs at the first one, which writes. Raises
     :class:`InputError` where host memory has no room for the sums, or a replica's tokens miss a linear.
     """
     job, decoder, replicas, timeline, index = run.job, run.decoder, run.replicas, run.timeline, block.index
@@ -59,7 +59,7 @@ def collect_pool(run: StageRun, work: Collect, block: StageBlock) -> None:
 
 
 class BlockTargets:
-    """What is still to be collected of one block; a sum lives in host memory from its first language to its last."""
+    """The targets that one block still lacks; a sum lives in host memory from its first language to its last."""
 
     def __init__(self, targets: Sequence[Target], index: int) -> None:
         self._index = index
@@ -67,11 +67,11 @@ class BlockTargets:
         self._sums: dict[Target, MomentSum] = {}
 
     def statistics(self, language: str) -> list[Statistic]:
-        """Those that are wanted of a language."""
+        """Return the statistics that targets still want of a language."""
         return list(dict.fromkeys(one.statistic for one, left in self._open.items() if language in left))
 
     def check_host_memory(self, decoder: Decoder) -> None:
-        """:class:`InputError` where the sums, and one language's moments, find no room."""
+        """Raise :class:`InputError` where the sums, and one language's moments, do not fit in host memory."""
         shapes = decoder.linears(self._index).values()
         held = [block_moment_bytes(shapes, one.statistic) for one in self._open if len(one.coefficients) > 1]
         needed = sum(held) + max((block_moment_bytes(shapes, one.statistic) for one in self._open), default=0)
@@ -83,7 +83,7 @@ class BlockTargets:
             )
 
     def add(self, language: str, statistic: Statistic, collected: Collected) -> None:
-        """The moments of a language, whole; writes what has got its last one."""
+        """Add the complete moments of a language; a target that has its last language is written."""
         for target, left in list(self._open.items()):
             if target.statistic is not statistic or language not in left:
                 continue

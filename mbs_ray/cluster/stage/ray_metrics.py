@@ -1,4 +1,4 @@
-"""What a stage tells Ray's metrics, which Prometheus collects from every node."""
+"""Metrics of a stage for Ray, which Prometheus collects from every node."""
 
 import time
 
@@ -9,7 +9,10 @@ from mbs_ray.cluster.layout import StagePlace
 
 
 class StageMetrics:
-    """``mbs_blocks_done``, ``mbs_tokens_per_second`` and ``mbs_activation_bytes``, by stage and replica (from 1)."""
+    """The metrics ``mbs_blocks_done``, ``mbs_tokens_per_second`` and ``mbs_activation_bytes`` of a stage's replica.
+
+    Stage and replica are tags, counted from 1.
+    """
 
     def __init__(self, place: StagePlace) -> None:
         tags = {"stage": str(place.stage + 1), "replica": str(place.replica + 1)}
@@ -22,7 +25,7 @@ class StageMetrics:
         self._told = time.monotonic(), 0, 0
 
     def tell(self, blocks_done: int, tokens_done: int, tier: TierName, held: int) -> None:
-        """Counts since the start of the stage, and the bytes held in its tier now."""
+        """Publish counts since the start of the stage, and the bytes held in its tier now."""
         now = time.monotonic()
         before, blocks, tokens = self._told
         self._told = now, blocks_done, tokens_done

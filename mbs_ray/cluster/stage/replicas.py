@@ -1,4 +1,4 @@
-"""What the replicas of a stage tell each other: whether they go on, sums of moments, solved weights, scores."""
+"""What the replicas of a stage exchange: whether to continue, sums of moments, solved weights, scores."""
 
 import os
 import socket
@@ -19,18 +19,18 @@ from mbs_ray.compression.solve import Solved
 from mbs_ray.methods import Moment
 
 START_SECONDS = 60
-#: A replica waits for the slowest solver of a block; one that died or hangs is noticed by the driver long before.
+#: A replica waits for the slowest solver of a block; the driver notices one that died or hangs long before.
 _WAIT_SECONDS = 24 * 3600
 #: A reduction needs a buffer as large as what is reduced, and the largest moment has 12 GiB.
 _ELEMENTS_AT_ONCE = 2**24
 
 
 class ReplicaLostError(Exception):
-    """Another replica of this stage is gone; the whole group has to be built anew."""
+    """Another replica of this stage is gone; the whole group must be rebuilt."""
 
 
 class ReplicaGaveUpError(RunAbandonedError):
-    """Another replica of this stage could not go on with the run, and says why itself."""
+    """Another replica of this stage could not continue the run, and reports the reason itself."""
 
 
 class StageReplicas(Protocol):
@@ -40,25 +40,25 @@ class StageReplicas(Protocol):
     size: int
 
     def agree(self, yes: bool = True) -> bool:
-        """Return whether all replicas say yes; all of them meet here, in the same order.
+        """Wait for all replicas, and return whether all say yes; all of them call this in the same order.
 
         Raises :class:`ReplicaGaveUpError` where one came by :meth:`give_up`, :class:`ReplicaLostError` where one died.
         """
 
     def give_up(self) -> None:
-        """Come to where the others meet next to tell them that this one cannot go on with the run."""
+        """Meet the others at their next :meth:`agree`, and tell them that this one cannot continue the run."""
 
     def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
-        """Sum what all replicas collected at the owner of each linear; what others own is forgotten here."""
+        """Sum what all replicas collected at the owner of each linear; what others own is dropped here."""
 
     def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
-        """Bring the weights of all owners to every replica, their packed forms and reports to replica 0.
+        """Give every replica the weights of all owners, and replica 0 their packed forms and reports.
 
-        ``tensors`` tell shapes and types of the weights, by the names of their parameters.
+        ``tensors`` have the shapes and types of the weights, by the names of their parameters.
         """
 
     def add_up(self, sums: Tensor) -> None:
-        """Sum a tensor in host memory at replica 0, in place; what is zero but at one replica keeps its bits."""
+        """Sum a tensor in host memory at replica 0, in place; an element that only one replica sets keeps its bits."""
 
 
 class SingleReplica:
@@ -71,7 +71,7 @@ class SingleReplica:
         return yes
 
     def give_up(self) -> None:
-        """There is nobody to tell."""
+        """Do nothing: there is nobody to tell."""
 
     def gather(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
         return collected
@@ -80,13 +80,13 @@ class SingleReplica:
         return solved
 
     def add_up(self, sums: Tensor) -> None:
-        """The sums are whole already."""
+        """Leave the sums as they are: they are complete already."""
 
 
 class ReplicaGroup:
     """The process group of a stage of several replicas (gloo, and nccl for what lies on CUDA).
 
-    ``store`` is where they find each other: the first replica's, see :func:`hosted_store`, the others have joined it.
+    ``store`` is where they find each other: the first replica serves it, see :func:`hosted_store`, the others join it.
     """
 
     def __init__(self, rank: int, size: int, store: dist.Store, node_ip: str) -> None:
@@ -148,13 +148,16 @@ class ReplicaGroup:
             dist.reduce(sums, 0)
 
     def _meet(self, going_on: bool, yes: bool) -> tuple[bool, bool]:
+        # A round: before they exchange anything all replicas come here, in the same order, each with two flags; the
+        # minimum is their answer. One that fails alone enters the round that is next with going_on = 0, so that all
+        # leave the run together, and none waits in an exchange for a replica that never comes.
         flags = torch.tensor([going_on, yes], dtype=torch.int32)
         with _peers():
             dist.all_reduce(flags, dist.ReduceOp.MIN)
         return bool(flags[0]), bool(flags[1])
 
     def _bring_to_first(self, solved: Solved, whole: Solved) -> None:
-        """Reports and packed forms; the tensors one by one, so that none is held twice."""
+        """Bring reports and packed forms to replica 0; tensors one by one, so that none is held twice."""
         shapes = {
             name: {part: (tensor.shape, tensor.dtype) for part, tensor in parts.items()}
             for name, parts in solved.packed.items()
@@ -179,18 +182,18 @@ class ReplicaGroup:
 
 
 def hosted_store(node_ip: str) -> dist.TCPStore:
-    """A store that this process serves on a free port of its node."""
+    """Serve a store on a free port of this node."""
     return dist.TCPStore(node_ip, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=START_SECONDS))
 
 
 def joined_store(host: str, port: int) -> dist.TCPStore:
-    """The store that another process serves."""
+    """Join the store that another process serves."""
     return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=START_SECONDS))
 
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """What goes wrong between replicas is the loss of one: what each of them does alone fails elsewhere."""
+    """Turn an error of an exchange into :class:`ReplicaLostError`: nothing that a replica does alone fails in here."""
     try:
         yield
     except RuntimeError as error:
@@ -202,7 +205,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _talk_through(node_ip: str) -> None:
-    """Have gloo and nccl use the interface of this address; they take the host name's, which may be loopback's."""
+    """Have gloo and nccl use the interface of this address; by default they use the host name's, maybe the loopback."""
     for interface, addresses in psutil.net_if_addrs().items():
         if any(one.family in (socket.AF_INET, socket.AF_INET6) and one.address == node_ip for one in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -1,4 +1,4 @@
-"""One run in one stage: how its microbatches come and go, and who is told where it is."""
+"""One run in one stage: how its microbatches come and go, and where its progress is recorded."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ Send = Callable[[int, int, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Where a stage is: ``done`` of ``total`` microbatches in ``part`` of a block of a run."""
+    """The progress of a stage: ``done`` of ``total`` microbatches in ``part`` of a block of a run."""
 
     run: str = ""
     block: int = -1
@@ -36,7 +36,7 @@ class StageStatus:
 
 @dataclass(eq=False)
 class StageProcess:
-    """What belongs to the process of a stage, whatever run it works on.
+    """The state of a stage's process, common to all runs it works on.
 
     ``ahead`` is the thread that reads blocks ahead; ``blocks_done`` counts the blocks that were written, and
     ``tokens_done`` the tokens that were taken through a block, since the start.
@@ -55,7 +55,7 @@ class StageProcess:
 class StageRun:
     """A job on its way through the blocks of one stage, on one replica of it.
 
-    ``send`` is given what the next stage receives, None in the last one.
+    ``send`` takes what the next stage receives; None in the last one.
     """
 
     job: Job
@@ -78,6 +78,7 @@ class StageRun:
 
     @property
     def blocks(self) -> range:
+        """Shard of this stage."""
         return self.job.blocks[self.place.stage]
 
     @property
@@ -87,17 +88,19 @@ class StageRun:
 
     @property
     def microbatches(self) -> list[Microbatch]:
+        """Microbatches of this replica, in order."""
         return self.job.microbatches(self.place.replica)
 
     def microbatches_of(self, file: JobText) -> list[Microbatch]:
+        """List the microbatches of one file in this replica."""
         return [one for one in self.microbatches if one.file is file]
 
     def tell(self, block: int, part: str, done: int, total: int, language: str = "") -> None:
-        """Say where the run is, for whoever looks at the stage."""
+        """Record where the run is, for whoever looks at the stage."""
         self.process.status = StageStatus(self.job.key, block, part, done, total, language)
 
     def follow(self, block: int, part: str, microbatches: list[Microbatch]) -> Iterator[Microbatch]:
-        """Yield the microbatches one by one, telling whoever looks where this stage is."""
+        """Yield the microbatches one by one, recording before each where this stage is."""
         for done, microbatch in enumerate(microbatches):
             self.tell(block, part, done, len(microbatches), microbatch.language)
             yield microbatch
@@ -112,7 +115,7 @@ class StageRun:
         return hidden
 
     def pass_on(self, microbatch: Microbatch, block: int, hidden: torch.Tensor) -> None:
-        """Keep what a block made for the next one, or hand it to the next stage."""
+        """Keep the output of a block for the next block, or hand it to the next stage."""
         if self.send is None or block != self.blocks[-1]:
             self.store.put(microbatch.index, block + 1, hidden)
             return
@@ -136,7 +139,7 @@ class StageRun:
 
     @contextmanager
     def exchanged(self, report: BlockReport, part: str) -> Iterator[None]:
-        """Time a part only where there is somebody to exchange with."""
+        """Time a part only where there are other replicas to exchange with."""
         with nullcontext() if self.replicas.size == 1 else self.timed(report, part):
             yield
 

@@ -1,4 +1,4 @@
-"""What the last stage makes of the evaluation segments at the end of a run: the nll of every token."""
+"""Scoring of the evaluation segments by the last stage at the end of a run: the nll of every token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _HOST = torch.device("cpu")
 
 
 def score_evaluation(run: StageRun) -> None:
-    """Token scores of all evaluation sets, from what left the last block, on disk; the first replica writes."""
+    """Score all evaluation sets from the output of the last block; the first replica writes the token scores."""
     job, decoder, store = run.job, run.decoder, run.store
     end = decoder.blocks
     evaluating = list(job.by_file(job.evaluation, run.place.replica))
@@ -24,7 +24,7 @@ def score_evaluation(run: StageRun) -> None:
         hidden = run.get(microbatch, end)
         store.put(microbatch.index, end + 1, decoder.finish(hidden))
     pairs = _Finished(store, end + 1, [(one.index, token_ids_of(one)) for one in together])
-    # All files at once, or the head would be read anew for each.
+    # All files at once, or the head would be read again for each.
     scored = iter(score(decoder, pairs) if together else [])
     for file, microbatches in evaluating:
         segments = SegmentSet.open(file.path)
@@ -44,7 +44,7 @@ def score_evaluation(run: StageRun) -> None:
 
 @dataclass(frozen=True)
 class _Finished:
-    """What is scored, microbatch by microbatch; every pass over it asks the store again, so that none is held."""
+    """The microbatches to be scored; every pass over them asks the store again, so that none is held."""
 
     store: ActivationStore
     block: int

@@ -1,4 +1,4 @@
-"""What a stage did when: disjoint spans of time, and the share of each kind of work."""
+"""The timeline of a stage: disjoint spans of time, and the share of each kind of work."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-#: Kinds of work by part. What a stage does not do in any part is waiting for its next run.
+#: Kinds of work by part. Time outside all parts is waiting for the next run.
 KINDS = {
     "embed": "computing",
     "collect": "computing",
@@ -46,7 +46,7 @@ class Timeline:
 
     @contextmanager
     def part(self, run: str, block: int, part: str) -> Iterator[None]:
-        """Record what is done inside the with statement as this part of a block (-1: before the first) of a run."""
+        """Record the time inside the with statement as this part of a block (-1: before the first) of a run."""
         with self._lock:
             self._cut()
             self._open.append((run, block, part))
@@ -58,12 +58,12 @@ class Timeline:
                 self._open.pop()
 
     def now(self) -> tuple[str, int, str] | None:
-        """The run, block and part that is going on; None between two runs."""
+        """Return the run, block and part under way; None between two runs."""
         with self._lock:
             return self._open[-1] if self._open else None
 
     def take(self) -> list[Span]:
-        """The spans that ended since the last call; for another thread."""
+        """Take the spans that ended since the last call; safe from another thread."""
         with self._lock:
             taken, self._spans = self._spans, []
             return taken
@@ -83,7 +83,7 @@ class Timeline:
 
 
 def shares(spans: Iterable[Span]) -> dict[str, float]:
-    """Share of each kind of work in the time from the first span's begin to the last one's end; the rest is waiting."""
+    """Compute the share of each kind of work in the time from the first begin to the last end; the rest is waiting."""
     spans = list(spans)
     if not spans:
         return {}

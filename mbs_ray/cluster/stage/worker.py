@@ -1,4 +1,4 @@
-"""What a stage does with a run: plain computing, no actor; the stage hands in where microbatches go."""
+"""The work of a stage on a run: plain computing, no actor; the stage says where microbatches go."""
 
 import torch
 
@@ -15,7 +15,7 @@ from mbs_ray.model.decoder import Decoder
 
 
 class Worker:
-    """The blocks of one stage, on the device of this process, with ``threads`` CPU threads.
+    """The worker of one stage: takes runs through its blocks on the device of this process, with ``threads`` threads.
 
     ``replicas`` are the others that hold the same blocks: each takes its microbatches through them, their moments
     are summed, and each solves linears for all. The first one writes.
@@ -30,7 +30,7 @@ class Worker:
 
     def take(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
-        # Not once: the concurrency groups of an actor have threads of their own.
+        # For every run, not once: the concurrency groups of an actor have threads of their own.
         exact_forward(self._threads)
         try:
             with torch.inference_mode():
@@ -39,7 +39,7 @@ class Worker:
             self.process.status = StageStatus()
 
     def stage_run(self, job: Job, store: ActivationStore, send: Send | None) -> StageRun:
-        """The run as this worker takes it."""
+        """Prepare a run for this worker: with its process, and the decoder of the model."""
         return StageRun(job, self.process, self._load_decoder(job), store, send)
 
     def _load_decoder(self, job: Job) -> Decoder:

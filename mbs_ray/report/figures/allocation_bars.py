@@ -11,7 +11,7 @@ from mbs_ray.report.figures.canvas import new_figure, wrapped
 
 
 def allocation_bars(allocations: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Segments per language, one panel per sampling, on an axis that is linear to 1 and logarithmic above.
+    """Draw segments per language, one panel per sampling, on an axis that is linear to 1 and logarithmic above.
 
     A language that a sampling leaves out is shown with 0 segments.
     """

@@ -16,7 +16,7 @@ _RED_GREEN_BLUE = (0.299, 0.587, 0.114)  # what each adds to how light a colour 
 
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
-    """Make a figure of so many inches, laid out so that nothing overlaps; the title as it is, see :func:`wrapped`."""
+    """Make a figure, sizes in inches, laid out so that nothing overlaps; the title as it is, see :func:`wrapped`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
@@ -25,7 +25,7 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
 
 
 def wrapped(title: str, width: float) -> str:
-    """Break a title into lines that fit a figure of ``width`` inches."""
+    """Wrap a title into lines that fit a figure of ``width`` inches."""
     return textwrap.fill(title, int(width / CHARACTER / 1.2))
 
 

@@ -16,7 +16,7 @@ _WIDTH, _ROW = 6.5, 0.26  # inches
 
 
 def difference_forest(differences: Mapping[str, Difference], title: str) -> Figure:
-    """Perplexity of B over A with its interval, a row per language and ``geomean`` below, set apart.
+    """Draw the perplexity of B over A with its interval, a row per language and ``geomean`` below, set apart.
 
     The axis is logarithmic: half and double are equally far from 1.
     """

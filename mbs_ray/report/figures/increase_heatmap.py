@@ -23,7 +23,7 @@ _CELL_WIDTH, CELL_HEIGHT = 0.6, 0.27  # inches
 
 
 def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
-    """Perplexity compressed ÷ dense, languages × runs, on a logarithmic colour scale.
+    """Draw perplexity compressed ÷ dense, languages × runs, on a logarithmic colour scale.
 
     Rows are languages, in the order to be drawn; rows named `geomean` and `worst` are set apart at the end.
     Columns are runs: names, or a two-level index of method and sampling, whose methods are set apart.
@@ -63,7 +63,7 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
 
 
 def _positions(groups: Sequence[object]) -> list[float]:
-    """One position per item, 1 apart, and `_GAP` further apart where the group changes."""
+    """Place items 1 apart, and `_GAP` further apart where the group changes."""
     changes = np.cumsum([0, *(a != b for a, b in pairwise(groups))])
     return [float(index + _GAP * change) for index, change in enumerate(changes)]
 
@@ -86,7 +86,7 @@ def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, b
 
 
 def _ratio(value: float) -> str:
-    """Three significant digits, four below 2, in at most five characters."""
+    """Format a ratio with three significant digits, four below 2, in at most five characters."""
     if math.isinf(value):
         return "∞"
     for digits, limit in ((3, 1.9995), (2, 9.995), (1, 99.95), (0, 99_999.5)):

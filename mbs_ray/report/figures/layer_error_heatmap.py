@@ -15,7 +15,7 @@ from mbs_ray.report.figures.increase_heatmap import CELL_HEIGHT
 
 
 def layer_error_heatmap(errors: pd.DataFrame, title: str) -> Figure:
-    """Relative layer error, languages × blocks, on a logarithmic colour scale; white where there is none.
+    """Draw the relative layer error, languages × blocks, on a logarithmic colour scale; white where there is none.
 
     Raises InputError for a negative value.
     """

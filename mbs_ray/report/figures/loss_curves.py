@@ -1,4 +1,4 @@
-"""The figure of what every block lost, run by run."""
+"""The figure of the loss of every block, run by run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def loss_curves(runs: Sequence[RunResults]) -> Figure:
-    """Loss over blocks on a logarithmic axis: a panel per method, a colour per kind of sampling, a line per run.
+    """Draw loss over blocks on a logarithmic axis: a panel per method, a colour per kind of sampling, a line per run.
 
     Samplings of one kind (two temperatures) differ in their style; seeds of one sampling do not.
     """

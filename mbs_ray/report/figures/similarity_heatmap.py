@@ -1,4 +1,4 @@
-"""Figures of how alike languages are to a model."""
+"""Figures of how similar languages are to a model."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +11,14 @@ from mbs_ray.report.colours import ANGLES, ASIDE, BLUE, TREE, VERMILION
 from mbs_ray.report.figures.canvas import ink_on, new_figure
 
 _CELL = 0.34  # inches
-_MOST_NUMBERS = 30  # languages beside which numbers in the cells could not be read
+_MOST_NUMBERS = 30  # languages; with more of them the numbers in the cells could not be read
 
 
 def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDArray[np.float64], title: str) -> Figure:
-    """Angles between languages, in the order of their clusters, beside the tree that joins them.
+    """Draw the angles between languages, in the order of their clusters, next to the tree that joins them.
 
-    ``degrees`` are symmetric, languages × languages; ``links`` what scipy's linkage made of them. On the diagonal, on
-    white, stand the angles between the ``halves`` of each language's text.
+    ``degrees`` are symmetric, languages × languages; ``links`` are scipy's linkage of them. The diagonal shows, on
+    white, the angles between the ``halves`` of each language's text.
     """
     # Without drawing: scipy would load pyplot for it.
     tree = dendrogram(links, no_plot=True)
@@ -67,7 +67,7 @@ def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDAr
 
 
 def angles_by_block(angles: pd.DataFrame, title: str) -> Figure:
-    """Mean angle between two languages in every block, and the span from the smallest to the largest.
+    """Draw the mean angle between two languages in every block, and the span from the smallest to the largest.
 
     ``angles`` has the columns statistic, block, smallest, mean, largest (degrees).
     """

@@ -1,4 +1,4 @@
-"""What every stage did when: a bar per part of a block."""
+"""The figure of what every stage did when: a bar per part of a block."""
 
 import math
 
@@ -13,7 +13,7 @@ from mbs_ray.report.figures.canvas import new_figure
 
 
 def stage_timeline(spans: pd.DataFrame) -> Figure:
-    """Stages (and their replicas) × time, coloured by run; what is no computing is drawn pale, waiting not at all.
+    """Draw stages (and their replicas) × time, coloured by run; all but computing is pale, waiting is left out.
 
     `spans` has the columns stage, replica, run, kind, begin and end (seconds).
     """
