@@ -1,4 +1,4 @@
-"""The options of a command that say what of the cluster it takes, handed to it as one ClusterOptions."""
+"""The cluster options of commands: what of the cluster a command uses, passed to it as one ClusterOptions."""
 
 import functools
 import inspect
@@ -57,7 +57,7 @@ FILE_OFFLOAD = Annotated[Tier | None, typer.Option("--offload", help="Default: a
 
 
 def with_cluster(options: Mapping[str, tuple[Any, Any]] = CLUSTER) -> Callable[[Callable[..., None]], Any]:
-    """Give a command these options at the place of its parameter ``cluster``, and hand it what they say as one."""
+    """Give a command these options in place of its parameter ``cluster``, and pass their values as one."""
 
     def decorated(command: Callable[..., None]) -> Any:
         @functools.wraps(command)
@@ -74,7 +74,7 @@ def with_cluster(options: Mapping[str, tuple[Any, Any]] = CLUSTER) -> Callable[[
 
 
 def without(*names: str) -> dict[str, tuple[Any, Any]]:
-    """The options of all fields but these."""
+    """Select the options of all fields but these."""
     return {name: option for name, option in CLUSTER.items() if name not in names}
 
 

@@ -23,7 +23,7 @@ EVALUATION = "parallel"
 
 
 def packaged_models() -> list[Path]:
-    """Folders of the minis in the package, the smaller first. Raises :class:`InputError` where there is none."""
+    """List the folders of the package's minis, the smaller first. Raises :class:`InputError` where there is none."""
     folders = [_packaged("models") / name for name in MODELS]
     present = [folder for folder in folders if (folder / "config.json").is_file()]
     if not present:
@@ -58,7 +58,7 @@ def shown_tables(result: SweepResult) -> dict[str, pd.DataFrame]:
 
 
 def demo_sentence(result: SweepResult) -> str:
-    """What the numbers of a demo say, in one sentence: the last model in full, all models counted."""
+    """Summarise the numbers of a demo in one sentence: the last model in full, all models counted."""
     tables = {title.removesuffix(f"-{EVALUATION}"): table for title, table in result.tables.items()}
     triples = {model: _triples(table) for model, table in tables.items()}
     cases = [table for methods in triples.values() for table in methods.values()]
@@ -83,7 +83,7 @@ def _packaged(folder: str) -> Path:
 
 
 def _triples(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Method → languages × the three samplings, for methods of which all three runs are there."""
+    """Map method → languages × the three samplings, for methods of which all three runs are there."""
     columns: list[Any] = table.columns.to_list()
     return {
         method: pd.DataFrame({sampling: table[method, sampling] for sampling in (ENGLISH, EQUAL, PROPORTIONAL)})
@@ -93,13 +93,13 @@ def _triples(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _change(increases: pd.Series) -> str:
-    """``+5.1 % (ig +15.2 %)``: the geometric mean, and the worst language."""
+    """Format increases as ``+5.1 % (ig +15.2 %)``: the geometric mean, and the worst language."""
     worst = increases.drop(list(SUMMARIES)).idxmax()
     return f"{100 * (increases['geomean'] - 1):+.1f} % ({worst} {100 * (increases['worst'] - 1):+.1f} %)"
 
 
 def _highest(row: str, cases: Sequence[pd.DataFrame]) -> int:
-    """In how many cases English alone is above both others."""
+    """Count the cases in which English alone is above both others."""
     return sum(bool((table.loc[row, ENGLISH] > table.loc[row, [EQUAL, PROPORTIONAL]]).all()) for table in cases)
 
 

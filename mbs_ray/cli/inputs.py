@@ -1,4 +1,4 @@
-"""What stands on a command line, made into what the library takes; its errors made into one line."""
+"""Arguments of a command line converted to what the library takes, and its errors to one line."""
 
 import os
 from collections.abc import Iterator
@@ -15,11 +15,12 @@ TEXT_COLUMN = "text"
 
 
 def given(**options: Any) -> dict[str, Any]:
-    """Those that stand on the command line."""
+    """Keep the options that are given on the command line."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def model_given(model: str) -> str:
+    """Make a model's folder absolute; return a hub id as it is."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
@@ -45,7 +46,7 @@ def evaluation_sets(folders: list[Path], segments: int | None, text_column: str)
 
 
 def absolute(out: Path) -> Path:
-    """``--out`` made absolute; inside a Ray job, whose working directory is a passing copy, it must be so."""
+    """Make ``--out`` absolute; inside a Ray job, whose working directory is a temporary copy, it must be so already."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not out.is_absolute():
         raise InputError(f"--out {out}: inside a Ray job give an absolute folder; the job's own is thrown away")
     return out.resolve()

@@ -1,4 +1,4 @@
-"""What is said of a command that is interrupted: one line, and the exit code that a shell gives to the signal."""
+"""The end of an interrupted command: one line, and the exit code that a shell gives to the signal."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from mbs_ray.driver.interrupt import TerminatedError, interrupted_by_sigterm
 
 @contextmanager
 def told_of_interruption(finished: Callable[[], str]) -> Iterator[None]:
-    """On Ctrl-C and SIGTERM say in one line what ``finished`` answers, and exit with code 130 or 143."""
+    """Print what ``finished`` returns, in one line, on Ctrl-C and SIGTERM, and exit with code 130 or 143."""
     with interrupted_by_sigterm():
         try:
             yield
@@ -24,7 +24,7 @@ def told_of_interruption(finished: Callable[[], str]) -> Iterator[None]:
 
 
 def finished_runs(sweep: Any, out: Path) -> str:
-    """How many runs of a sweep are finished under ``out``, and what finishes the others."""
+    """Say how many runs of a sweep are finished under ``out``, and what finishes the others."""
     from mbs_ray.run.sweep_folders import SweepFolders
 
     folders, labels = SweepFolders(out, sweep.name), sweep.labels(sweep.runs())

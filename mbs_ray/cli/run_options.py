@@ -17,9 +17,9 @@ from mbs_ray.cli.named_spec import named_spec
 
 @dataclass(frozen=True)
 class Form:
-    """How a field whose type is no type of an option is written on a command line, and ``read`` from there.
+    """The command-line form of a field whose type is no type of an option, and how it is ``read`` from there.
 
-    ``example`` is told in the help, ``default`` is that of the option where the field has none or another form of it.
+    ``example`` is shown in the help; ``default`` is the option's where the field has none or another form of it.
     """
 
     kind: Any = str
@@ -57,9 +57,11 @@ class RunCommand(TyperCommand):
     """
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """List the options of the fields, then the command's own."""
         return [*run_options(), *super().get_params(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
+        """Move the values of the fields' options to ``ctx.obj``, and call the command."""
         ctx.obj = {option.name: ctx.params.pop(option.name) for option in run_options()}
         return super().invoke(ctx)
 
@@ -74,7 +76,7 @@ def run_fields(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def run_options() -> tuple[Any, ...]:
-    """One option for each field of RunSpec, in the order of the fields."""
+    """Make one option for each field of RunSpec, in the order of the fields."""
     from mbs_ray.run.spec import RunSpec
 
     parameters = [_parameter(name, field) for name, field in RunSpec.model_fields.items() if name not in OWN]
@@ -103,7 +105,7 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
 
 
 def _least(field: Any) -> int | None:
-    """The least integer that the field takes; None where it has no bound."""
+    """Find the least integer that the field takes; None where it has no bound."""
     for bound in field.metadata:
         if (least := getattr(bound, "ge", None)) is not None:
             return int(least)

@@ -84,7 +84,7 @@ def demo(
 
 
 def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
-    """Fields of a sweep that say how its actors are arranged: those that are given."""
+    """Select the given fields of a sweep that say how its actors are arranged."""
     return {
         "layout": given(stages=cluster.stages, replicas=cluster.replicas),
         **given(threads=cluster.threads, offload=cluster.offload, nvme_path=cluster.nvme_path),
@@ -94,7 +94,7 @@ def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
 def _conduct(
     spec: Any, out: Path, address: str | None, force: bool = False, conclusion: Any = None, shown: Any = None
 ) -> None:
-    """Conduct a sweep and show what it left: tables that ``shown`` picks, the sentence that ``conclusion`` makes."""
+    """Conduct a sweep and show its results: tables that ``shown`` picks, the sentence that ``conclusion`` makes."""
     from mbs_ray.cli.interruption import finished_runs, told_of_interruption
     from mbs_ray.driver.progress import Progress
     from mbs_ray.driver.sweep import conduct
@@ -107,7 +107,7 @@ def _conduct(
 
 
 def _show(result: Any, tables: Mapping[str, Any], out: Path, console: Console, conclusion: str) -> None:
-    """Tables, what they show, and where everything is. Exit code 1 where runs failed."""
+    """Print tables, the conclusion, and where everything is. Exit code 1 where runs failed."""
     from mbs_ray.cli.terminal_tables import increase_views
 
     for title, table in tables.items():

@@ -16,7 +16,7 @@ from mbs_ray.languages.facts import LANGUAGES
 
 
 def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
-    """A table languages × (method, sampling) for a terminal; one per method, or more, where it is too wide.
+    """Yield a table languages × (method, sampling) for a terminal; one per method, or more, where it is too wide.
 
     The best of each language and method is set in bold.
     """
@@ -31,7 +31,7 @@ def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[
 
 
 def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
-    """The columns, cut where a terminal of this width ends."""
+    """Split the columns into groups, each of which fits a terminal of this width."""
     cut: list[list[tuple[str, str]]] = []
     left = 0
     for column in columns:
@@ -81,7 +81,7 @@ def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
 
 
 def similarity_table(title: str, similarity: Similarity, block: int) -> Table:
-    """Of each language the nearest and the farthest other one, and its own two halves; by both statistics."""
+    """Show each language's nearest and farthest other one, and its own two halves, by both statistics."""
     columns = (f"{one}:\n{what}" for one in ANGLES for what in ("nearest", "farthest", "halves"))
     table = _table(title, "language", *columns)
     shown: dict[str, list[str]] = {language: [] for language in similarity.languages}
@@ -101,7 +101,7 @@ def _degrees(angle: float) -> str:
 
 
 def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table:
-    """nll of B minus A, perplexity of B over A, and whether that is more than noise."""
+    """Show nll of B minus A, perplexity of B over A, and whether that is more than noise."""
     table = Table(title=title)
     table.add_column("language")
     for column in ("nll per token, B − A", "95 % interval", "perplexity, B ÷ A", "95 % interval"):
@@ -116,7 +116,7 @@ def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table
 
 
 def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:
-    """Accuracies in percent, with lm-eval's standard error, of each language in each task that has it."""
+    """Show the accuracy in percent, with lm-eval's standard error, of each language in each task that has it."""
     tasks = list(dict.fromkeys(one.task for one in scores))
     cells = {(one.task, one.language): _accuracy(one) for one in scores}
     table = _table(title, "language", *tasks, "mean")
@@ -132,7 +132,7 @@ def _accuracy(score: TaskScore) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """Words to the left, numbers to the right."""
+    """Make an empty table with words aligned to the left and numbers to the right."""
     table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="left" if column in ("language", "name") else "right")

@@ -65,7 +65,7 @@ def find_weights(jobs: SweepJobs, driver: StageDriver, progress: Progress) -> li
 
 
 class _RunSearch:
-    """The search for one run's weights. A trial that an earlier command finished is not made again."""
+    """The search for one run's weights. A trial that an earlier command finished is not repeated."""
 
     def __init__(self, run: PreparedRun, jobs: SweepJobs, progress: Progress) -> None:
         sampling = run.adaptive
@@ -86,12 +86,12 @@ class _RunSearch:
         self._tried: list[Trial] = []
 
     def found(self) -> dict[str, Any] | None:
-        """All trials, and which is the best; None while the search is not over."""
+        """Return all trials with their values, and the index of the best; None while the search is not over."""
         path = self._folder / _FOUND
         return json.loads(path.read_text()) if path.is_file() else None
 
     def begin(self) -> list[Job]:
-        """The first trial that is missing."""
+        """Return the job of the first trial that is missing; none where the search is over."""
         self._sensitivity = self._measured_sensitivity()
         languages = list(self._texts)
         equal = dict.fromkeys(languages, 1.0)
@@ -105,7 +105,7 @@ class _RunSearch:
         return self.go_on()
 
     def go_on(self) -> list[Job]:
-        """The next trial; none where the search is over, and then what it found is written."""
+        """Return the next trial's job; where the search is over, write what it found and return none."""
         assert self._search is not None
         if self.found() is not None:  # by a run that differs in nothing that matters here
             return []
@@ -129,7 +129,7 @@ class _RunSearch:
         return []
 
     def _increase(self, number: int) -> dict[str, float] | None:
-        """What a trial predicts; None where it is not through all blocks."""
+        """Predict each language's increase from a trial's block reports; None where blocks are missing."""
         reports = read_block_reports(self._trial_folder(number) / "blocks")
         if len(reports) < self._run.model.decoder.blocks:
             return None
@@ -149,7 +149,7 @@ class _RunSearch:
         return {code: float(weights.get(code, 0)) for code in self._texts}
 
     def _measured_sensitivity(self) -> Sensitivity:
-        """From its file, which runs of the same model and text share, or measured now."""
+        """Read the sensitivity from its file, which runs of the same model and text share, or measure it now."""
         if not self._sensitivity_file.is_file():
             run, jobs = self._run, self._jobs
             with self._progress.steps(f"sensitivity of {run.model.name}") as notify:

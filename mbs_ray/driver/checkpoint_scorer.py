@@ -13,7 +13,10 @@ from mbs_ray.run.prepare import Model
 
 @dataclass(frozen=True)
 class CheckpointScorer:
-    """``name`` is what was asked for, a folder or a hub id; ``folder`` is where scores go."""
+    """A checkpoint and the stages that score it.
+
+    ``name`` is the folder or hub id asked for; scores are written to ``folder``.
+    """
 
     name: str
     model: Model
@@ -23,7 +26,7 @@ class CheckpointScorer:
     progress: Progress
 
     def job(self, texts: tuple[JobText, ...], *, tokens: int, microbatch: int, directory: Path) -> Job:
-        """Score these texts, which have so many ``tokens`` together."""
+        """Make the job that scores these texts, which have ``tokens`` tokens in all."""
         layout, decoder = self.driver.resources.layout, self.model.decoder
         costs, head = block_costs(decoder, Statistic.NONE, 0, tokens), head_cost(decoder, tokens)
         return Job(

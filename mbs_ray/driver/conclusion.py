@@ -1,4 +1,4 @@
-"""What a sweep leaves for people: tables, figures, and a note on the parent run."""
+"""The results of a sweep for people: tables, figures, and a note on the parent run."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ _AGAIN = "the same command again"
 
 @dataclass
 class SweepResult:
-    """What a finished sweep left.
+    """The results of a finished sweep.
 
     ``tables`` hold the perplexity increase, languages × (method, sampling) averaged over seeds,
     by ``<model>-<evaluation set>``; ``failed`` the reasons of runs that failed.
@@ -40,7 +40,7 @@ class SweepResult:
 
 @contextmanager
 def warned_if_unwritten(what: str, say: Callable[[str], None], mend: str = "") -> Iterator[None]:
-    """Say why a file for people could not be written, and what makes up for it: the runs are finished all the same."""
+    """Warn that a file for people could not be written, and say how to write it later; the runs count as finished."""
     try:
         yield
     except Exception as error:  # whatever it is, it is no reason to call finished runs failed
@@ -86,7 +86,7 @@ def write_tables(
 
 
 def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
-    """The first run of each allocation, and with dense statistics of the weights of its languages."""
+    """Return the first run of each allocation and, with dense statistics, of each set of language weights."""
     first: dict[str, PreparedRun] = {}
     for run in runs:
         first.setdefault(json.dumps([run.allocation, run.shares]), run)
@@ -94,7 +94,7 @@ def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
 
 
 def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
-    """MLflow folds a long note: what is seen of it should be the result."""
+    """Move the summary rows to the top: MLflow folds a long note, and they are to be seen without unfolding it."""
     return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
 
 

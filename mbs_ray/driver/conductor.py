@@ -40,6 +40,7 @@ class Conductor:
         self._metrics: dict[str, Mapping[str, float]] = {}
 
     def run(self, uri: str) -> SweepResult:
+        """Take the open runs through the stages, then write tables, timeline and report page; ``uri`` is MLflow's."""
         status: Ending = "FAILED"
         try:
             todo = self._open_jobs()
@@ -66,7 +67,7 @@ class Conductor:
                 self._progress.say(f"MLflow at {uri} has not taken everything yet; the same command tries again")
 
     def _write_page(self, result: SweepResult) -> None:
-        """The report of all runs."""
+        """Write the report page of all runs, and log it to the parent run."""
         folder = self._jobs.folders.sweep
         with warned_if_unwritten("the report", self._progress.say, f"mbs report {folder}"):
             page = write_report_page(folder)
@@ -97,7 +98,7 @@ class Conductor:
         return signature(run, resources.numerics, resources.layout.replicas)
 
     def _ended(self, job: Job, error: Exception | None) -> Iterable[Job]:
-        """Finish the runs whose dense scores are there by now, with which they are compared; nothing follows."""
+        """Finish the scored runs whose dense scores, with which they are compared, exist by now; no job follows."""
         if error is not None:
             self._fail(job.key, error)
         elif job.key in self._runs:

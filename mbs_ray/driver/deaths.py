@@ -8,13 +8,13 @@ DEATHS_ALLOWED = 3
 
 
 class StageDeaths:
-    """Counts deaths of stages by run; whatever the run finished since the last one forgives it."""
+    """A counter of stage deaths by run, which starts again once the run has finished a file since the last death."""
 
     def __init__(self) -> None:
         self._last: dict[str, tuple[int, int]] = {}
 
     def give_up(self, run: str, job: Job | None) -> bool:
-        """Note a death during a run (``job`` None: while the stages were started). True when it was one too many."""
+        """Count a death during a run (``job`` None: while stages were started); return whether it was one too many."""
         finished = 0 if job is None else finished_files(job.directory)
         point, count = self._last.get(run, (finished, 0))
         count = count + 1 if point == finished else 1

@@ -34,7 +34,7 @@ class TextQuestion:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """``texts``: by evaluation set the file of token scores, and the scores by language; ``tasks``: see there."""
+    """``texts``: by evaluation set the file of token scores, and the scores by language; ``tasks``: file and scores."""
 
     texts: dict[str, tuple[Path, dict[str, LanguageScore]]]
     tasks: TaskResult | None
@@ -52,7 +52,7 @@ def evaluate(
     progress: Progress,
     pool: StagePool | None = None,
 ) -> EvaluationResult:
-    """Score a checkpoint on text, on tasks, or on both with the same stages, unless ``pool`` lends others.
+    """Score a checkpoint on text, on tasks, or on both with the same stages: those of ``pool`` where it is given.
 
     Raises :class:`InputError` before any actor starts where the model, a text or a task cannot be used.
     """

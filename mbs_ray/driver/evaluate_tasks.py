@@ -48,7 +48,7 @@ class TaskQuestion:
 
 @dataclass(frozen=True)
 class OpenedTasks:
-    """Tasks that the harness has opened, and the experiment of MLflow that is told of their scores."""
+    """Tasks that the harness has opened, and the MLflow experiment that their scores are logged to."""
 
     question: TaskQuestion
     tasks: Mapping[str, Any]
@@ -56,7 +56,7 @@ class OpenedTasks:
 
 
 def open_question(question: TaskQuestion, out: Path) -> OpenedTasks:
-    """Open tasks, and MLflow. Raises :class:`InputError` where a task cannot be used, or MLflow not be reached."""
+    """Open tasks, and MLflow. Raises :class:`InputError` where a task cannot be used or MLflow cannot be reached."""
     require_harness()
     tasks = open_tasks(question.names, question.include_path)
     for name in tasks:
@@ -77,7 +77,7 @@ def harness_tokenizer(folder: Path) -> Any:
 
 
 def score_tasks(scorer: CheckpointScorer, opened: OpenedTasks, tokenizer: Any) -> TaskResult:
-    """Measure the accuracy of a checkpoint on tasks, by language; MLflow is told of it as well."""
+    """Measure the accuracy of a checkpoint on tasks, by language; write it to a file and log it to MLflow."""
     from mbs_ray.evaluation.staged_lm import StagedLM
 
     question = opened.question
@@ -100,7 +100,7 @@ def score_tasks(scorer: CheckpointScorer, opened: OpenedTasks, tokenizer: Any) -
 
 
 def score_requests(scorer: CheckpointScorer, sequences: Sequence[Sequence[int]]) -> list[RequestScore]:
-    """What is known of the tokens 2…n of each sequence of token ids."""
+    """Score the tokens 2…n of each sequence of token ids, in the order of the sequences."""
     if not sequences:
         return []
     scorer.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def score_requests(scorer: CheckpointScorer, sequences: Sequence[Sequence[int]])
 def track_scores(
     connection: MlflowConnection, key: str, settings: Mapping[str, Any], file: Path, scores: Sequence[TaskScore]
 ) -> None:
-    """Tell MLflow of scores, through a journal beside their ``file``; again told, only what has changed."""
+    """Log scores to MLflow through a journal beside their ``file``; when repeated, only what has changed."""
     journal = Journal(file.with_name("journal.jsonl"))
     # The same command may be given again, and a task file of the user's be another by then.
     journal.append_changed(task_metrics(scores))

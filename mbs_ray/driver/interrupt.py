@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class TerminatedError(KeyboardInterrupt):
-    """The process was told to stop by SIGTERM."""
+    """SIGTERM asked the process to stop."""
 
 
 @contextmanager

@@ -23,9 +23,9 @@ def checked_plan(
     say: Callable[[str], None],
     force: bool,
 ) -> Offload:
-    """Say the plan of the runs that are not finished, and return ``offload`` with the memory that it reserves.
+    """Print the plan of the runs that are not finished, and return ``offload`` with the memory that the plan reserves.
 
-    Raises :class:`InputError` where it does not fit, unless ``force`` is given.
+    Raises :class:`InputError` where the plan does not fit, unless ``force`` is given.
     """
     todo = [run for run in runs if finished_result(folders, run) is None]
     if not todo:

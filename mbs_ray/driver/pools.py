@@ -35,18 +35,18 @@ class Pool:
 
     @cached_property
     def languages(self) -> dict[str, SegmentRequest]:
-        """What is drawn of each language."""
+        """Request for the text of each language, in table order."""
         return {language: self.request.for_language(language) for language in table_order(self.request.languages)}
 
     @property
     def tokens(self) -> int:
-        """Of one language."""
+        """Tokens of one language."""
         assert self.request.allocation is not None
         return next(iter(self.request.allocation.values())) * self.request.sequence_length
 
     @property
     def label(self) -> str:
-        """A name for its job. The digits tell pools of other text, or another forward, apart."""
+        """Name of the pool's job; its last digits distinguish pools of other text or another forward."""
         run = self.runs[0]
         texts = [one.fingerprint for one in self.languages.values()]
         apart = digest(run.model.fingerprint, run.spec.compute_dtype, str(run.microbatch), *texts)
@@ -54,7 +54,7 @@ class Pool:
 
 
 def pools(runs: Sequence[PreparedRun]) -> list[Pool]:
-    """Runs with dense statistics that need any, by what their moments depend on besides the language."""
+    """Group the runs that need dense moments by what these depend on besides the language."""
     found: dict[str, list[PreparedRun]] = {}
     for run in runs:
         if run.weights is not None and (run.spec.method.statistic is not Statistic.NONE or run.spec.per_language):
@@ -72,14 +72,14 @@ def _joint(runs: Sequence[PreparedRun]) -> SegmentRequest:
 
 @dataclass(frozen=True)
 class PoolMoments:
-    """The moments of a pool on disk; ``forward`` is all of machine and arithmetic that can change a bit of them."""
+    """The moments of a pool on disk; ``forward`` holds all of machine and arithmetic that can change a bit of them."""
 
     pool: Pool
     folders: SweepFolders
     forward: Mapping[str, Any]
 
     def targets(self, runs: Iterable[PreparedRun]) -> list[Target]:
-        """What is missing, whole or in part, before these runs of the pool can be solved."""
+        """Return the moments, missing in whole or in part, without which these runs of the pool cannot be solved."""
         found: dict[Path, Target] = {}
         for run in runs:
             own, measured = self._of_method(run), self._measured(run)
@@ -87,15 +87,15 @@ class PoolMoments:
         return [one for one in found.values() if not self._whole(one)]
 
     def sources(self, run: PreparedRun) -> tuple[Source, ...]:
-        """What the run's moments are the sum of."""
+        """Return the stored moments, with coefficients, that the run's moments are the sum of."""
         return tuple(Source(target.folder, one, code) for target, one, code in self._of_method(run))
 
     def measured(self, run: PreparedRun) -> tuple[Source, ...]:
-        """What tells how much each language loses, where that is asked for."""
+        """Return the moments that measure how much each language loses; none where that is not asked for."""
         return tuple(Source(target.folder, one, code) for target, one, code in self._measured(run))
 
     def missing_bytes(self, targets: Iterable[Target]) -> int:
-        """Of the files that are still to be written, at most."""
+        """Bound the bytes of the files that are still to be written."""
         decoder = self.pool.runs[0].model.decoder
         return sum(
             block_moment_bytes(decoder.linears(index).values(), one.statistic)
@@ -105,7 +105,7 @@ class PoolMoments:
         )
 
     def _of_method(self, run: PreparedRun) -> list[tuple[Target, float, str]]:
-        """Folders with what of each is taken, and the language of those that are of one."""
+        """List (target, coefficient, language) of the moments the method needs; no language for those of a sampling."""
         statistic = run.spec.method.statistic
         if statistic is Statistic.NONE:
             return []
@@ -119,7 +119,10 @@ class PoolMoments:
         return [(self._language(code, Statistic.FULL), 1.0, code) for code in asked]
 
     def _apart(self, run: PreparedRun, statistic: Statistic) -> bool:
-        """Whether a run's moments are kept by language: as it says, or where they are so already or that is less."""
+        """Decide whether a run's moments are stored by language, as its statistics say.
+
+        With ``auto``: where trials or measurements need it, all are stored so already, or sums would not be fewer.
+        """
         assert run.spec.statistics is not None
         if run.spec.statistics.stored != "auto":
             return run.spec.statistics.stored == "languages"
@@ -151,22 +154,22 @@ class PoolMoments:
 
 
 def coefficients(run: PreparedRun) -> dict[str, float]:
-    """How often a run takes the moments of each language, so that it sees as many tokens as its pool has.
+    """Return the factor of each language's moments with which a run sees as many tokens as its pool has.
 
-    The pool has equally many tokens of each of its n languages: n times the weight.
+    The pool has equally many tokens of each of its n languages, so a factor is n times the weight.
     """
     assert run.weights is not None
     return {code: float(weight * len(run.weights)) for code, weight in run.weights.items()}
 
 
 def pool_moments(pool: Pool, folders: SweepFolders, resources: Resources) -> PoolMoments:
-    """The moments of a pool as these resources would make them."""
+    """Describe the moments of a pool as these resources would compute them."""
     forward = forward_fields(pool.runs[0], resources.numerics)
     return PoolMoments(pool, folders, {**forward, "replicas": resources.layout.replicas})
 
 
 def is_unsolved(folders: SweepFolders, run: PreparedRun) -> bool:
-    """Whether a run is not finished, and not all of its blocks are there."""
+    """Check whether a run is not finished and lacks some of its blocks."""
     if finished_result(folders, run) is not None:
         return False
     blocks = folders.run(run.label).blocks
@@ -174,7 +177,7 @@ def is_unsolved(folders: SweepFolders, run: PreparedRun) -> bool:
 
 
 def refuse_moments_without_room(runs: Sequence[PreparedRun], folders: SweepFolders, resources: Resources) -> None:
-    """Raise :class:`InputError` where the moments that are to be collected for these runs find no room on the disk."""
+    """Raise :class:`InputError` where the moments that are to be collected for these runs do not fit on the disk."""
     needed = 0
     for pool in pools(runs):
         moments = pool_moments(pool, folders, resources)
@@ -183,7 +186,7 @@ def refuse_moments_without_room(runs: Sequence[PreparedRun], folders: SweepFolde
 
 
 def refuse_full_disk(folder: Path, needed: int) -> None:
-    """:class:`InputError` where moments that are to be written find no room under ``folder``."""
+    """Raise :class:`InputError` where moments of ``needed`` bytes do not fit on the disk of ``folder``."""
     there = next(one for one in (folder, *folder.parents) if one.exists())
     free = shutil.disk_usage(there).free
     if needed > free:

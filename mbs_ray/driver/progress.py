@@ -40,7 +40,7 @@ class Progress:
     def allocation(
         self, sampling: str, allocation: Mapping[str, int], weights: Mapping[str, float] | None = None
     ) -> None:
-        """Print how the segments are spread over the languages, or with dense statistics how these are weighed."""
+        """Print how the segments are spread over the languages or, with dense statistics, the languages' weights."""
         if weights is None:
             spread = "  ".join(f"{language} {count}" for language, count in allocation.items())
             self.say(f"allocation {sampling} ({sum(allocation.values())} segments): {spread}")
@@ -50,7 +50,7 @@ class Progress:
             self.say(f"weights {sampling} (dense statistics, {each} segments of each language): {spread}")
 
     def work(self, what: str, done: int, total: int) -> None:
-        """Tell of a step of work without a bar of its own: now and then, where there is news."""
+        """Print a step of work without a bar of its own: now and then, where there is news."""
         line, now = f"{what}: {100 * done / max(total, 1):.0f} %", self.clock()
         if line != self._told and now - self._last > WORK_SECONDS:
             self._last, self._told = now, line
@@ -58,7 +58,7 @@ class Progress:
 
     @contextmanager
     def steps(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar with the time left for one long work, told (done, total); plain lines where there is no terminal."""
+        """Show a bar with the time left for one long work, updated by (done, total); plain lines without a terminal."""
         if not self._console.is_terminal:
             printed, told = self.clock(), ""
 
@@ -105,7 +105,7 @@ class RunsShown:
         self._told: dict[str, str] = {}
 
     def add(self, job: Job) -> None:
-        """One more, that follows from others."""
+        """Add a job that follows from others."""
         self._jobs[job.key] = job
 
     def stages(self, statuses: Sequence[StageStatus]) -> None:
@@ -128,7 +128,7 @@ class RunsShown:
             self._progress.say(f"{key}: done in {seconds:.0f} s ({self._ended} of {len(self._jobs)})")
 
     def _tell(self, furthest: Mapping[str, tuple[int, StageStatus]]) -> None:
-        """One line: of the runs of which there is news, the one that was told of longest ago."""
+        """Print one line: of the runs with news, the one that was printed longest ago."""
         order = list(self._told)
         for key in sorted(furthest, key=lambda key: order.index(key) if key in order else -1):
             stage, status = furthest[key]
@@ -173,5 +173,5 @@ class RunsShown:
 
 
 def _furthest(statuses: Sequence[StageStatus]) -> dict[str, tuple[int, StageStatus]]:
-    """For each run in flight the stage that is furthest in it."""
+    """Find the stage, with its status, that is furthest in each run in flight."""
     return {status.run: (stage, status) for stage, status in enumerate(statuses) if status.run}

@@ -21,7 +21,7 @@ Scores = tuple[Mapping[str, LanguageScore], Mapping[str, LanguageScore]]
 
 
 def run_facts(run: PreparedRun, resolved: Mapping[str, Any], layout: Layout) -> RunFacts:
-    """Gather what a run is, for its directory; ``resolved`` is what ``auto`` and the machine came to."""
+    """Gather what a run is, for its directory; ``resolved`` holds what ``auto`` and the machine resolved to."""
     spec = run.spec
     return RunFacts(
         label=run.label,
@@ -44,7 +44,7 @@ def run_facts(run: PreparedRun, resolved: Mapping[str, Any], layout: Layout) -> 
 
 
 def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[str, float]) -> CardFacts:
-    """The facts of a run that was scored; ``scores`` go by evaluation set, the first one first.
+    """Gather the facts of a scored run for its card; ``scores`` are by evaluation set, the first one first.
 
     ``metrics`` are all of its :func:`~mbs_ray.evaluation.perplexity.evaluation_metrics`, for their intervals.
     """
@@ -77,6 +77,6 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
 def _intervals(
     metrics: Mapping[str, float], names: MetricNames, family: Family, rows: Iterable[str]
 ) -> dict[str, tuple[float, float]]:
-    """The interval of each row that has one, as plain values."""
+    """Find the interval of each row that has one, as plain (low, high) values."""
     known = {row: stored_interval(metrics, names, family, row) for row in rows}
     return {row: (interval.low, interval.high) for row, interval in known.items() if interval is not None}

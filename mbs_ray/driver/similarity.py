@@ -50,7 +50,7 @@ _COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class SimilarityResult:
-    """What was measured, and where it lies."""
+    """The measured similarity, its files, and whether MLflow has taken all of it."""
 
     similarity: Similarity
     files: list[Path]
@@ -145,7 +145,7 @@ def _track(
     folder: Path,
     files: Sequence[Path],
 ) -> bool:
-    """A run of the experiment, found again where the same was measured before; False when MLflow has not taken all."""
+    """Log a run of the experiment, the same where this was measured before; return whether MLflow has taken all."""
     journal = Journal(folder / "journal.jsonl")
     journal.append_missing({block: similarity.metrics(block) for block in range(similarity.blocks)})
     run = sweep_run(
@@ -173,7 +173,7 @@ def _check_room(model: Model, languages: int, tokens: int, dtype: str) -> None:
 
 
 def _write(similarity: Similarity, model: str, folder: Path) -> list[Path]:
-    """Tables and figures."""
+    """Write tables and figures, and return their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "vectors.parquet", folder / "matrices.parquet"]
     write_vectors(files[0], similarity)

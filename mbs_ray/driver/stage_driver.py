@@ -18,9 +18,9 @@ Ended = Callable[[Job, Exception | None], Iterable[Job]]
 
 
 class StageDriver:
-    """Drives the stages of a command, which its ``pool`` keeps up from one piece of work to the next.
+    """The driver of a command's stages, which its ``pool`` keeps running from one call of :meth:`work` to the next.
 
-    ``resources`` have the layout that is left when the cluster has lost nodes; ``spans`` what the stages did.
+    ``resources`` hold the layout, shrunk when the cluster has lost nodes; ``spans`` record what the stages did.
     """
 
     def __init__(self, resources: Resources, pool: StagePool, offload: Offload, progress: Progress) -> None:
@@ -49,7 +49,7 @@ class StageDriver:
                 self.resources = self.resources.shrunk_to_cluster(self._progress.say)
 
     def work_alone(self, job: Job) -> None:
-        """Take one job through the stages. Raises what stopped it."""
+        """Take one job through the stages; raise the error that stopped it."""
 
         def ended(_: Job, error: Exception | None) -> Iterable[Job]:
             if error is not None:
@@ -59,7 +59,7 @@ class StageDriver:
         self.work([job], ended)
 
     def _drive(self, todo: dict[str, Job], ended: Ended, tick: Callable[[], None]) -> None:
-        """Take those that end out of ``todo``, and put those that follow in."""
+        """Run the jobs of ``todo``, removing those that end and adding those that follow."""
         layout, threads = self.resources.layout, self.resources.numerics.threads
         jobs = {key: self.resources.sharded(job) for key, job in todo.items()}
         offload = self._offload.of(jobs.values(), layout.stages)

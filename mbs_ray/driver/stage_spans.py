@@ -21,12 +21,13 @@ class StageSpans:
         self._spans: list[tuple[StagePlace, Span]] = []
 
     def add(self, spans: Sequence[tuple[StagePlace, Span]]) -> None:
+        """Add spans, each with the stage and replica of its actor."""
         self._spans += spans
 
     def write_timeline(
         self, folders: SweepFolders, parent: TrackedRun, result: SweepResult, say: Callable[[str], None]
     ) -> None:
-        """Say and log the share of each kind of work per stage; nothing where nothing was computed."""
+        """Print and log the share of each kind of work per stage; do nothing where nothing was computed."""
         if not self._spans:
             return
         places = sorted({place for place, _ in self._spans}, key=lambda place: (place.stage, place.replica))

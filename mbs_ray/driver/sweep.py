@@ -36,7 +36,7 @@ def conduct(
     force: bool = False,
     pool: StagePool | None = None,
 ) -> SweepResult:
-    """Run a sweep, or go on with it: what is finished is kept, what is begun is continued.
+    """Run a sweep, or resume it: finished runs are kept, begun ones continued.
 
     Stages are started once, unless ``pool`` lends warm ones. Raises :class:`InputError` before any actor starts where
     something in the sweep cannot work, or does not fit by its plan and ``force`` is not given.
@@ -63,7 +63,7 @@ def conduct(
 
 
 def _prepared(sweep: SweepSpec, folders: SweepFolders, progress: Progress) -> list[PreparedRun]:
-    """Check everything that needs no cluster, and show who gets how many segments."""
+    """Check everything that needs no cluster, and show how many segments each language gets."""
     specs = sweep.runs()
     runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, progress.work)
     # Weights of adaptive runs are shown once they are found.
@@ -73,7 +73,7 @@ def _prepared(sweep: SweepSpec, folders: SweepFolders, progress: Progress) -> li
 
 
 def _connection(uri: str, folders: SweepFolders, runs: Sequence[PreparedRun]) -> MlflowConnection:
-    """Reach MLflow; a sweep that it knows already need not wait for it."""
+    """Connect to MLflow, which must be reachable unless the sweep is known to it already."""
     known = any(folders.run(run.label).tracking_identity() is not None for run in runs)
     return MlflowConnection(uri, folders.name, folders.artifacts, patient=known)
 
@@ -81,7 +81,7 @@ def _connection(uri: str, folders: SweepFolders, runs: Sequence[PreparedRun]) ->
 def _options(
     sweep: SweepSpec, address: str | None, folders: SweepFolders, runs: Sequence[PreparedRun]
 ) -> ClusterOptions:
-    """What the sweep asks of the cluster; an ``auto`` that can change bits is what it was when the sweep was begun."""
+    """Resolve what the sweep asks of the cluster; an ``auto`` that can change bits keeps the value it began with."""
     signatures = [stored for run in runs if (stored := folders.run(run.label).stored_signature()) is not None]
 
     def begun_with(field: str) -> int | None:
@@ -115,7 +115,7 @@ def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: 
 
 
 def _claim(jobs: SweepJobs) -> None:
-    """Make the run directories those of the runs, now that all of their weights are known."""
+    """Claim the run directories for the runs, now that all of their weights are known."""
     numerics, layout = jobs.resources.numerics, jobs.resources.layout
     for run in jobs.runs:
         directory, own = jobs.folders.run(run.label), signature(run, numerics, layout.replicas)

@@ -21,7 +21,7 @@ from mbs_ray.text.segment_request import SegmentRequest
 
 @dataclass(frozen=True)
 class SweepJobs:
-    """Jobs of the runs of a sweep on known resources; ``segments`` is what was drawn, by fingerprint."""
+    """Jobs of the runs of a sweep on known resources; ``segments`` are the drawn sets by fingerprint."""
 
     folders: SweepFolders
     resources: Resources
@@ -30,11 +30,11 @@ class SweepJobs:
 
     @cached_property
     def pools(self) -> list[Pool]:
-        """The pools of text and model that runs share."""
+        """Pools of text and model that runs share."""
         return pools(self.runs)
 
     def run_job(self, run: PreparedRun) -> Job:
-        """Compress and evaluate a run."""
+        """Make the job that compresses and evaluates a run."""
         directory, method = self.folders.run(run.label).path, method_spec(run.spec.method)
         evaluation = self._evaluation(run)
         if run.weights is None:
@@ -51,7 +51,7 @@ class SweepJobs:
         return self._job(run, run.label, directory, self._pool_shards(pool), stored, evaluation)
 
     def trial_job(self, run: PreparedRun, weights: Mapping[str, float], number: int, directory: Path) -> Job:
-        """Tell how much each language would lose with these weights, by reports of blocks under ``directory``."""
+        """Make the job of a trial: block reports under ``directory`` of each language's loss with these weights."""
         pool = next(one for one in self.pools if run in one.runs)
         weighed = replace(run, weights={code: Fraction(one) for code, one in weights.items()})
         moments = self._moments(pool)
@@ -60,7 +60,7 @@ class SweepJobs:
         return self._job(run, f"{run.label}-trial{number}", directory, self._pool_shards(pool), trial, ())
 
     def collecting_jobs(self, wanted: Callable[[PreparedRun], bool] | None = None) -> list[Job]:
-        """Collect the dense moments that runs lack which have blocks to solve, or the ``wanted`` ones."""
+        """Make jobs that collect the dense moments that unsolved runs, or the ``wanted`` ones, lack."""
         jobs = []
         for pool in self.pools:
             unsolved = (run for run in pool.runs if (wanted or self._is_unsolved)(run))
@@ -75,7 +75,7 @@ class SweepJobs:
         return jobs
 
     def dense_jobs(self, run: PreparedRun) -> list[Job]:
-        """Evaluate the run's dense model where no earlier run or sweep has done it."""
+        """Make jobs that evaluate the run's dense model, where no earlier run or sweep has done it."""
         jobs = []
         for name, text in run.evaluation.items():
             if self.dense_scores(run, name).is_file():
@@ -87,11 +87,11 @@ class SweepJobs:
         return jobs
 
     def scores(self, run: PreparedRun, name: str) -> Path:
-        """File of the run's token scores on one evaluation set."""
+        """Return the file of the run's token scores on one evaluation set."""
         return self.folders.run(run.label).scores(name)
 
     def dense_scores(self, run: PreparedRun, name: str) -> Path:
-        """File of the dense model's token scores on the same set."""
+        """Return the file of the dense model's token scores on the same set."""
         return scores_file(self._dense_directory(run, name), name)
 
     def _dense_directory(self, run: PreparedRun, name: str) -> Path:
@@ -126,7 +126,7 @@ class SweepJobs:
         )
 
     def _pool_shards(self, pool: Pool) -> tuple[range, ...]:
-        """Shards for the collecting and all runs that take its moments: a stage finds what it has collected itself."""
+        """Shard the blocks for the collecting and all runs that use it alike: a stage reads what it collected."""
         run = pool.runs[0]
         decoder = run.model.decoder
         evaluating = len(pool.runs) * self._tokens(run, self._evaluation(run))

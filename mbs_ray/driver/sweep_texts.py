@@ -36,7 +36,7 @@ def draw_texts(runs: Sequence[PreparedRun], folders: SweepFolders, progress: Pro
 
 
 def _refuse_overlaps(runs: Sequence[PreparedRun], own_pools: Sequence[Pool], drawn: Mapping[str, SegmentSet]) -> None:
-    """Every evaluation set against every calibration set it is scored after."""
+    """Raise :class:`InputError` where an evaluation set shares documents with a calibration set it is scored after."""
     calibrations = [(run, [run.calibration]) for run in runs if run.weights is None]
     calibrations += [(run, [*pool.languages.values()]) for pool in own_pools for run in pool.runs]
     pairs = {

@@ -33,15 +33,15 @@ class TokenRequests:
 
     @property
     def tokens(self) -> int:
-        """Of all distinct sequences."""
+        """Tokens of all distinct sequences."""
         return sum(length * len(rows) for length, rows in self._by_length.items())
 
     def write(self) -> tuple[JobText, ...]:
-        """A file of segments for each length, with a microbatch that suits it."""
+        """Write a file of segments for each length, with a microbatch that suits it."""
         return tuple(self._write(length, rows) for length, rows in self._by_length.items())
 
     def scores(self, directory: Path) -> list[RequestScore]:
-        """In the order of the sequences, from what a job left in its ``directory``."""
+        """Read the scores, in the order of the sequences, from the files of a job's ``directory``."""
         found: dict[tuple[int, ...], RequestScore] = {}
         for length, rows in self._by_length.items():
             table = pq.read_table(scores_file(directory, _name(length)), columns=["nll", "is_argmax"])

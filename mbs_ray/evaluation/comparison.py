@@ -20,7 +20,7 @@ _TOKEN = ("document", "bytes", "segment")
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over tokens of nll(B) − nll(A), in nats; None for the interval of a single segment."""
+    """Mean over tokens of nll(B) − nll(A), in nats; ``interval`` is None where there is a single segment."""
 
     nll: float
     interval: Interval | None
@@ -36,6 +36,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
+        """Verdict in words: B is worse, better, or within noise; unknown where there is a single segment."""
         if self.interval is None:
             return "one segment: unknown"
         if self.interval.low <= 0 <= self.interval.high:

@@ -1,7 +1,7 @@
 """Confidence intervals of a mean per token, by a bootstrap whose blocks are segments.
 
 Tokens of one segment depend on each other, so whole segments are drawn with replacement, as many as there are, and
-the estimate Σ value / Σ tokens is made anew each time; the interval is that of the percentiles (Efron and Tibshirani,
+the estimate Σ value / Σ tokens is computed each time; the interval is that of the percentiles (Efron and Tibshirani,
 An Introduction to the Bootstrap, 1993, chapter 13; blocks: Künsch 1989). Neighbouring segments of one long document
 count as independent, and few segments give intervals that are somewhat too narrow.
 """
@@ -22,7 +22,7 @@ _INDICES_AT_ONCE = 2**21
 
 
 class Interval(NamedTuple):
-    """Both ends of a confidence interval, in the unit of what it is of."""
+    """Both ends of a confidence interval, in the unit of the estimate."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ class SegmentSums:
 
 
 def resamples(segments: int, language: str) -> Iterator[npt.NDArray[np.int64]]:
-    """RESAMPLES rows of ``segments`` indices below ``segments``, some rows at a time; the same at every call."""
+    """Yield RESAMPLES rows of ``segments`` indices below ``segments``, some rows at a time; the same at every call."""
     random = generator(SEED, language, "bootstrap")
     rows = max(1, _INDICES_AT_ONCE // segments)
     for start in range(0, RESAMPLES, rows):
@@ -50,13 +50,16 @@ def resamples(segments: int, language: str) -> Iterator[npt.NDArray[np.int64]]:
 def bootstrap_means(
     values: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64], language: str
 ) -> npt.NDArray[np.float64]:
-    """Σ values / Σ tokens of each resample, float64 [RESAMPLES]; NaN where one segment is all there is.
+    """Compute Σ values / Σ tokens of each resample, float64 [RESAMPLES]; NaN where there is a single segment.
 
     ``values`` and ``tokens`` hold one sum per segment. ``language`` seeds the drawing: languages are drawn
-    independently of each other, two runs of one language alike.
+    independently of each other, two runs of one language with the same resamples.
     """
     if len(values) < 2:
         return np.full(RESAMPLES, np.nan)
+    # A resample draws whole segments, as many as there are, with replacement. Their sums suffice: the mean per token is
+    # a ratio, and numerator and denominator are summed over the same drawn segments. Because the language alone seeds
+    # the drawing, two models get the same resamples, so that their difference is bootstrapped as one of pairs.
     return np.concatenate(
         [values[drawn].sum(axis=1) / tokens[drawn].sum(axis=1) for drawn in resamples(len(values), language)]
     )
@@ -71,5 +74,5 @@ def percentile_interval(estimates: npt.NDArray[np.float64]) -> Interval | None:
 
 
 def interval_text(interval: Interval | None, form: str = ".3f") -> str:
-    """``1.021 … 1.043``; empty where there is no interval."""
+    """Format an interval as ``1.021 … 1.043``; empty where there is none."""
     return "" if interval is None else f"{interval.low:{form}} … {interval.high:{form}}"

@@ -1,4 +1,4 @@
-"""How alike languages are inside a model: angles between second moments of the inputs of its blocks."""
+"""Similarity of languages inside a model: angles between second moments of the inputs of its blocks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ ANGLES = ("diagonal", "full")
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """What a dense model's blocks are given in each language.
+    """Vectors and cosines of the inputs of a dense model's blocks in each language.
 
     ``vectors`` float32 [blocks, languages, hidden_size]: the mean over tokens of x², per dimension of a block's input
     x; that of block 0 is the vector of Multilingual Brain Surgeon (arXiv 2404.04748). ``cosines`` float64 [blocks,
@@ -44,20 +44,21 @@ class Similarity:
 
     @property
     def blocks(self) -> int:
+        """Number of blocks."""
         return len(self.vectors)
 
     def degrees(self, statistic: str, block: int) -> pd.DataFrame:
-        """Angles between the languages, 0 to 90, in degrees."""
+        """Compute the angles between the languages, 0 to 90, in degrees."""
         values = _degrees(self.cosines[statistic][block])
         np.fill_diagonal(values, 0.0)
         return pd.DataFrame(values, index=self.languages, columns=self.languages)
 
     def degrees_of_halves(self, statistic: str, block: int) -> pd.Series:
-        """Angle between two halves of each language's segments, in degrees."""
+        """Compute the angle between two halves of each language's segments, in degrees."""
         return pd.Series(_degrees(self.halves[statistic][block]), index=self.languages)
 
     def metrics(self, block: int) -> dict[str, float]:
-        """Mean angle of each language to the others, and of all pairs; angle between its own halves; in degrees."""
+        """Compute, in degrees, each language's mean angle to the others, that of all pairs, and that of its halves."""
         values: dict[str, float] = {}
         for statistic in ANGLES:
             to_others = self.degrees(statistic, block).sum() / (len(self.languages) - 1)
@@ -86,7 +87,7 @@ def measure_similarity(
     """Take the segments of every language through the dense model, one block at a time.
 
     ``token_ids`` are int64 [segments, length] by language, two segments or more of each; ``store`` takes the hidden
-    states of all of them; ``notify(done, total)`` is told of every microbatch. The device holds a block and two
+    states of all of them; ``notify(done, total)`` is called after every microbatch. The device holds a block and two
     moments, hidden_size² float32; host memory holds one for each language, of one block at a time. Raises
     :class:`InputError` naming the block, and where it is known the language, whose inputs are not finite or all zero.
     """
@@ -144,13 +145,13 @@ def measure_similarity(
 
 
 def cluster(degrees: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Languages joined by average linkage of their angles, as scipy has it; neighbours in the order are alike."""
+    """Compute scipy's average linkage of the languages by their angles; neighbours in its order are similar."""
     links: npt.NDArray[np.float64] = linkage(squareform(degrees.to_numpy()), "average", optimal_ordering=True)
     return links
 
 
 def write_vectors(path: Path, similarity: Similarity) -> None:
-    """A row per block and language: tokens, vector (a float32 list), cosines of its halves. Whole or not at all."""
+    """Write a row per block and language: tokens, vector (float32 list), cosines of its halves; whole or not at all."""
     blocks, languages, width = similarity.vectors.shape
     flat = pa.array(similarity.vectors.reshape(-1))
     columns = {
@@ -164,7 +165,7 @@ def write_vectors(path: Path, similarity: Similarity) -> None:
 
 
 def write_matrices(path: Path, similarity: Similarity) -> None:
-    """A row per block, statistic and ordered pair of languages: cosine, and angle in degrees. Whole or not at all."""
+    """Write a row per block, statistic and ordered pair of languages: cosine, angle in degrees; whole or not at all."""
     rows: list[dict[str, Any]] = []
     for block in range(similarity.blocks):
         for statistic in ANGLES:
@@ -182,7 +183,7 @@ def _degrees(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _cosines(sums: Sequence[torch.Tensor], where: str) -> npt.NDArray[np.float64]:
-    """<A, B> / (‖A‖ ‖B‖), made in float64: in float32 small angles would drown."""
+    """Compute <A, B> / (‖A‖ ‖B‖) for all pairs, in float64: in float32 small angles would be lost."""
     flat = [one.reshape(-1) for one in sums]
     products = torch.zeros(len(flat), len(flat), dtype=torch.float64)
     for start in range(0, len(flat[0]), _ELEMENTS_AT_ONCE):

@@ -35,12 +35,15 @@ class MetricNames:
         return {name: cls(name if position else None) for position, name in enumerate(sets)}
 
     def metric(self, family: Family, row: str) -> str:
+        """Name a metric of this set, of a language or one of :data:`SUMMARIES`."""
         return f"{self._head(family)}/{row}"
 
     def perplexity(self, language: str) -> str:
+        """Name the perplexity of a language."""
         return self.metric(PERPLEXITY, language)
 
     def bits_per_byte(self, language: str) -> str:
+        """Name the bits per byte of a language."""
         return self.metric(BITS_PER_BYTE, language)
 
     def increase(self, row: str) -> str:

@@ -74,7 +74,7 @@ def _segment_sums(rows: pa.Table) -> SegmentSums:
 
 
 def perplexity_interval(language: str, score: LanguageScore) -> Interval | None:
-    """Confidence interval of the perplexity; None where there is only one segment."""
+    """Bootstrap the confidence interval of the perplexity; None where there is only one segment."""
     sums = score.segments
     return _exponential(percentile_interval(bootstrap_means(sums.nll, sums.tokens, language)))
 
@@ -94,7 +94,7 @@ def perplexity_increases(
 
 
 def _same_tokens(one: LanguageScore, other: LanguageScore) -> bool:
-    """As far as counts tell."""
+    """Compare the numbers of tokens and bytes, and the tokens of each segment; not the text itself."""
     return (
         (one.tokens, one.bytes) == (other.tokens, other.bytes)
         and np.array_equal(one.segments.segment, other.segments.segment)
@@ -105,9 +105,9 @@ def _same_tokens(one: LanguageScore, other: LanguageScore) -> bool:
 def bootstrap_differences(
     scores: Mapping[str, LanguageScore], others: Mapping[str, LanguageScore]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Bootstrapped mean over tokens of nll(scores) − nll(others), per language of the others, float64 [RESAMPLES].
+    """Bootstrap the mean over tokens of nll(scores) − nll(others), float64 [RESAMPLES] per language of the others.
 
-    Both must have been scored on the same segments: each resample takes the same of them for both.
+    Both must have been scored on the same segments: each resample takes the same segments for both.
     """
     means = {}
     for language, other in others.items():
@@ -117,7 +117,7 @@ def bootstrap_differences(
 
 
 def mean_of_languages(estimates: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """Mean over languages, each resampled within itself: of differences of nll, the logarithm of a geometric mean."""
+    """Average over languages, each resampled by itself; of differences of nll, the logarithm of a geometric mean."""
     return np.mean(list(estimates.values()), axis=0)
 
 

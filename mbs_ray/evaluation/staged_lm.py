@@ -1,4 +1,4 @@
-"""The model that lm-evaluation-harness asks: it tokenizes requests, and others compute what they score.
+"""The model that lm-evaluation-harness calls: it tokenizes requests, and another function scores them.
 
 Not to be imported where lm_eval may be missing.
 """
@@ -18,7 +18,7 @@ Score = Callable[[Sequence[Sequence[int]]], list[RequestScore]]
 
 
 class StagedLM(TemplateLM):
-    """Encodes, truncates and sums as lm-eval's own ``HFLM`` does for a decoder, and leaves the model to ``score``.
+    """A model of lm-eval that encodes, truncates and sums as its own ``HFLM`` does for a decoder; ``score`` runs it.
 
     ``max_length`` are the tokens the model reads at most, by default what ``HFLM`` finds in ``config`` and
     ``tokenizer``. Raises :class:`InputError` for a tokenizer with neither a first nor a last token of a text.
@@ -37,22 +37,24 @@ class StagedLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        """Id of the token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
+        """Id of the token that a request without a context begins with: the first token of a text, or else the last."""
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """Token ids, with the special tokens that the tokenizer adds by itself unless the text begins with them."""
+        """Encode a text, with the special tokens that the tokenizer adds by itself unless the text begins with them."""
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
         given: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return self.tokenizer.encode(string, **given)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Σ log p of all tokens of each text, in windows of ``max_length`` tokens that score every token once."""
+        """Sum log p of all tokens of each text, in windows of ``max_length`` tokens that score every token once."""
         windows = [
             [
                 (None, *make_disjoint_window(window))
@@ -69,13 +71,14 @@ class StagedLM(TemplateLM):
         return [sum(next(answers)[0] for _ in own) for own in windows]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Raise :class:`InputError` naming the tasks: no text is generated."""
         tasks = sorted({request.task_name or "a task" for request in requests})
         raise InputError(f"task {', '.join(tasks)}: wants text generated; only likelihoods of given texts are scored")
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **options: Any
     ) -> list[tuple[float, bool]]:
-        """(Σ log p of the continuation's tokens, whether each is the is_argmax) for (texts, context, continuation)."""
+        """Score (texts, context, continuation): Σ log p of the continuation's tokens, whether each is the argmax."""
         for texts, context, continuation in requests:
             self._check(texts, context, continuation)
         # The model never reads the last token: it takes max_length besides that.
@@ -98,7 +101,7 @@ class StagedLM(TemplateLM):
 
 
 def _shown(texts: Any) -> str:
-    """The end of a request's context, and the beginning of its continuation."""
+    """Quote the end of a request's context and the beginning of its continuation."""
     if texts is None:
         return "of a text"
     context, continuation = texts

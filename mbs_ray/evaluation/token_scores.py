@@ -59,7 +59,7 @@ def write_token_scores(
 
 
 def _dictionary(names: Sequence[str], index: np.ndarray) -> pa.DictionaryArray:
-    """``names[index]`` as a dictionary array without repeated names."""
+    """Encode ``names[index]`` as a dictionary array without repeated names."""
     distinct, position = np.unique(np.array(names, dtype=object), return_inverse=True)
     return pa.DictionaryArray.from_arrays(
         pa.array(position[index].astype(np.int32)), pa.array(distinct.tolist(), pa.string())
@@ -67,7 +67,7 @@ def _dictionary(names: Sequence[str], index: np.ndarray) -> pa.DictionaryArray:
 
 
 class RequestScore(NamedTuple):
-    """Of tokens 2…n of a sequence: ``nll`` in nats float32, ``is_argmax`` bool."""
+    """Scores of the tokens 2…n of a sequence: ``nll`` in nats float32, ``is_argmax`` bool."""
 
     nll: npt.NDArray[np.float32]
     is_argmax: npt.NDArray[np.bool_]

@@ -1,7 +1,7 @@
-"""Multiple-choice tasks of lm-evaluation-harness by language: which there are, and accuracies over them.
+"""Multiple-choice tasks of lm-evaluation-harness by language: opening them, and accuracies over them.
 
-Averages as in Multilingual Brain Surgeon (arXiv 2404.04748): of a language over the tasks that have it, and of these
-over the languages.
+Averages as in Multilingual Brain Surgeon (arXiv 2404.04748): first over the tasks that have a language, then over the
+languages.
 """
 
 import difflib
@@ -78,7 +78,7 @@ def require_harness() -> None:
 
 
 def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[str, Any]:
-    """lm-eval's tasks by their name, those of groups and tags one by one; their data are loaded.
+    """Open lm-eval's tasks by their names, those of groups and tags one by one, and load their data.
 
     ``include_path`` is a folder with task files of one's own. Raises :class:`InputError` naming the task where it is
     unknown, its data cannot be loaded, it is not scored by accuracy from likelihoods, or a language has it twice.
@@ -110,7 +110,7 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
 def run_tasks(lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | None = None) -> list[TaskScore]:
     """Score tasks of :func:`open_tasks` with an lm-eval model, in table order of the languages.
 
-    ``shots`` examples precede each question; ``limit``: at most so many documents of each task. Raises
+    ``shots`` examples precede each question; ``limit``: at most this many documents of each task. Raises
     :class:`InputError` for a task that takes no examples.
     """
     from lm_eval.evaluator import evaluate
@@ -136,18 +136,18 @@ def run_tasks(lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | No
 
 
 def language_means(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """Mean accuracy over the tasks that have a language, in table order."""
+    """Average the accuracy of each language over the tasks that have it, in table order."""
     languages = table_order({one.language for one in scores})
     return {language: _mean([one.accuracy for one in scores if one.language == language]) for language in languages}
 
 
 def overall_mean(scores: Sequence[TaskScore]) -> float:
-    """Mean over the languages of :func:`language_means`: each counts alike, however many tasks it has."""
+    """Average the :func:`language_means` over languages: each counts equally, however many tasks it has."""
     return _mean(list(language_means(scores).values()))
 
 
 def task_metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """MLflow names and values: ``acc/xnli/sw`` and ``acc_stderr/xnli/sw``, ``acc/mean/sw``, ``acc/mean/all``."""
+    """Return MLflow names and values: ``acc/xnli/sw``, ``acc_stderr/xnli/sw``, ``acc/mean/sw``, ``acc/mean/all``."""
     metrics = {f"acc/{one.task}/{one.language}": one.accuracy for one in scores}
     metrics |= {f"acc_stderr/{one.task}/{one.language}": one.stderr for one in scores if one.stderr is not None}
     metrics |= {f"acc/mean/{language}": mean for language, mean in language_means(scores).items()}
@@ -155,6 +155,7 @@ def task_metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
 
 
 def harness_version() -> str:
+    """Return the version of lm-evaluation-harness that is installed."""
     from importlib.metadata import version
 
     return version("lm_eval")

@@ -17,12 +17,14 @@ def require_known(codes: Iterable[str], distribution: Distribution | None, langu
 
 
 def require_distribution(sampling: str, distribution: Distribution | None) -> Distribution:
+    """Return the distribution; raise :class:`InputError` naming the sampling where there is none."""
     if distribution is None:
         raise InputError(f"sampling {sampling} needs the model's language distribution")
     return distribution
 
 
 def require_enough(languages: Iterable[str], segments: int) -> None:
+    """Raise :class:`InputError` unless there is a language, and at least one segment for each."""
     count = len(list(languages))
     if count == 0:
         raise InputError("no language to allocate segments to")
@@ -31,7 +33,7 @@ def require_enough(languages: Iterable[str], segments: int) -> None:
 
 
 def normalised(weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    """Shares of the weights; a weight that vanished (a share to a large power) is left out."""
+    """Normalise weights to shares; a weight that vanished (a share to a large power) is left out."""
     languages = [code for code in table_order(weights) if weights[code] > 0]
     if not languages:
         raise InputError("no language to weigh")
@@ -40,9 +42,9 @@ def normalised(weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
 
 
 def by_weight(weights: Mapping[str, Fraction], segments: int) -> dict[str, int]:
-    """The paper's rule, completed: floors of the exact quotas, at least 1 each, then mended to add up.
+    """Round weights to segments: floors of the exact quotas, at least 1 each, then corrected to add up.
 
-    An excess is taken one at a time from the currently largest, a shortage given by the largest remainder of
+    An excess is taken one at a time from the currently largest, a shortage is given by the largest remainder of
     quota over allocation; ties go in table order. arXiv 2404.04748 gives the floors and the minimum.
     """
     languages = table_order(weights)

@@ -27,7 +27,7 @@ class Distribution:
     amounts: Mapping[str, float]
 
     def amounts_of(self, languages: Iterable[str]) -> dict[str, float]:
-        """The amounts of these languages, in their order; InputError for one the distribution lacks."""
+        """Return the amounts of these languages, in their order; InputError for one the distribution lacks."""
         asked = tuple(languages)
         for code in asked:
             if code not in self.amounts:
@@ -38,7 +38,7 @@ class Distribution:
         return {code: self.amounts[code] for code in asked}
 
     def shares(self, languages: Iterable[str]) -> dict[str, float]:
-        """Share of each language among those asked for; they add up to 1."""
+        """Compute the share of each language among those asked for; they add up to 1."""
         amounts = self.amounts_of(languages)
         total = math.fsum(amounts.values())
         return {code: amount / total for code, amount in amounts.items()}

@@ -59,5 +59,5 @@ _POSITION = MappingProxyType({code: position for position, code in enumerate(LAN
 
 
 def table_order(codes: Iterable[str]) -> tuple[str, ...]:
-    """The codes in table order; codes outside the table follow, in alphabetical order."""
+    """Sort codes in table order; codes outside the table follow, in alphabetical order."""
     return tuple(sorted(codes, key=lambda code: (_POSITION.get(code, len(_POSITION)), code)))

@@ -32,7 +32,7 @@ def distribution_for(sampling: Sampling, model: str, file: Path | None) -> Distr
 
 
 def build_sampling(spec: str | Mapping[str, Any]) -> Sampling:
-    """A sampling from its name, or from a mapping with `name` and its fields; InputError for any other."""
+    """Build a sampling from its name, or from a mapping with `name` and its fields; InputError for any other."""
     if not isinstance(spec, str | Mapping):
         raise InputError(f"sampling: expected a name or a mapping with a name, not {spec!r}")
     options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
@@ -51,5 +51,5 @@ def build_sampling(spec: str | Mapping[str, Any]) -> Sampling:
 
 
 def sampling_spec(sampling: Sampling) -> dict[str, Any]:
-    """The mapping `build_sampling` makes this sampling from; plain YAML and JSON values."""
+    """Return the mapping `build_sampling` makes this sampling from; plain YAML and JSON values."""
     return {"name": sampling.name, **asdict(sampling)}  # type: ignore[call-overload]

@@ -23,7 +23,7 @@ OBJECTIVES = ("mean", "worst", "regret")
 
 
 class Sampling(Protocol):
-    """What all samplings share. `label` names the sampling in run names."""
+    """The protocol of all samplings. `label` names the sampling in run names."""
 
     name: ClassVar[str]
 
@@ -31,11 +31,11 @@ class Sampling(Protocol):
     def label(self) -> str: ...
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
-        """Segments of each language, in table order, adding up to `segments`. InputError where it cannot."""
+        """Allocate segments to languages, in table order, adding up to `segments`. InputError where it cannot."""
         ...
 
     def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
-        """The shares that `allocate` rounds to whole segments, in table order, above 0, adding up to 1."""
+        """Compute the shares that `allocate` rounds to whole segments, in table order, above 0, adding up to 1."""
         ...
 
 
@@ -69,7 +69,7 @@ class Monolingual:
 
 @dataclass(frozen=True)
 class Equal:
-    """The same number of segments for every language; what is left over goes one each, in table order."""
+    """The same number of segments for every language; the remainder is given one each, in table order."""
 
     name: ClassVar[str] = "equal"
 
@@ -177,9 +177,9 @@ class Counts:
 class Adaptive:
     """Weights that are found by trial before the run: see :mod:`mbs_ray.languages.search`. For dense statistics alone.
 
-    objective: what of the languages' predicted increases is made small, their mean, the worst, or the largest regret:
+    objective: what is minimised of the languages' predicted increases: their mean, the worst, or the largest regret:
     how much more a language loses than under the better of equal and proportional sampling.
-    trials: mixtures that are tried at most. sensitivity_segments: of each language, from which gradients are taken.
+    trials: mixtures that are tried at most. sensitivity_segments: segments per language for gradients.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -210,5 +210,5 @@ class Adaptive:
         )
 
     def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
-        """Equal ones, as long as none have been found."""
+        """Return equal weights, as long as none have been found."""
         return Equal().weights(distribution, languages)

@@ -1,8 +1,8 @@
-"""Which mixture of languages to try next, and which was the best. Plain arithmetic; knows no model and no Ray.
+"""The search for a mixture of languages: the next to try, and the best. Plain arithmetic; knows no model and no Ray.
 
 A mixture is the weights of a sum of second moments, one for each language. What it does to each language is predicted
 (:mod:`mbs_ray.compression.sensitivity`) once the linears are solved with it: a trial. Where the largest of several
-increases is to be made small, the best weights are the multipliers of the minimax problem, which grow where the
+increases is to be minimised, the best weights are the multipliers of the minimax problem, which grow where the
 increase stays above the others and shrink where it stays below: multiplicative weights (Arora, Hazan & Kale, Theory of
 Computing 8, 2012).
 """
@@ -39,7 +39,7 @@ class Search:
     starts: Sequence[Mapping[str, float]]
 
     def next(self, tried: Sequence[Trial]) -> dict[str, float] | None:
-        """The mixture to try after these; None where the search is over."""
+        """Return the mixture to try after these; None where the search is over."""
         if len(tried) < len(self.starts):
             whole = sum(self.starts[len(tried)].values())
             return {code: one / whole for code, one in self.starts[len(tried)].items()}
@@ -51,18 +51,18 @@ class Search:
         return held({code: one * math.exp(_STEP * (losses[code] - middle)) for code, one in last.weights.items()})
 
     def value(self, tried: Sequence[Trial], one: Trial) -> float:
-        """What is to be small: the mean or largest increase, in nats per token, or the largest regret, a log ratio."""
+        """Compute the objective: the mean or largest increase in nats per token, or the largest regret, a log ratio."""
         if self.objective == "mean":
             return sum(one.increase.values()) / len(one.increase)
         worst = max(self._losses(tried, one).values())
         return worst if self.objective == "regret" else math.exp(worst)
 
     def best(self, tried: Sequence[Trial]) -> int:
-        """Which of the trials is the best; the earliest of several."""
+        """Return the index of the best trial; the earliest of several."""
         return min(range(len(tried)), key=lambda index: self.value(tried, tried[index]))
 
     def _losses(self, tried: Sequence[Trial], one: Trial) -> dict[str, float]:
-        """Log of each language's increase; for ``regret`` less that under the better of equal and proportional."""
+        """Compute the log of each increase; for ``regret`` less that under the better of equal and proportional."""
         if self.objective != "regret":
             return {code: _log(increase) for code, increase in one.increase.items()}
         equal, proportional = tried[0].increase, tried[1].increase
@@ -74,7 +74,7 @@ class Search:
 def sensitive_weights(
     sensitivity: Mapping[int, Mapping[str, Mapping[str, float]]], languages: Sequence[str]
 ) -> dict[str, float]:
-    """Each language by its sensitivity: its share in that of all, mean over the linears.
+    """Weigh each language by its sensitivity: its share in that of all, mean over the linears.
 
     For one linear these are exactly the weights that minimise the sum of the predicted increases, which is the error in
     the metric of Σ s S; over all linears they are a compromise.
@@ -89,7 +89,7 @@ def sensitive_weights(
 
 
 def held(weights: Mapping[str, float]) -> dict[str, float]:
-    """Adding up to 1, and then none of them below a quarter of an equal share: the others pay for it in proportion."""
+    """Scale weights to add up to 1, none below a quarter of an equal share; the others pay for it in proportion."""
     least = _LEAST / len(weights)
     free = set(weights)
     while True:

@@ -40,10 +40,10 @@ def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str
 
 
 def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, target: Path, card: str) -> Path:
-    """The same from the blocks in ``packed`` and what else the decoder's checkpoint, a finished run's, holds.
+    """Assemble a checkpoint of the blocks in ``packed`` and the other tensors of the decoder's, a finished run's.
 
     Raises :class:`InputError` naming the file if a block is missing or is not one of this model, and naming the linear
-    if it is none that can be loaded packed.
+    if it cannot be loaded packed.
     """
     source = decoder.checkpoint
     wanted = set(decoder.outside_tensors())
@@ -85,7 +85,7 @@ def _require(wanted: AbstractSet[str], headers: Headers) -> None:
 
 
 def _fill(folder: Path, headers: Headers, source: Path, card: str) -> None:
-    """Shards, their index, the small files of the folder ``source``, and the card."""
+    """Link the shards, write their index and the card, and copy the small files of the folder ``source``."""
     weight_map: dict[str, str] = {}
     size = 0
     for number, (shard, header) in enumerate(headers.items(), 1):

@@ -16,6 +16,7 @@ _METADATA = {"format": "pt"}
 
 
 def block_file(index: int) -> str:
+    """Return the file name of a block."""
     return f"block-{index:05d}{BLOCK_SUFFIX}"
 
 
@@ -25,7 +26,7 @@ def write_block(folder: Path, index: int, tensors: Mapping[str, torch.Tensor]) -
 
 
 def read_block(folder: Path, index: int) -> dict[str, torch.Tensor] | None:
-    """The tensors of a finished block by stored name, in fresh memory; None where there is none."""
+    """Read the tensors of a finished block by stored name, in fresh memory; None where there is none."""
     path = folder / block_file(index)
     if not path.is_file():
         return None

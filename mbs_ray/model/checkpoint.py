@@ -146,17 +146,17 @@ class Checkpoint:
         return str(model_class.base_model_prefix)
 
     def read(self, name: str) -> torch.Tensor:
-        """A copy of a stored tensor in fresh memory (mapped files are not aligned for exact maths)."""
+        """Read a copy of a stored tensor into fresh memory (mapped files are not aligned for exact maths)."""
         with safe_open(self.tensors[name].file, framework="pt") as file:
             return file.get_tensor(name).clone()
 
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start`` to ``stop`` of a stored tensor, in fresh memory."""
+        """Read rows ``start`` to ``stop`` of a stored tensor into fresh memory."""
         with safe_open(self.tensors[name].file, framework="pt") as file:
             return file.get_slice(name)[start:stop].clone()
 
     def gather_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """The given rows (int64, ascending, distinct) of a stored matrix; only they are read."""
+        """Gather the given rows (int64, ascending, distinct) of a stored matrix; only they are read."""
         info = self.tensors[name]
         gathered = torch.empty((len(rows), *info.shape[1:]), dtype=info.dtype)
         with safe_open(info.file, framework="pt") as file:
@@ -205,7 +205,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _consecutive(rows: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Runs of consecutive numbers as (position of the first, first, last)."""
+    """Yield runs of consecutive numbers as (position of the first, first, last)."""
     begin = 0
     for at in range(1, len(rows) + 1):
         if at == len(rows) or rows[at] != rows[at - 1] + 1:

@@ -62,6 +62,7 @@ class Decoder:
 
     @property
     def blocks(self) -> int:
+        """Number of blocks."""
         return len(self._templates)
 
     @property
@@ -70,43 +71,43 @@ class Decoder:
         return self.checkpoint.tensors[self._stored_embedding].dtype
 
     def block_tensors(self, index: int) -> dict[str, str]:
-        """Name inside the block → stored name, for all tensors stored of a block."""
+        """Map name inside the block → stored name, for all stored tensors of a block."""
         return self._block_tensors[index]
 
     def linears(self, index: int) -> dict[str, tuple[int, int]]:
-        """Name inside the block → (rows, columns) of the weight, for every linear of whatever class."""
+        """Map name inside the block → (rows, columns) of the weight, for every linear of whatever class."""
         return self._linears[index]
 
     def linears_outside(self) -> list[str]:
-        """Names, in the model, of every linear that belongs to no block (the head, for one)."""
+        """List the names, in the model, of the linears that belong to no block (the head, for one)."""
         return list(linears_of(self._model))
 
     def transposed(self, index: int) -> list[str]:
-        """Names inside the block of the linears whose weight is stored as [columns, rows]."""
+        """List the names inside the block of the linears whose weight is stored as [columns, rows]."""
         return [name for name, linear in linears_of(self._templates[index]).items() if lies_transposed(linear)]
 
     def read_block(self, index: int) -> dict[str, torch.Tensor]:
-        """All tensors of a block by their name inside it: weights of linears [rows, columns], the rest as stored."""
+        """Read all tensors of a block by name inside it: weights of linears [rows, columns], the rest as stored."""
         stored = self.block_tensors(index).values()
         return self.from_stored(index, {name: self.checkpoint.read(name) for name in stored})
 
     def from_stored(self, index: int, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What :meth:`read_block` gives, from the tensors of a block by stored name."""
+        """Convert the tensors of a block, given by stored name, to the form of :meth:`read_block`."""
         names = self.block_tensors(index)
         return self._turned(index, {name: stored[names[name]] for name in names})
 
     def to_stored(self, index: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The way back: by stored name, and as the checkpoint holds them."""
+        """Convert the tensors of :meth:`read_block` back: by stored name, and as the checkpoint holds them."""
         names = self.block_tensors(index)
         return {names[name]: tensor for name, tensor in self._turned(index, tensors).items()}
 
     def _turned(self, index: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Between [rows, columns] and what the linears of a block hold, either way."""
+        """Transpose the weights that the block holds as [columns, rows]; the same operation in either direction."""
         weights = {f"{name}.weight" for name in self.transposed(index)}
         return {name: turned(tensor) if name in weights else tensor for name, tensor in tensors.items()}
 
     def load_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-        """The block as a module on the device, in ``compute_dtype``, of what :meth:`read_block` gives."""
+        """Build the block as a module on the device, in ``compute_dtype``, from the tensors of :meth:`read_block`."""
         block = copy.deepcopy(self._templates[index])
         own = {name for name, _ in block.named_parameters()}
         held = self._turned(index, {name: tensor for name, tensor in tensors.items() if name in own})
@@ -115,18 +116,18 @@ class Decoder:
         return block.requires_grad_(False).to(self.device)
 
     def run_block(self, block: nn.Module, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        """One block applied to hidden states [microbatch, length, hidden_size]."""
+        """Apply one block to hidden states [microbatch, length, hidden_size]."""
         args, kwargs = self._recorded(hidden.shape[0], hidden.shape[1])[index]
         return hidden_states(block(hidden, *args, **kwargs))
 
     def recorded_bytes(self, microbatch: int, length: int) -> int:
-        """What is kept for microbatches of one shape, of all blocks together: masks, position biases and the like."""
+        """Count the bytes kept for microbatches of one shape, of all blocks: masks, position biases and the like."""
         tensors = (leaf for leaf in pytree.tree_leaves(self._recorded(microbatch, length)) if torch.is_tensor(leaf))
         storages = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors)}
         return sum(storage.nbytes() for storage in storages.values())
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Input of block 0 for int64 token ids [microbatch, length]; only their rows are read."""
+        """Compute the input of block 0 for int64 token ids [microbatch, length]; only their rows are read."""
         rows, position = torch.unique(token_ids, return_inverse=True)
         self._forward_outside(self.checkpoint.gather_rows(self._stored_embedding, rows), position)
         hidden = self._recorders[0].hidden
@@ -135,7 +136,7 @@ class Decoder:
         return hidden
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What follows the last block and precedes the head (the final norm)."""
+        """Apply what follows the last block and precedes the head (the final norm)."""
         self._recorders[-1].result = hidden
         output = self._forward_outside(*self._placeholder(hidden.shape[0], hidden.shape[1]))
         self._clear()
@@ -143,6 +144,7 @@ class Decoder:
 
     @property
     def vocabulary(self) -> int:
+        """Rows of the head, one for each token of the vocabulary."""
         return int(self._head_info().shape[0])
 
     @property
@@ -159,7 +161,7 @@ class Decoder:
         return weight, self.checkpoint.read_rows(bias, start, stop).to(self.device, self.compute_dtype)
 
     def logits(self, finished: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Logits [..., rows of weight] by the model's own head (with its scaling or capping, if any)."""
+        """Compute logits [..., rows of weight] by the model's own head (with its scaling or capping, if any)."""
         head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         head.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
@@ -168,7 +170,7 @@ class Decoder:
         return self._head_model(inputs_embeds=finished, use_cache=False).logits
 
     def outside_tensors(self) -> list[str]:
-        """Stored names of all tensors that belong to no block."""
+        """List the stored names of all tensors that belong to no block."""
         inside = {stored for index in range(self.blocks) for stored in self.block_tensors(index).values()}
         return [name for name in self.checkpoint.tensors if name not in inside]
 
@@ -181,6 +183,9 @@ class Decoder:
         if shape not in self._arguments:
             while len(self._arguments) >= _KEPT_SHAPES:
                 self._arguments.pop(next(iter(self._arguments)))
+            # What an architecture gives its blocks besides hidden states (masks, position biases, rotary embeddings)
+            # depends on the shape alone, not on the tokens, as __init__ has checked: one run of the model's own forward
+            # over placeholders, with recorders for blocks, yields it for every microbatch of this shape.
             self._forward_outside(*self._placeholder(microbatch, length))
             self._arguments[shape] = [(recorder.args, recorder.kwargs) for recorder in self._recorders]
             self._clear()
@@ -216,7 +221,7 @@ class Decoder:
         check_arguments(self.checkpoint.folder, *seen)
 
     def _forward_outside(self, rows: torch.Tensor, position: torch.Tensor) -> Any:
-        """The base model's own forward with the recorders for blocks, over an embedding of ``rows``."""
+        """Run the base model's own forward with recorders for blocks; ``position`` indexes the embedding's ``rows``."""
         weight = rows.to(self.device, self.compute_dtype)
         self._embedding.weight = nn.Parameter(weight, requires_grad=False)
         self._embedding.num_embeddings = len(rows)

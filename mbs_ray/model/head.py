@@ -9,14 +9,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 
 class _PassThrough(nn.Module):
-    """Stands in for the base model, so that a model's forward applies nothing but its head."""
+    """A stand-in for the base model, with which a model's forward applies nothing but its head."""
 
     def forward(self, *_: Any, inputs_embeds: Any, **__: Any) -> Any:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
 def head_alone(model: PreTrainedModel, blocks_path: str) -> Any:
-    """A copy of the model in which the module that holds the blocks passes its input through."""
+    """Copy the model, with a module that passes its input through in the place of the one that holds the blocks."""
     alone = parent = _shallow_copy(model)
     *path, owner = blocks_path.split(".")[:-1]
     for name in path:
@@ -36,6 +36,6 @@ VOCABULARY_CHUNK = 32_768
 
 
 def vocabulary_chunks(vocabulary: int) -> list[tuple[int, int]]:
-    """Rows of the head, start to stop, that are on the device at once."""
+    """Split the rows of the head into ranges (start, stop), each of which is on the device at once."""
     starts = range(0, vocabulary, VOCABULARY_CHUNK)
     return [(start, min(start + VOCABULARY_CHUNK, vocabulary)) for start in starts]

@@ -9,28 +9,28 @@ from transformers.pytorch_utils import Conv1D
 
 
 def linears_of(module: nn.Module) -> dict[str, nn.Module]:
-    """All linears inside a module by their names, in its order."""
+    """Find all linears inside a module by their names, in its order."""
     return {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear | Conv1D)}
 
 
 def shape_of(linear: nn.Module) -> tuple[int, int]:
-    """(rows, columns): how many features it gives, and how many it takes."""
+    """Return (rows, columns) of the weight: the numbers of output and of input features."""
     assert isinstance(linear.weight, Tensor)
     first, second = linear.weight.shape
     return (second, first) if lies_transposed(linear) else (first, second)
 
 
 def bias_of(linear: nn.Module) -> Tensor | None:
-    """The bias [rows]; None for a linear without one."""
+    """Return the bias [rows]; None for a linear without one."""
     assert linear.bias is None or isinstance(linear.bias, Tensor)
     return linear.bias
 
 
 def lies_transposed(linear: nn.Module) -> bool:
-    """Whether its weight is held as [columns, rows]."""
+    """Check whether the weight is held as [columns, rows]."""
     return isinstance(linear, Conv1D)
 
 
 def turned(weight: Tensor) -> Tensor:
-    """From [rows, columns] to [columns, rows] or back, in memory of its own: the same numbers, bit for bit."""
+    """Transpose [rows, columns] to [columns, rows] or back, into fresh memory: the same numbers, bit for bit."""
     return weight.t().contiguous()

@@ -1,6 +1,6 @@
 """Quantized linears in the ``pack-quantized`` form of compressed-tensors, which transformers and vLLM read.
 
-The packing and the configuration are made by that library; here is only what it must be told.
+The packing and the configuration are made by that library; this module only gives it its arguments.
 """
 
 import json
@@ -27,13 +27,13 @@ class IntegerScheme:
 
     @classmethod
     def of(cls, method: Mapping[str, Any]) -> "IntegerScheme | None":
-        """The scheme of a method, given as the mapping that builds it; None for a method without ``bits``."""
+        """Return the scheme of a method, given as the mapping that builds it; None for a method without ``bits``."""
         if method.get("bits") is None:
             return None
         return cls(method["bits"], method["group_size"], method["symmetric"])
 
     def stored_names(self, weight: str) -> set[str]:
-        """Names of the tensors that stand for the stored tensor ``….weight`` of a linear."""
+        """Return the names of the tensors that replace the stored tensor ``….weight`` of a linear."""
         parts = {"weight_packed", "weight_scale", "weight_shape"}
         if not self.symmetric:
             parts.add("weight_zero_point")
@@ -43,7 +43,7 @@ class IntegerScheme:
 def pack_linear(
     codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, scheme: IntegerScheme
 ) -> dict[str, torch.Tensor]:
-    """What is stored instead of the ``weight`` [rows, columns] of a linear, on the host.
+    """Pack the ``weight`` [rows, columns] of a linear into the tensors that are stored instead, on the host.
 
     ``weight_packed`` int32 [rows, ⌈columns · bits / 32⌉], ``weight_scale`` [rows, groups] in the weight's dtype,
     ``weight_shape`` int64 [2] and, unless symmetric, ``weight_zero_point`` int32 [⌈rows · bits / 32⌉, groups].
@@ -83,7 +83,7 @@ def check_loadable(rows: int, columns: int, scheme: IntegerScheme, linear: str) 
 def packed_block(
     dense: Mapping[str, torch.Tensor], packed: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """A block by stored name with what :func:`pack_linear` gave in the place of the weights it was given for."""
+    """Replace weights in a block, by stored name, by the tensors that :func:`pack_linear` returned for them."""
     block = {name: tensor for name, tensor in dense.items() if name not in packed}
     for weight, parts in packed.items():
         block |= {weight.removesuffix("weight") + part: tensor for part, tensor in parts.items()}
@@ -128,5 +128,5 @@ def _middle(bits: int) -> int:
 
 
 def _signed(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Our codes count from 0, the library's from -2^(bits-1)."""
+    """Shift our codes, which count from 0, to the library's, which count from -2^(bits-1), as int8."""
     return (codes.to(torch.int16) - _middle(bits)).to(torch.int8)

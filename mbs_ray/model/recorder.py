@@ -1,4 +1,4 @@
-"""What stands in for a block while a model's own forward is run."""
+"""The stand-in for a block while a model's own forward is run."""
 
 import copy
 from typing import Any
@@ -11,14 +11,14 @@ from mbs_ray.model.linears import linears_of
 
 
 def hidden_states(output: Any) -> torch.Tensor:
-    """The first of what a block returns: some return a tuple or a list, most a tensor."""
+    """Return the first output of a block: some blocks return a tuple or a list, most a tensor."""
     first = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(first, torch.Tensor)
     return first
 
 
 class Recorder(nn.Module):
-    """Stands in for a block: keeps the arguments of its call and returns its input, or what ``result`` holds."""
+    """A stand-in for a block that keeps the arguments of its call and returns its input, or what ``result`` holds."""
 
     def __init__(self, template: nn.Module) -> None:
         super().__init__()
@@ -30,6 +30,7 @@ class Recorder(nn.Module):
         self.clear()
 
     def clear(self) -> None:
+        """Forget the last call."""
         self.calls = 0
         self.hidden: torch.Tensor | None = None
         self.result: torch.Tensor | None = None
@@ -37,6 +38,7 @@ class Recorder(nn.Module):
         self.kwargs: dict[str, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Record the call, and return its input or ``result`` in the form in which the block returns it."""
         if not args:
             args = (kwargs.pop("hidden_states"),)
         self.calls += 1

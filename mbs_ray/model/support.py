@@ -1,4 +1,4 @@
-"""Which models can be taken apart into blocks; every other is refused by name, before any of its weights is read."""
+"""Checks that a model can be taken apart into blocks; any other is refused by name before its weights are read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,10 +57,9 @@ def refuse_block_count(folder: Path, config: PretrainedConfig, tensors: int) -> 
 
 
 def find_blocks(folder: Path, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The list of the model's blocks and its path: the longest that lies in no other list.
+    """Find the list of the model's blocks and its path: the longest that lies in no other list.
 
-    Raises :class:`InputError` where there is none, or where its blocks are not all there is to a block: experts,
-    weights in common.
+    Raises :class:`InputError` where there is none, and for blocks that hold experts or have weights in common.
     """
     lists = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)}
     outermost = {name: one for name, one in lists.items() if not any(name.startswith(f"{outer}.") for outer in lists)}
@@ -74,7 +73,7 @@ def find_blocks(folder: Path, model: PreTrainedModel) -> tuple[str, nn.ModuleLis
 
 
 def _refuse_experts(folder: Path, path: str, block: nn.Module) -> None:
-    """A linear sees all tokens of a microbatch, and its weight is a matrix of its own: experts are neither."""
+    """Raise :class:`InputError` for experts: a linear must see all tokens of a microbatch, its weight be one matrix."""
     for name, module in block.named_modules():
         stacked = not isinstance(module, _ConvNd) and any(one.dim() > 2 for one in module.parameters(recurse=False))
         listed = isinstance(module, nn.ModuleList) and any(True for _ in module.parameters())
@@ -99,7 +98,7 @@ def _refuse_shared(folder: Path, path: str, blocks: nn.ModuleList, tied: Mapping
 
 
 def check_chain(folder: Path, recorders: Sequence[Recorder]) -> None:
-    """After a forward with recorders for blocks: each was called once, with exactly what the one before gave.
+    """Check, after a forward with recorders, that each was called once with exactly what the one before gave.
 
     Raises :class:`InputError` where a model does more between its blocks than pass hidden states on, and for a linear
     that a block never calls.
@@ -118,9 +117,9 @@ def check_chain(folder: Path, recorders: Sequence[Recorder]) -> None:
 
 
 def check_arguments(folder: Path, first: Arguments, second: Arguments) -> None:
-    """What the blocks were called with, beside hidden states, for two texts of equal length.
+    """Compare what the blocks were called with, besides hidden states, for two texts of equal length.
 
-    Raises :class:`InputError` where it is not the same: a block is replayed with what was recorded for another text.
+    Raises :class:`InputError` where it differs: a block is called with what was recorded for another text.
     """
     for index, pair in enumerate(zip(first, second, strict=True)):
         leaves = zip(*(pytree.tree_leaves(arguments) for arguments in pair), strict=True)

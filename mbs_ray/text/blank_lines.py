@@ -14,7 +14,7 @@ BLANK_LINE = "\n\n"
 
 
 def blank_line_streams(tokenizer: Any, documents: Sequence[Document]) -> list[TokenStream]:
-    """The tokens of all documents' texts with a blank line after each, one stream per document.
+    """Tokenize all documents' texts with a blank line after each, into one stream per document.
 
     One after the other they are the tokens of the joined text, so a token may reach over the end of a document. What
     stands for blank lines alone follows its document and is a separator (`document_index` -1, no bytes). Any other

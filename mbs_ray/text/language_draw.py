@@ -31,7 +31,12 @@ class LanguageSegments:
 
 
 class LanguageDraw(Protocol):
-    """Rounds: read what `asks` names and `take` each result, until it names nothing; then `finish`."""
+    """The drawing of one language's segments, in rounds: read what `asks` names and `take` each result, until it names
+    nothing; then `finish`.
+
+    Results of a round arrive in any order. What the next round asks depends on all of them together, never on their
+    order or on other languages, so that the segments do not depend on the machine that reads them.
+    """
 
     language: str
 
@@ -40,7 +45,7 @@ class LanguageDraw(Protocol):
     def take(self, unit: int, result: UnitTokens) -> None: ...
 
     def finish(self) -> LanguageSegments:
-        """InputError if the text is too little."""
+        """Return the segments. InputError if the text is too little."""
         ...
 
 

@@ -46,7 +46,7 @@ def draw_segments(request: SegmentRequest, directory: Path, progress: Notify | N
 def draw_per_language(
     request: SegmentRequest, directory: Path, progress: Notify | None = None
 ) -> dict[str, SegmentSet]:
-    """As :func:`draw_segments` for every language of the allocation :meth:`alone <SegmentRequest.for_language>`.
+    """Draw as :func:`draw_segments` for every language of the allocation :meth:`alone <SegmentRequest.for_language>`.
 
     A set for each language, with all that are not written yet drawn in one reading.
     """
@@ -117,5 +117,5 @@ def fill(
 
 
 def _tokenizers() -> int:
-    """Tokenizing actors for the cluster's CPUs; they change the time, not the result."""
+    """Choose the number of tokenizing actors by the cluster's CPUs; it changes the time, not the result."""
     return 1 if ray.cluster_resources().get("CPU", 1) < 8 else 2

@@ -53,7 +53,7 @@ class SegmentSet:
 
     @classmethod
     def open(cls, path: Path) -> "SegmentSet":
-        """InputError if the file is not one that `write_segments` wrote."""
+        """Open a written set. InputError if the file is not one that `write_segments` wrote."""
         try:
             schema = pq.read_schema(path)
             schema.field("digests")  # files of earlier versions lack them
@@ -72,11 +72,11 @@ class SegmentSet:
         return sum(self.allocation.values())
 
     def read(self) -> Segments:
-        """All segments."""
+        """Read all segments."""
         return self.rows(0, len(self))
 
     def rows(self, start: int, stop: int) -> Segments:
-        """Segments start…stop-1; only the row groups that hold them are read."""
+        """Read segments start…stop-1; only the row groups that hold them are read."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"rows {start} to {stop} of {len(self)}")
         with pq.ParquetFile(self.path) as file:
@@ -93,7 +93,7 @@ class SegmentSet:
         )
 
     def sources(self) -> dict[str, list[Source]]:
-        """The documents that have a token in a segment, each once, by language."""
+        """List the documents that have a token in a segment, each once, by language."""
         table = pq.read_table(self.path, columns=["language", *_OF_SOURCES])
         found: dict[str, dict[Source, None]] = {}
         of_segments = zip(*(table[name].to_pylist() for name in _OF_SOURCES), strict=True)

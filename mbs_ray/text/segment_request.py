@@ -93,7 +93,7 @@ class SegmentRequest:
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
     def plain(self) -> dict[str, Any]:
-        """The request in JSON's types."""
+        """Return the request in JSON's types."""
         corpus = dict(self.corpus) if isinstance(self.corpus, Mapping) else os.fspath(self.corpus)
         allocation = None if self.allocation is None else dict(self.allocation)
         return {**asdict(self), "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}

@@ -60,7 +60,7 @@ class Shard(Protocol):
         ...
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:
-        """The documents of each of these units, to be read before the next; InputError if malformed."""
+        """Yield the documents of each of these units, to be read before the next; InputError if malformed."""
         ...
 
 

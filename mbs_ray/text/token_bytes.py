@@ -15,7 +15,7 @@ def character_bytes(text: str) -> npt.NDArray[np.int64]:
 
 
 def token_bytes(sizes: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Bytes each token stands for, from those of each character and the character offsets of the tokens' ends.
+    """Count the bytes each token stands for, from each character's bytes and the character offsets of token ends.
 
     A token gets the bytes up to the largest end so far that none before it had, the last one the rest as well.
     They add up to the text's bytes also where several tokens share a character, or none has the spaces.
@@ -27,7 +27,7 @@ def token_bytes(sizes: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> np
 
 
 def checked(sizes: npt.NDArray[np.int64], label: str) -> npt.NDArray[np.int32]:
-    """The bytes of a document's tokens. InputError where a token stands for more than a file of segments holds."""
+    """Return the bytes of a document's tokens. InputError where one stands for more than a file of segments holds."""
     if (largest := sizes.max(initial=0)) > LARGEST_BYTES:
         raise InputError(f"{label}: one token stands for {largest} bytes of text")
     return sizes.astype(np.int32)

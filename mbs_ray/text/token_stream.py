@@ -30,11 +30,11 @@ class TokenStream:
 
     @property
     def documents(self) -> tuple[str, ...]:
-        """The labels of the sources."""
+        """Labels of the sources."""
         return tuple(source.label for source in self.sources)
 
     def rotated(self, start: int) -> "TokenStream":
-        """Beginning at token `start`; the tokens before it come last."""
+        """Rotate the stream to begin at token `start`; the tokens before it come last."""
         return TokenStream(
             np.roll(self.token_ids, -start),
             np.roll(self.document_index, -start),
@@ -43,7 +43,7 @@ class TokenStream:
         )
 
     def cut(self, start: int, stop: int | None) -> "TokenStream":
-        """Tokens start…stop-1, or to the end, with all documents."""
+        """Cut out tokens start…stop-1, or to the end, with all documents."""
         return TokenStream(
             self.token_ids[start:stop],
             self.document_index[start:stop],
@@ -52,7 +52,7 @@ class TokenStream:
         )
 
     def compact(self) -> "TokenStream":
-        """The same tokens with only their own documents, by first appearance. InputError above 32,767."""
+        """Keep only the documents of these tokens, by first appearance. InputError above 32,767."""
         inside = self.document_index >= 0
         used, first, inverse = np.unique(self.document_index[inside], return_index=True, return_inverse=True)
         order = np.argsort(first)
@@ -69,14 +69,14 @@ class TokenStream:
         return TokenStream(self.token_ids, document_index, self.bytes, sources)
 
     def segments(self, length: int, count: int | None = None) -> Iterator["TokenStream"]:
-        """The first `count` (default: all) full segments of `length` tokens, each compact."""
+        """Yield the first `count` (default: all) full segments of `length` tokens, each compact."""
         full = len(self) // length
         for position in range(full if count is None else min(count, full)):
             yield self.cut(position * length, (position + 1) * length).compact()
 
 
 def joined(streams: Sequence[TokenStream]) -> TokenStream:
-    """The streams one after the other."""
+    """Join the streams one after the other."""
     offsets = np.cumsum([0, *(len(stream.sources) for stream in streams)])
     indices = [
         np.where(stream.document_index < 0, -1, stream.document_index + offset)

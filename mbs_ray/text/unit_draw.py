@@ -19,7 +19,7 @@ Tokenize = Callable[[Sequence[Document]], list[TokenStream]]
 
 
 def generator(*parts: object) -> np.random.Generator:
-    """A generator seeded by what the parts say, equal on every machine."""
+    """Make a random generator that is seeded by the parts, equal on every machine."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest)))
 
