@@ -13,12 +13,13 @@ from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.driver.progress import Progress
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.files import digest
-from mbs_ray.languages.distribution import parse_languages
+from mbs_ray.languages.distribution import languages_of
 from mbs_ray.methods import Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.run.prepare import CheckedTexts, evaluation_requests, read_through
 from mbs_ray.run.spec import EvaluationSpec
+from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import draw_segments
 
 POLL_SECONDS = 0.5
@@ -43,7 +44,9 @@ def evaluate_model(
 
     Raises :class:`InputError` before any actor starts where the model or a text cannot be used.
     """
-    asked = parse_languages(languages)
+    asked = languages_of(model, languages, revision)
+    for one in sets.values():
+        require_languages(one.corpus, asked)
     opened = read_through(model, revision, out / "cache", progress.work)
     requests = evaluation_requests(sets, opened, asked, 0)
     checked = CheckedTexts()

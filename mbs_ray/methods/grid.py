@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.field_checks import require_flag, require_integer
+from mbs_ray.methods.field_checks import require_flag, require_integer, whole_label
 
 CLIP_STEPS = 40
 LEAST_CLIP = 0.2
@@ -44,7 +44,7 @@ class Quantization:
 
     @property
     def label(self) -> str:
-        return f"{self.name}-{self.quantization_label}"
+        return whole_label(self, f"{self.name}-{self.quantization_label}")
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take the groups."""

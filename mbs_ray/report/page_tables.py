@@ -9,7 +9,8 @@ from typing import Any
 
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.perplexity import stored_interval
-from mbs_ray.languages.facts import LANGUAGES, table_order
+from mbs_ray.languages.codes import language_name
+from mbs_ray.languages.facts import table_order
 from mbs_ray.report.increase_table import SUMMARIES
 from mbs_ray.report.run_results import RunResults
 
@@ -140,7 +141,7 @@ def _short(run: RunResults) -> str:
 
 def _language(code: str) -> str:
     names = {"geomean": "of the languages", "worst": "language"}
-    return LANGUAGES[code].name if code in LANGUAGES else names.get(code, "")
+    return names[code] if code in names else language_name(code)
 
 
 def allocations(runs: Sequence[RunResults]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mbs_ray.languages.codes import base_language
 from mbs_ray.languages.facts import table_order
 
 PACKED_FORMAT = "compressed-tensors"
@@ -103,8 +104,8 @@ _WEIGHTS = {
 
 
 def _front_matter(facts: CardFacts, form: str) -> str:
-    # Hub language codes have no script: zh-Hans and zh-Hant are zh there.
-    matter: dict[str, Any] = {"language": list(dict.fromkeys(code.split("-")[0] for code in facts.languages))}
+    # Hub language codes have no script: zh-Hans and zh-Hant are zh there, eng_Latn is en.
+    matter: dict[str, Any] = {"language": list(dict.fromkeys(base_language(code) for code in facts.languages))}
     if facts.base_model is not None:
         matter["base_model"] = facts.base_model
     matter["library_name"] = "transformers"

@@ -17,9 +17,10 @@ from pydantic import (
     field_validator,
 )
 
-from mbs_ray.languages.sampling_registry import build_sampling, sampling_spec
+from mbs_ray.languages.codes import check_code
+from mbs_ray.languages.sampling_registry import SAMPLINGS, build_sampling, sampling_spec
 from mbs_ray.languages.samplings import Sampling
-from mbs_ray.methods import Method, build_method, method_spec
+from mbs_ray.methods import METHODS, Method, build_method, method_spec
 from mbs_ray.text.tokenization import Join
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -29,11 +30,18 @@ _BEGINNINGS_OF_METRICS = ("increase", "ci95")
 
 
 def _method(value: Any) -> Any:
-    return build_method(value) if isinstance(value, str | Mapping) else value
+    return value if isinstance(value, tuple(METHODS.values())) else build_method(value)
 
 
 def _sampling(value: Any) -> Any:
-    return build_sampling(value) if isinstance(value, str | Mapping) else value
+    return value if isinstance(value, tuple(SAMPLINGS.values())) else build_sampling(value)
+
+
+def _languages(value: Any) -> Any:
+    """Codes are checked here as well, where what YAML made of them is still known."""
+    if isinstance(value, list):
+        return [check_code(code) for code in value]
+    return value if isinstance(value, str) else [check_code(value)]
 
 
 MethodField = Annotated[
@@ -113,7 +121,9 @@ class RunSpec(FrozenSpec):
     distribution: Path | None = Field(
         None, description="language_distribution.json of the model; null: beside the checkpoint, or built in"
     )
-    languages: str | list[str] = Field("paper", description="'paper', 'all', or codes")
+    languages: Annotated[str | list[str], BeforeValidator(_languages)] = Field(
+        "paper", description="'paper', 'all', or codes"
+    )
     corpus: CorpusField = Field(description="where the calibration text is read from")
     method: MethodField
     sampling: SamplingField

@@ -67,7 +67,7 @@ def test_allocate_needs_no_distribution_where_the_sampling_needs_none(sampling: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--languages", "en,xx"), "unknown language 'xx'"),
+        (("--languages", "en,xx"), "language 'xx' is not in the distribution"),
         (("--sampling", "fair"), "unknown sampling 'fair': there are monolingual, equal, proportional"),
         (("--sampling", "temperature:alpha"), "'alpha' is no field=value"),
         (("--segments", 19), "19 segments are fewer than the 20 languages"),
@@ -163,7 +163,9 @@ def _method(**fields: Any) -> Callable[[Path, Path, dict[str, Any]], None]:
 
 
 BAD = {
-    "unknown language": Bad(_set(languages=["en", "xx"]), "unknown language 'xx'", "zh-Hans"),
+    "unknown language": Bad(_set(languages=["en", "xx"]), "language 'xx': no file in", "en, fr, hi, sw"),
+    "language that is no code": Bad(_set(languages=["en", "sr@latin"]), "'sr@latin'", "name it 'sr-latin'"),
+    "language that YAML reads": Bad(_set(languages=["en", False]), "languages", "language false", "'no'"),
     "language without text": Bad(_no_language, "'sw'", "corpus"),
     "empty corpus file": Bad(_empty, "sw.txt", "empty"),
     "truncated parquet": Bad(_truncated, "sw.parquet"),
