@@ -1,13 +1,15 @@
 """Conducts the runs of a sweep: which are to be done, what follows when one ends, what is left at the end."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from mbs_ray.cluster.job import Job
 from mbs_ray.driver.conclusion import SweepResult, warned_if_unwritten, write_tables
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
 from mbs_ray.driver.stage_driver import Driver
+from mbs_ray.errors import InputError
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.model.assemble import assemble
 from mbs_ray.model.block_files import block_file, write_outside
@@ -79,16 +81,19 @@ class Conductor:
                 todo.setdefault(job.key, job)
         todo |= {job.key: job for job in self._jobs.statistics_jobs()}
         for label, run in self._runs.items():
-            finished = self._jobs.finished_result(run)
-            if finished is None:
+            if self._alone(label, partial(self._open_run, run)) and label not in self._metrics:
                 todo[label] = self._jobs.run_job(run)
-            if finished is None or not finished.get("tracked"):
-                self._tracked.begin(run, self._jobs.signature(run), self._jobs.bits(run))
-            if finished is not None:
-                self._metrics[label] = finished["metrics"]
-                if not finished.get("tracked"):
-                    self._keep_result(run, finished["metrics"])
         return list(todo.values())
+
+    def _open_run(self, run: PreparedRun) -> None:
+        """Tell MLflow of a run that is to be worked on, or was finished without MLflow having all of it."""
+        finished = self._jobs.finished_result(run)
+        if finished is None or not finished.get("tracked"):
+            self._tracked.begin(run, self._jobs.signature(run), self._jobs.bits(run))
+        if finished is not None and not finished.get("tracked"):
+            self._keep_result(run, finished["metrics"])
+        elif finished is not None:
+            self._metrics[run.label] = finished["metrics"]
 
     def _ended(self, key: str, error: Exception | None) -> Iterable[Job]:
         """A run is finished once the dense scores it is compared with are there; nothing follows."""
@@ -108,10 +113,16 @@ class Conductor:
         """Finish a run the stages are through with, once the dense scores it is compared with are there."""
         if not all(self._jobs.dense_scores(run, name).is_file() for name in run.evaluation):
             return False
+        self._alone(run.label, partial(self._finish, run))
+        return True
+
+    def _alone(self, label: str, work: Callable[[], None]) -> bool:
+        """Do what belongs to one run. Whatever it raises, also for a full disk, is that run's: the others go on."""
         try:
-            self._finish(run)
-        except (OSError, ValueError) as error:
-            self._fail(run.label, error)
+            work()
+        except Exception as error:
+            self._fail(label, error)
+            return False
         return True
 
     def _finish(self, run: PreparedRun) -> None:
@@ -122,7 +133,8 @@ class Conductor:
         for position, name in enumerate(run.evaluation):
             compressed = language_scores(self._jobs.scores(run, name))
             dense = language_scores(self._jobs.dense_scores(run, name))
-            metrics |= evaluation_metrics(name if position else None, compressed, dense)
+            parallel = run.spec.evaluation[name].parallel
+            metrics |= evaluation_metrics(name if position else None, compressed, dense, parallel)
             scores[name] = dense, compressed
         card = card_facts(run, scores, metrics)
         directory.keep_card(card)
@@ -131,7 +143,6 @@ class Conductor:
             shards = [outside, *(directory.blocks / block_file(index) for index in range(model.decoder.blocks))]
             assemble(model.checkpoint, shards, directory.checkpoint, model_card(card, DENSE_FORMAT))
         self._keep_result(run, metrics)
-        self._metrics[run.label] = metrics
 
     def _keep_result(self, run: PreparedRun, metrics: Mapping[str, float]) -> None:
         """Write the result, and whether MLflow has taken all of it: if not, the next command tries again."""
@@ -143,9 +154,12 @@ class Conductor:
         if keep == METRICS:
             directory.drop_weights()
         directory.finish({**result, "tracked": self._tracked.finish(run.label, metrics)})
+        self._metrics[run.label] = metrics
 
     def _fail(self, key: str, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, InputError | OSError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
         self._failed[key] = reason
         self._progress.say(f"{key} failed: {reason}")
         if key in self._runs:

@@ -76,7 +76,8 @@ def _grid(
 ) -> Grid:
     """Rows × runs; where ``dense`` is given it is the first column."""
     values = {row: [_cell(run.metrics or {}, f"{metric}{run.tail(name)}/{row}") for run in runs] for row in rows}
-    hottest = max([_FULL_HEAT, *(one.value for own in values.values() for one in own if one.value is not None)])
+    known = [one.value for own in values.values() for one in own if one.value is not None]
+    hottest = max([_FULL_HEAT, *filter(math.isfinite, known)])
     shown = []
     for row, own in values.items():
         lowest = min((one.value for one in own if one.value is not None), default=math.nan)
@@ -128,7 +129,9 @@ def layer_error_grid(run: RunResults) -> Grid:
 
 def _heat(value: float, low: float, high: float) -> float:
     """Where a value lies between two others on a logarithmic scale; 0 at ``low`` and below."""
-    if value <= low or high <= low:
+    if math.isinf(value):
+        return 1.0
+    if math.isnan(value) or value <= low or high <= low:
         return 0.0
     return min(math.log(value / low) / math.log(high / low), 1.0)
 

@@ -74,6 +74,11 @@ class EvaluationSpec(FrozenSpec):
     join: Join = Field(
         "end_token", description="what stands between documents: the model's end token, or a blank line (the paper's)"
     )
+    parallel: bool | None = Field(
+        None,
+        description="whether documents are translations, in one order in every language: for the interval of the mean; "
+        "null: where they have the same numbers",
+    )
 
 
 class DenseStatistics(FrozenSpec):
