@@ -13,6 +13,7 @@ from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.run.journal import Journal
+from mbs_ray.run.prepare import prepare_runs
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
@@ -87,6 +88,29 @@ def test_an_infinite_perplexity_arrives_in_mlflow(connection: MlflowConnection, 
     metrics = connection.client.get_run(tracked.run_id).data.metrics
     assert metrics["ppl/en"] == 12.5 and math.isnan(metrics["ppl/ta"])
     assert metrics["ppl/sw"] >= 1.7e308  # MLflow's own stand-in for what its database has no number for
+
+
+def test_what_stops_the_end_of_a_run_leaves_it_open_to_fail(
+    connection: MlflowConnection, bloom: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en", "sw"], "segments": 4, "sequence_length": 32}
+    sweep = validated(SweepSpec, {"name": "broken", "run": {**run, "method": "magnitude", "sampling": "equal"}})
+    specs = sweep.runs()
+    (prepared,) = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), tmp_path / "cache", lambda *_: None)
+    folders = SweepFolders(tmp_path / "out", "broken")
+    directory = folders.run(prepared.label)
+    (directory.path / "linears.parquet").mkdir(parents=True)
+    tracking = SweepTracking(connection, folders, {})
+    tracking.begin(prepared, {}, {})
+    directory.journal.mkdir()  # nor can its metrics be written, now or at the end
+    tracking.sync()
+    directory.journal.rmdir()
+    with pytest.raises(OSError, match="linears"):
+        tracking.finish(prepared.label, {})
+    tracking.fail(prepared.label, "no room")
+    tracking.close("FAILED")
+    (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert stored.info.status == "FAILED" and stored.data.tags["mlflow.note.content"] == "failed: no room"
 
 
 def test_a_run_that_was_never_opened_can_fail(connection: MlflowConnection, tmp_path: Path) -> None:
