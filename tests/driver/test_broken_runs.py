@@ -2,16 +2,22 @@
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 from rich.console import Console
 
+from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.numerics import Numerics
 from mbs_ray.driver.conclusion import SweepResult
+from mbs_ray.driver.conductor import Conductor
 from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.sweep import conduct
+from mbs_ray.driver.stage_driver import Ended
+from mbs_ray.driver.stage_spans import StageSpans
+from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import prepare_runs
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -19,14 +25,38 @@ from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from mbs_ray.tracking.sweep_tracking import SweepTracking
 from mbs_ray.tracking.tracked_run import child_run, sweep_run
+from tests.support.engine import draw_here, run_here
 from tests.support.models import HELD_OUT, write_corpus
 
 LABELS = ["magnitude-50-equal", "rtn-4bit-equal", "wanda-50-equal"]
 
 
+class DriverHere:
+    """Takes jobs through the stages in this process, without Ray."""
+
+    def __init__(self, jobs: SweepJobs) -> None:
+        self.jobs, self.spans = jobs, StageSpans()
+
+    def work(self, jobs: list[Job], ended: Ended, tick: Callable[[], None]) -> None:
+        for job in jobs:
+            run_here(1, [job])
+            assert list(ended(job.key, None)) == []
+            tick()
+
+
 def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
-    said = io.StringIO()
-    return conduct(sweep, out, None, Progress(Console(file=said, width=200))), said.getvalue()
+    folders, specs = SweepFolders(out, sweep.name), sweep.runs()
+    labels, columns = sweep.labels(specs), sweep.columns(specs)
+    runs = prepare_runs(specs, labels, columns, folders.cache, lambda *_: None)
+    requests = {one.fingerprint: one for run in runs for one in (run.calibration, *run.evaluation.values())}
+    segments = {fingerprint: draw_here(one, folders.segments) for fingerprint, one in requests.items()}
+    jobs = SweepJobs(folders, Numerics("cpu", 1), Layout(1), segments)
+    for run in runs:
+        folders.run(run.label).claim(jobs.signature(run))
+    uri, said = database_uri(out), io.StringIO()
+    tracked = SweepTracking(MlflowConnection(uri, sweep.name, folders.artifacts), folders, {})
+    progress = Progress(Console(file=said, width=200))
+    return Conductor(runs, DriverHere(jobs), tracked, progress).conduct(uri), said.getvalue()
 
 
 def states(result: SweepResult) -> dict[str, str]:
@@ -36,9 +66,7 @@ def states(result: SweepResult) -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in runs}
 
 
-def test_errors_at_the_end_of_two_runs_leave_the_third_alone(
-    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path: Path
-) -> None:
+def test_errors_at_the_end_of_two_runs_leave_the_third_alone(bloom: Path, corpus: Path, tmp_path: Path) -> None:
     """What cannot be written, as on a full disk: a table that MLflow is to get, and the facts of the card."""
     held_out, out = write_corpus(tmp_path / "held-out", 25, first=HELD_OUT), tmp_path / "out"
     run = {
@@ -50,15 +78,12 @@ def test_errors_at_the_end_of_two_runs_leave_the_third_alone(
         "evaluation": {"held-out": {"corpus": str(held_out), "segments": 3}},
         "sampling": "equal",
     }
-    grid = {"method": ["magnitude", "rtn", "wanda"]}
-    sweep = validated(
-        SweepSpec, {"name": "broken", "run": run, "grid": grid, "layout": {"stages": 1, "replicas": 1}, "threads": 1}
-    )
+    sweep = validated(SweepSpec, {"name": "broken", "run": run, "grid": {"method": ["magnitude", "rtn", "wanda"]}})
     runs = out / "broken" / "runs"
     obstacles = [runs / LABELS[0] / "linears.parquet", runs / LABELS[1] / "card.json"]
     for path in obstacles:
         path.mkdir(parents=True)
-    for _ in range(2):  # the second time there is nothing left to compute
+    for _ in range(2):
         result, said = run_sweep(sweep, out)
         assert set(result.failed) == set(LABELS[:2])
         for label, path in zip(LABELS, obstacles, strict=False):
