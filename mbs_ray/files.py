@@ -67,6 +67,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+#: Bytes of a name that every file system takes.
+LONGEST_NAME = 255
+
+
+def short_name(name: str, ending: str = "", longest: int = LONGEST_NAME) -> str:
+    """``name + ending`` as the name of a file of at most so many bytes: a longer one's beginning, and a digest."""
+    whole = (name + ending).encode()
+    if len(whole) <= longest:
+        return name + ending
+    tail = f"-{digest(name)}{ending}"
+    return name.encode()[: longest - len(tail.encode())].decode(errors="ignore") + tail
+
+
 def digest(*parts: str) -> str:
     """Hash these texts to 16 hex digits."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

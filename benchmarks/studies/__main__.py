@@ -33,7 +33,7 @@ def main() -> None:
     results, docs = arguments.results, arguments.docs
 
     def there(sweep: str) -> bool:
-        return (results / sweep / "runs").is_dir()  # a folder `dense` is in all results: the dense model's evaluations
+        return (results / sweep / "runs").is_dir()
 
     for name, study in {
         "resistance": (resistance, "seeds"),
@@ -41,16 +41,16 @@ def main() -> None:
         "temperature": (temperature, "temperature"),
         "seeds": (seeds, "seeds"),
         "pairs": (pairs, "pairs"),
-        "dense": (dense, "dense"),
+        "dense": (dense, "dense-moments"),
     }.items():
         module, sweep = study
         if there(sweep):
             print(f"## {name}\n\n{markdown(module.table(results / sweep))}", flush=True)
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
-    if there("dense"):
-        print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense'))}", flush=True)
-    if there("adaptive"):
-        sweeps = [results / name for name in ("adaptive", "adaptive-english") if there(name)]
+    if there("dense-moments"):
+        print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense-moments'))}", flush=True)
+    if there("mixtures"):
+        sweeps = [results / name for name in ("mixtures", "adaptive-english") if there(name)]
         print(f"## adaptive\n\n{markdown(adaptive.table(sweeps))}", flush=True)
         print(f"## adaptive: won / within noise / lost\n\n{markdown(adaptive.verdicts(sweeps))}", flush=True)
         print(f"## predicted and measured\n\n{markdown(adaptive.prediction(sweeps[0]))}", flush=True)

@@ -20,7 +20,7 @@ def allocate(
     languages: Languages = "paper",
     distribution: Distribution = None,
 ) -> None:
-    """Show how many calibration segments each language gets. Needs no network and no Ray."""
+    """Show how many calibration segments each language gets. Needs no Ray, and the network for a hub id alone."""
     from mbs_ray.cli.terminal_tables import allocation_table
     from mbs_ray.languages.distribution import parse_languages
     from mbs_ray.languages.sampling_registry import build_sampling, distribution_for
@@ -32,6 +32,7 @@ def allocate(
         allocation = built.allocate(known, asked, segments)
         title = f"{segments} segments, {sampling}, {known.source if known else 'distribution unknown'}"
         console = Console()
-        console.print(allocation_table(title, allocation, known.shares(asked) if known else {}))
+        shares = known.shares(code for code in asked if code in known.amounts) if known else {}
+        console.print(allocation_table(title, allocation, shares))
         again = f"mbs compress --model {model} --sampling '{sampling}' --segments {segments} …"
         console.print(f"calibrate with it: {again}", highlight=False, markup=False, soft_wrap=True)

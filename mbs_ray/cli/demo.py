@@ -41,7 +41,9 @@ def demo_sweep(models: Sequence[Path]) -> SweepSpec:
         "languages": "paper",
         "segments": 64,
         "sequence_length": 64,
-        "evaluation": {EVALUATION: {"corpus": str(_packaged("text") / "evaluation"), "segments": None}},
+        "evaluation": {
+            EVALUATION: {"corpus": str(_packaged("text") / "evaluation"), "segments": None, "parallel": True}
+        },
     }
     grid = {
         "model": [str(model.resolve()) for model in models],

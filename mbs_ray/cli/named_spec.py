@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from mbs_ray.errors import InputError
+from mbs_ray.run.plain_yaml import read_yaml
 
 
 def named_spec(text: str, key: str = "name") -> str | dict[str, Any]:
@@ -19,7 +20,7 @@ def named_spec(text: str, key: str = "name") -> str | dict[str, Any]:
         if not equals:
             raise InputError(f"{text}: {part!r} is no field=value")
         try:
-            mapping[field.strip()] = yaml.safe_load(value) if ":" not in value or "{" in value else value
+            mapping[field.strip()] = read_yaml(value) if ":" not in value or "{" in value else value
         except yaml.YAMLError as error:
             raise InputError(f"{text}: {part!r} has no readable value") from error
     return mapping

@@ -12,7 +12,7 @@ from mbs_ray.evaluation.language_angles import ANGLES, Similarity
 from mbs_ray.evaluation.metric_names import GEOMEAN
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
-from mbs_ray.languages.facts import LANGUAGES
+from mbs_ray.languages.codes import language_name
 
 
 def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
@@ -62,9 +62,8 @@ def allocation_table(title: str, allocation: Mapping[str, int], shares: Mapping[
     table = _table(title, "language", "name", "share of training", "segments", "share of segments")
     segments = sum(allocation.values())
     for code, count in allocation.items():
-        name = LANGUAGES[code].name if code in LANGUAGES else ""
         share = f"{100 * shares[code]:.3f} %" if code in shares else ""
-        table.add_row(code, name, share, str(count), f"{100 * count / segments:.3f} %")
+        table.add_row(code, language_name(code), share, str(count), f"{100 * count / segments:.3f} %")
     table.add_row("all", "", "", str(segments), "")
     return table
 

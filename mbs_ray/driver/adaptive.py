@@ -142,7 +142,7 @@ class _RunSearch:
     def _proportional(self) -> dict[str, float]:
         """Weights of proportional sampling; none where the model's distribution is not known."""
         spec = self._run.spec
-        distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
+        distribution = distribution_for(spec.sampling, spec.model, spec.distribution, spec.revision)
         if distribution is None:
             return {}
         weights = Proportional().weights(distribution, self._run.languages)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
-from mbs_ray.files import appearing
+from mbs_ray.files import appearing, short_name
 from mbs_ray.report.figures.allocation_bars import allocation_bars
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.increase_heatmap import increase_heatmap
@@ -21,6 +21,8 @@ from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.tracking.tracked_run import TrackedRun
 
 _AGAIN = "the same command again"
+#: Bytes of a file's name: beside it stands, while it is written, one with a few more.
+_LONGEST = 200
 
 
 @dataclass
@@ -58,24 +60,22 @@ def write_tables(
 ) -> None:
     """Add tables and figures of the finished ``runs`` to the result, and give them to the parent run."""
     notes = []
-    for model in dict.fromkeys(run.model.name for run in runs):
-        own = [run for run in runs if run.model.name == model]
-        for name, names in MetricNames.by_set(own[0].evaluation).items():
-            title = f"{model}-{name}"
-            by_run = increase_table({run.label: names.rows(INCREASE, metrics[run.label]) for run in own})
-            table = mean_over(by_run, {run.label: run.column for run in own})
-            result.tables[title] = table
-            path = jobs.folders.sweep / f"increase-{title}.csv"
-            with warned_if_unwritten(path.name, say, _AGAIN):
-                with appearing(path) as unfinished:
-                    by_run.to_csv(unfinished, index_label="language")
-                result.files.append(path)
-                parent.artifact(path)
-            with warned_if_unwritten(f"increase-{title}.png", say, _AGAIN):
-                figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {name}")
-                _keep(figure, f"increase-{title}", jobs, parent, result)
-            shown = to_markdown(_summaries_first(table))
-            notes.append(f"**Perplexity increase over dense: {model}, {name}**\n\n{shown}")
+    for (model, text), name, own in _by_text(runs):
+        title = f"{model}-{text}"
+        by_run = increase_table({run.label: _increases(run, name, metrics[run.label]) for run in own})
+        table = mean_over(by_run, {run.label: run.column for run in own})
+        result.tables[title] = table
+        path = jobs.folders.sweep / short_name(f"increase-{title}", ".csv", _LONGEST)
+        with warned_if_unwritten(path.name, say, _AGAIN):
+            with appearing(path) as unfinished:
+                by_run.to_csv(unfinished, index_label="language")
+            result.files.append(path)
+            parent.artifact(path)
+        with warned_if_unwritten(f"increase-{title}.png", say, _AGAIN):
+            figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {text}")
+            _keep(figure, f"increase-{title}", jobs, parent, result)
+        shown = to_markdown(_summaries_first(table))
+        notes.append(f"**Perplexity increase over dense: {model}, {text}**\n\n{shown}")
     propagated = [run for run in runs if run.weights is None]
     allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
     if allocations:
@@ -83,6 +83,28 @@ def write_tables(
             _keep(allocation_bars(allocations), "allocations", jobs, parent, result)
     if notes:
         parent.note("\n".join(notes))
+
+
+def _by_text(runs: Sequence[PreparedRun]) -> list[tuple[tuple[str, str], str, list[PreparedRun]]]:
+    """Group what may stand in one table: runs of one model, scored on one text, as on the report page.
+
+    A table has a shown model and text, of which digests tell those of one name apart; then the set, and its runs.
+    """
+    groups: dict[tuple[str, str, str], list[PreparedRun]] = {}
+    for run in runs:
+        for name, text in run.evaluation.items():
+            groups.setdefault((run.model.fingerprint, name, text.fingerprint), []).append(run)
+    models = list(dict.fromkeys(run.model.fingerprint for run in runs))
+    names = [own[0].model.name for own in {key[0]: own for key, own in groups.items()}.values()]
+    tables = []
+    for model, name, fingerprint in sorted(groups, key=lambda key: models.index(key[0])):
+        own = groups[model, name, fingerprint]
+        shown = own[0].model.name
+        if names.count(shown) > 1:
+            shown += f"-{model[:8]}"
+        alone = sum(key[:2] == (model, name) for key in groups) == 1
+        tables.append(((shown, name if alone else f"{name}-{fingerprint[:8]}"), name, own))
+    return tables
 
 
 def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
@@ -98,7 +120,12 @@ def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
 
 
+def _increases(run: PreparedRun, name: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the increases on one of the run's evaluation sets, by language and summary."""
+    return MetricNames.by_set(run.evaluation)[name].rows(INCREASE, metrics)
+
+
 def _keep(figure: Figure, name: str, jobs: SweepJobs, parent: TrackedRun, result: SweepResult) -> None:
-    path = save_figure(figure, jobs.folders.figures / f"{name}.png")
+    path = save_figure(figure, jobs.folders.figures / short_name(name, ".png", _LONGEST))
     parent.artifact(path, "figures")
     result.figures.append(path)

@@ -1,7 +1,8 @@
 """Conducts the runs of a sweep: which are to be done, what follows when one ends, what is left at the end."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mbs_ray.cluster.job import Job
@@ -10,6 +11,7 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import MetricNames
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.report.page import write_report_page
@@ -82,16 +84,19 @@ class Conductor:
                 todo.setdefault(job.key, job)
         todo |= {job.key: job for job in self._jobs.collecting_jobs()}
         for label, run in self._runs.items():
-            finished = finished_result(self._jobs.folders, run)
-            if finished is None:
+            if self._alone(label, partial(self._open_run, run)) and label not in self._metrics:
                 todo[label] = self._jobs.run_job(run)
-            if finished is None or not finished.get("tracked"):
-                self._tracked.begin(run, self._signature(run), forward_fields(run, self._jobs.resources.numerics))
-            if finished is not None:
-                self._metrics[label] = finished["metrics"]
-                if not finished.get("tracked"):
-                    self._keep_result(run, finished["metrics"], finished["dense"])
         return list(todo.values())
+
+    def _open_run(self, run: PreparedRun) -> None:
+        """Tell MLflow of a run that is to be worked on, or was finished without MLflow having all of it."""
+        finished = finished_result(self._jobs.folders, run)
+        if finished is None or not finished.get("tracked"):
+            self._tracked.begin(run, self._signature(run), forward_fields(run, self._jobs.resources.numerics))
+        if finished is not None and not finished.get("tracked"):
+            self._keep_result(run, finished["metrics"], finished["dense"])
+        elif finished is not None:
+            self._metrics[run.label] = finished["metrics"]
 
     def _signature(self, run: PreparedRun) -> dict[str, Any]:
         resources = self._jobs.resources
@@ -115,10 +120,16 @@ class Conductor:
         """Finish a run the stages are through with, once the dense scores it is compared with are there."""
         if not all(self._jobs.dense_scores(run, name).is_file() for name in run.evaluation):
             return False
+        self._alone(run.label, partial(self._finish, run))
+        return True
+
+    def _alone(self, label: str, work: Callable[[], None]) -> bool:
+        """Do what belongs to one run. Whatever it raises, also for a full disk, is that run's: the others go on."""
         try:
-            self._finish(run)
-        except (OSError, ValueError) as error:
-            self._fail(run.label, error)
+            work()
+        except Exception as error:
+            self._fail(label, error)
+            return False
         return True
 
     def _finish(self, run: PreparedRun) -> None:
@@ -128,7 +139,7 @@ class Conductor:
         for name, names in MetricNames.by_set(run.evaluation).items():
             compressed = language_scores(self._jobs.scores(run, name))
             dense = language_scores(self._jobs.dense_scores(run, name))
-            metrics |= evaluation_metrics(names, compressed, dense)
+            metrics |= evaluation_metrics(names, compressed, dense, run.spec.evaluation[name].parallel)
             scores[name] = dense, compressed
         card = card_facts(run, scores, metrics)
         folders.run(run.label).keep_card(card)
@@ -139,7 +150,6 @@ class Conductor:
             for name, (dense, _) in scores.items()
         }
         self._keep_result(run, metrics, perplexities)
-        self._metrics[run.label] = metrics
 
     def _keep_result(
         self, run: PreparedRun, metrics: Mapping[str, float], dense: Mapping[str, Mapping[str, float]]
@@ -156,9 +166,12 @@ class Conductor:
         if keep == METRICS:
             directory.drop_weights()
         directory.finish({**result, "tracked": self._tracked.finish(run.label, metrics)})
+        self._metrics[run.label] = metrics
 
     def _fail(self, key: str, error: Exception) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, InputError | OSError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"
         self._failed[key] = reason
         self._progress.say(f"{key} failed: {reason}")
         if key in self._runs:

@@ -16,10 +16,11 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.files import digest
-from mbs_ray.languages.distribution import parse_languages
+from mbs_ray.languages.distribution import languages_of
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.run.prepare import CheckedTexts, Model, evaluation_requests, read_through
 from mbs_ray.run.spec import EvaluationSpec
+from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
 
@@ -58,8 +59,11 @@ def evaluate(
     """
     opened_tasks = None if tasks is None else open_question(tasks, out)
     check_ray(cluster.address)
+    asked = () if text is None else languages_of(model, text.languages, revision)
+    for one in () if text is None else text.sets.values():
+        require_languages(one.corpus, asked)
     opened = read_through(model, revision, out / "cache", progress.work)
-    requests = {} if text is None else _checked(text, opened)
+    requests = {} if text is None else _checked(text, opened, asked)
     tokenizer = None if tasks is None else harness_tokenizer(opened.checkpoint.folder)
     with connected(cluster.address, cluster.cpus), nullcontext(pool) if pool else StagePool() as stages:
         files = _drawn(requests, out, progress)
@@ -76,8 +80,8 @@ def evaluate(
         return EvaluationResult(texts, None if opened_tasks is None else score_tasks(scorer, opened_tasks, tokenizer))
 
 
-def _checked(text: TextQuestion, opened: Model) -> dict[str, SegmentRequest]:
-    requests = evaluation_requests(text.sets, opened, parse_languages(text.languages), 0)
+def _checked(text: TextQuestion, opened: Model, languages: tuple[str, ...]) -> dict[str, SegmentRequest]:
+    requests = evaluation_requests(text.sets, opened, languages, 0)
     checked = CheckedTexts()
     return {name: checked.check(request) for name, request in requests.items()}
 

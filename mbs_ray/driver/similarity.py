@@ -27,7 +27,7 @@ from mbs_ray.evaluation.language_angles import (
     write_vectors,
 )
 from mbs_ray.files import digest
-from mbs_ray.languages.distribution import parse_languages
+from mbs_ray.languages.distribution import languages_of
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.similarity_heatmap import angles_by_block, similarity_heatmap
@@ -36,7 +36,7 @@ from mbs_ray.run.journal import Journal
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import Model, read_through
-from mbs_ray.text.corpus import Location
+from mbs_ray.text.corpus import Location, require_languages
 from mbs_ray.text.segment_draw import check_request, draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
@@ -77,7 +77,8 @@ def language_similarity(
     Ray only draws the text: of ``cluster`` the threads and the address count. Raises :class:`InputError` before it is
     drawn where the model, the text, or the host's memory does not suffice.
     """
-    asked = parse_languages(languages)
+    asked = languages_of(model, languages, revision)
+    require_languages(corpus, asked)
     if len(asked) < 2:
         raise InputError("--languages: similarity needs at least two")
     if compute_dtype not in _COMPUTE_DTYPES:

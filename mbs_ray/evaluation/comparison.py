@@ -12,7 +12,13 @@ import pyarrow.parquet as pq
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.intervals import Interval, percentile_interval
 from mbs_ray.evaluation.metric_names import GEOMEAN
-from mbs_ray.evaluation.perplexity import LanguageScore, bootstrap_differences, language_scores, mean_of_languages
+from mbs_ray.evaluation.perplexity import (
+    LanguageScore,
+    bootstrap_differences,
+    bootstrap_mean,
+    exponential,
+    language_scores,
+)
 from mbs_ray.languages.facts import table_order
 
 _TOKEN = ("document", "bytes", "segment")
@@ -28,11 +34,11 @@ class Difference:
     @property
     def ratio(self) -> float:
         """Perplexity of B over that of A."""
-        return math.exp(self.nll)
+        return exponential(self.nll)
 
     @property
     def ratio_interval(self) -> Interval | None:
-        return None if self.interval is None else Interval(math.exp(self.interval.low), math.exp(self.interval.high))
+        return None if self.interval is None else Interval(*map(exponential, self.interval))
 
     @property
     def verdict(self) -> str:
@@ -44,11 +50,14 @@ class Difference:
         return "B is worse" if self.nll > 0 else "B is better"
 
 
-def differences(a: Mapping[str, LanguageScore], b: Mapping[str, LanguageScore]) -> dict[str, Difference]:
+def differences(
+    a: Mapping[str, LanguageScore], b: Mapping[str, LanguageScore], parallel: bool | None = None
+) -> dict[str, Difference]:
     """B minus A for each language in table order, then for ``geomean``: the mean over languages, which is the
     logarithm of the geometric mean of their ratios.
 
-    Both must have been scored on the same tokens; see :func:`refuse_other_tokens`.
+    Both must have been scored on the same tokens; see :func:`refuse_other_tokens`. ``parallel``: what the set says
+    of its documents.
     """
     bootstrapped = bootstrap_differences(b, a)
     found = {}
@@ -56,14 +65,14 @@ def differences(a: Mapping[str, LanguageScore], b: Mapping[str, LanguageScore]) 
         mean = (b[language].nll - a[language].nll) / a[language].tokens
         found[language] = Difference(mean, percentile_interval(bootstrapped[language]))
     mean = math.fsum(one.nll for one in found.values()) / len(found)
-    return {**found, GEOMEAN: Difference(mean, percentile_interval(mean_of_languages(bootstrapped)))}
+    return {**found, GEOMEAN: Difference(mean, percentile_interval(bootstrap_mean(b, a, parallel)))}
 
 
-def compare_scores(name: str, a: Path, b: Path) -> dict[str, Difference]:
+def compare_scores(name: str, a: Path, b: Path, parallel: bool | None = None) -> dict[str, Difference]:
     """:func:`differences` of two files of token scores. Raises :class:`InputError` naming the evaluation set ``name``
     and what differs where the files are not of the same tokens."""
     refuse_other_tokens(name, a, b)
-    return differences(language_scores(a), language_scores(b))
+    return differences(language_scores(a), language_scores(b), parallel)
 
 
 def refuse_other_tokens(name: str, a: Path, b: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mbs_ray.evaluation.corresponding import DocumentSums, bootstrap_together, corresponding
 from mbs_ray.evaluation.intervals import Interval, SegmentSums, bootstrap_means, percentile_interval
 from mbs_ray.evaluation.metric_names import (
     GEOMEAN,
@@ -26,6 +27,14 @@ from mbs_ray.evaluation.metric_names import (
 from mbs_ray.languages.facts import table_order
 
 
+def exponential(nats: float) -> float:
+    """exp, infinite where it is more than a float holds."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class LanguageScore:
     """Sums over the scored tokens of one language: ``nll`` in nats, ``bytes`` of their text."""
@@ -35,11 +44,15 @@ class LanguageScore:
     documents: int
     nll: float
     segments: SegmentSums = field(compare=False, repr=False)
+    by_document: DocumentSums | None = field(default=None, compare=False, repr=False)
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean nll of a token; comparable between runs of a model, not between languages."""
-        return math.exp(self.nll / self.tokens)
+        """exp of the mean nll of a token; comparable between runs of a model, not between languages.
+
+        Infinite above 709 nats, where no float holds it: a model that is destroyed.
+        """
+        return exponential(self.nll / self.tokens)
 
     @property
     def bits_per_byte(self) -> float:
@@ -57,6 +70,7 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
     rows = {row["language"]: row for row in sums.to_pylist()}
     by_segment = table.group_by(["language", "segment"]).aggregate([("nll", "sum"), ("nll", "count")])
     by_segment = by_segment.sort_by("segment")
+    by_document = _document_sums(table)
     return {
         language: LanguageScore(
             tokens=rows[language]["nll_count"],
@@ -64,6 +78,7 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
             documents=rows[language]["document_count_distinct"],
             nll=rows[language]["nll_sum"],
             segments=_segment_sums(by_segment.filter(pc.equal(by_segment["language"], language))),
+            by_document=by_document[language],
         )
         for language in table_order(rows)
     }
@@ -71,6 +86,19 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
 
 def _segment_sums(rows: pa.Table) -> SegmentSums:
     return SegmentSums(rows["segment"].to_numpy(), rows["nll_sum"].to_numpy(), rows["nll_count"].to_numpy())
+
+
+def _document_sums(table: pa.Table) -> dict[str, DocumentSums]:
+    sums = table.group_by(["language", "document"]).aggregate([("nll", "sum"), ("nll", "count")])
+    rows: dict[str, list[tuple[str, float, int]]] = {}
+    columns = (sums[name].to_pylist() for name in ("language", "document", "nll_sum", "nll_count"))
+    for language, document, nll, count in zip(*columns, strict=True):
+        rows.setdefault(language, []).append((document, nll, count))
+    found = {}
+    for language, own in rows.items():
+        labels, nll, tokens = zip(*sorted(own), strict=True)
+        found[language] = DocumentSums(labels, np.array(nll), np.array(tokens))
+    return found
 
 
 def perplexity_interval(language: str, score: LanguageScore) -> Interval | None:
@@ -90,7 +118,14 @@ def perplexity_increases(
         other = compressed.get(language)
         if other is None or not _same_tokens(score, other):
             raise ValueError(f"{language}: the two evaluations did not score the same tokens")
-    return {language: compressed[language].perplexity / dense[language].perplexity for language in dense}
+    return {language: _ratio(compressed[language], dense[language]) for language in dense}
+
+
+def _ratio(one: LanguageScore, other: LanguageScore) -> float:
+    """Of perplexities; of infinite ones by their logarithms."""
+    if math.isfinite(one.perplexity) and math.isfinite(other.perplexity):
+        return one.perplexity / other.perplexity
+    return exponential(one.nll / one.tokens - other.nll / other.tokens)
 
 
 def _same_tokens(one: LanguageScore, other: LanguageScore) -> bool:
@@ -121,19 +156,40 @@ def mean_of_languages(estimates: Mapping[str, npt.NDArray[np.float64]]) -> npt.N
     return np.mean(list(estimates.values()), axis=0)
 
 
+def bootstrap_mean(
+    scores: Mapping[str, LanguageScore], others: Mapping[str, LanguageScore], parallel: bool | None = None
+) -> npt.NDArray[np.float64]:
+    """Bootstrapped mean over languages of the mean over tokens of nll(scores) − nll(others), float64.
+
+    Where documents correspond (:func:`~mbs_ray.evaluation.corresponding.corresponding`) the same are drawn of all
+    languages, else each language's segments for themselves.
+    """
+    sums = {
+        language: one.by_document.less(other.by_document)
+        for language, other in others.items()
+        if (one := scores[language]).by_document is not None and other.by_document is not None
+    }
+    names = corresponding(sums, parallel) if len(sums) == len(others) else None
+    if names is not None:
+        return bootstrap_together(sums, names)
+    return mean_of_languages(bootstrap_differences(scores, others))
+
+
 def geometric_mean(values: Mapping[str, float]) -> float:
-    return math.exp(math.fsum(math.log(value) for value in values.values()) / len(values))
+    logarithms = [math.log(value) if value else -math.inf for value in values.values()]
+    return exponential(sum(logarithms) / len(values) if math.inf in logarithms else math.fsum(logarithms) / len(values))
 
 
 def evaluation_metrics(
     names: MetricNames,
     scores: Mapping[str, LanguageScore],
     dense: Mapping[str, LanguageScore] | None,
+    parallel: bool | None = None,
 ) -> dict[str, float]:
     """Gather the metrics of one evaluation set under their MLflow names.
 
     Perplexities, increases and the geometric mean of these come with the ends of their 95 % intervals where there is
-    more than one segment; the worst language has none.
+    more than one segment; the worst language has none. ``parallel`` is what the set says of its documents.
     """
     metrics = {names.perplexity(language): score.perplexity for language, score in scores.items()}
     metrics |= {names.bits_per_byte(language): score.bits_per_byte for language, score in scores.items()}
@@ -146,9 +202,9 @@ def evaluation_metrics(
         increases = perplexity_increases(scores, dense)
         metrics |= {names.increase(language): value for language, value in increases.items()}
         metrics[names.increase(GEOMEAN)] = geometric_mean(increases)
-        metrics[names.increase(WORST)] = max(increases.values())
+        metrics[names.increase(WORST)] = max(increases.values(), key=lambda one: (math.isnan(one), one))
         differences = bootstrap_differences(scores, dense)
-        for row, estimates in {**differences, GEOMEAN: mean_of_languages(differences)}.items():
+        for row, estimates in {**differences, GEOMEAN: bootstrap_mean(scores, dense, parallel)}.items():
             metrics |= _interval_metrics(names.interval(INCREASE, row), _exponential(percentile_interval(estimates)))
     return metrics
 
@@ -164,4 +220,4 @@ def stored_interval(metrics: Mapping[str, float], names: MetricNames, family: Fa
 
 
 def _exponential(interval: Interval | None) -> Interval | None:
-    return None if interval is None else Interval(math.exp(interval.low), math.exp(interval.high))
+    return None if interval is None else Interval(exponential(interval.low), exponential(interval.high))

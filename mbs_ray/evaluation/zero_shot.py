@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.languages.codes import shortest_code
 from mbs_ray.languages.facts import LANGUAGES, table_order
 
 #: Of a task whose name tells no language: ISO 639's code for that.
@@ -38,9 +39,9 @@ class TaskScore:
 def task_language(name: str) -> tuple[str, str]:
     """(task, language) of a task's name in lm-eval: ``xnli_zh`` → (``xnli``, ``zh-Hans``).
 
-    A language that is not in our table keeps its two letters (``xcopa_qu``); a name without one is of language
-    ``und``. Three letters, with or without a script (``belebele_eng_Latn``), are a language where the table, or the
-    script, says so.
+    A language that is not in our table has the code of BCP 47 (``xcopa_qu``, ``belebele_deu_Latn`` → ``de``); a name
+    without one is of language ``und``. Three letters, with or without a script (``belebele_eng_Latn``), are a language
+    where the table, or the script, says so.
     """
     found = re.fullmatch(r"(?P<task>.+?)_(?P<code>[a-z]{2,3})(_(?P<script>[A-Z][a-z]{3}))?", name)
     if found is None:
@@ -48,7 +49,7 @@ def task_language(name: str) -> tuple[str, str]:
     code, script = found["code"], found["script"]
     language = _known(code, script)
     if language is None and (script or len(code) == 2):
-        language = f"{code}-{script}" if script else code
+        language = shortest_code(f"{code}-{script}" if script else code)
     return (name, UNDETERMINED) if language is None else (found["task"], language)
 
 

@@ -6,14 +6,7 @@ from fractions import Fraction
 
 from mbs_ray.errors import InputError
 from mbs_ray.languages.distribution import Distribution
-from mbs_ray.languages.facts import LANGUAGES, table_order
-
-
-def require_known(codes: Iterable[str], distribution: Distribution | None, languages: Iterable[str]) -> None:
-    known = {*LANGUAGES, *languages, *(distribution.amounts if distribution else ())}
-    for code in codes:
-        if code not in known:
-            raise InputError(f"unknown language {code!r}: there are {', '.join(table_order(known))}")
+from mbs_ray.languages.facts import table_order
 
 
 def require_distribution(sampling: str, distribution: Distribution | None) -> Distribution:

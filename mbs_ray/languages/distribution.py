@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import LANGUAGES, PAPER_LANGUAGES, table_order
 
 DISTRIBUTION_FILE = "language_distribution.json"
@@ -58,46 +59,74 @@ ROOTS = Distribution(
 def parse_languages(asked: str | Iterable[str], distribution: Distribution | None = None) -> tuple[str, ...]:
     """Languages asked for, in table order: "paper" (its 20), "all", a list "en,sw", or the codes themselves.
 
-    Known are the languages of the table and those of the distribution; "all" means those of the distribution
-    where one is given. InputError for an unknown language (listing what exists), one named twice, and none.
+    "all" are those of the model's distribution. Any well-formed code will do: whether there is text of it, the corpus
+    knows. InputError for one that is not well-formed, one named twice, none, and "all" where no distribution is known.
     """
-    known = table_order({*LANGUAGES, *(distribution.amounts if distribution else ())})
     if asked == "paper":
         return PAPER_LANGUAGES
     if asked == "all":
-        return table_order(distribution.amounts) if distribution else known
+        if distribution is None:
+            raise InputError(
+                'languages: "all" are those of the model\'s distribution, and none is known: name them, as en,sw,ta, '
+                f"or put {DISTRIBUTION_FILE} beside the checkpoint"
+            )
+        return table_order(distribution.amounts)
     codes = [code.strip() for code in asked.split(",")] if isinstance(asked, str) else list(asked)
     if not codes or codes == [""]:
-        raise InputError(f'no language asked for: give "paper", "all" or some of {", ".join(known)}')
+        raise InputError('no language asked for: give "paper", "all" or codes, as en,sw,ta')
     for position, code in enumerate(codes):
-        if code not in known:
-            raise InputError(f'unknown language {code!r}: give "paper", "all" or some of {", ".join(known)}')
+        check_code(code)
         if code in codes[:position]:
             raise InputError(f"language {code!r} is named twice")
     return table_order(codes)
 
 
-def model_distribution(model: str, file: Path | None = None) -> Distribution:
-    """The distribution of a model, without any network.
+def languages_of(model: str, asked: str, revision: str | None = None) -> tuple[str, ...]:
+    """:func:`parse_languages` for a model that is only looked at; its distribution is read where "all" needs it."""
+    if asked != "all":
+        return parse_languages(asked)
+    try:
+        return parse_languages(asked, model_distribution(model, revision=revision))
+    except UnknownDistributionError:
+        return parse_languages(asked)
+
+
+def model_distribution(model: str, file: Path | None = None, revision: str | None = None) -> Distribution:
+    """The distribution of a model; the network is asked only for one that is on the hub, and no BLOOM.
 
     `file` wins; then `language_distribution.json` in the model's directory; then ROOTS for BLOOM, known by
-    its hub id (bigscience/bloom…, bigscience/bloomz…) or the model_type in its directory's config.json.
-    UnknownDistributionError if none is there, InputError if a file is not of the form
-    {"source": text, "unit": text, "languages": {code: amount}} with positive finite amounts.
+    its hub id (bigscience/bloom…, bigscience/bloomz…) or the model_type in its directory's config.json; then
+    `language_distribution.json` of its hub repository. UnknownDistributionError if none is there, InputError if a file
+    is not of the form {"source": text, "unit": text, "languages": {code: amount}} with well-formed codes and positive
+    finite amounts.
     """
     if file is not None:
         return _read_distribution(file)
-    beside = Path(model) / DISTRIBUTION_FILE
-    if beside.is_file():
-        return _read_distribution(beside)
-    config = Path(model) / "config.json"
+    folder = Path(model).expanduser()
+    if (folder / DISTRIBUTION_FILE).is_file():
+        return _read_distribution(folder / DISTRIBUTION_FILE)
+    config = folder / "config.json"
     if BLOOM_ON_THE_HUB.fullmatch(model) or (config.is_file() and _model_type(config) == "bloom"):
         return ROOTS
+    fetched = None if folder.exists() else _from_hub(model, revision)
+    if fetched is not None:
+        return _read_distribution(fetched)
     raise UnknownDistributionError(
         f"no language distribution known for model {model!r}: give a JSON file "
         '{"source": …, "unit": …, "languages": {code: amount}} as distribution (--distribution), '
         f"or put it beside the checkpoint as {DISTRIBUTION_FILE}"
     )
+
+
+def _from_hub(model: str, revision: str | None) -> Path | None:
+    """The file of a hub repository; None where it has none, or is none, or the hub cannot be reached."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(model, DISTRIBUTION_FILE, revision=revision))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return None
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
@@ -125,6 +154,7 @@ def _read_distribution(path: Path) -> Distribution:
     if not isinstance(languages, dict) or not languages:
         raise InputError(f"{path}: field 'languages' must map at least one language to its amount")
     for code, amount in languages.items():
+        check_code(code, str(path))
         if not _is_positive_number(amount):
             raise InputError(f"{path}: field 'languages.{code}' must be a positive finite number, not {amount!r}")
     amounts = {code: float(languages[code]) for code in table_order(languages)}

@@ -15,13 +15,15 @@ SAMPLINGS: Mapping[str, type[Any]] = MappingProxyType(
 )
 
 
-def distribution_for(sampling: Sampling, model: str, file: Path | None) -> Distribution | None:
+def distribution_for(
+    sampling: Sampling, model: str, file: Path | None, revision: str | None = None
+) -> Distribution | None:
     """The distribution of a model; None where none is known and the sampling asks for none.
 
     Raises :class:`InputError` where the sampling asks for one, and for a distribution that is there but broken.
     """
     try:
-        return model_distribution(model, file)
+        return model_distribution(model, file, revision)
     except UnknownDistributionError as error:
         asks = isinstance(sampling, Proportional | Temperature)
         if not asks and not (isinstance(sampling, Adaptive) and sampling.objective == "regret"):

@@ -12,7 +12,8 @@ from fractions import Fraction
 from typing import ClassVar, Protocol
 
 from mbs_ray.errors import InputError
-from mbs_ray.languages.allocation import by_weight, normalised, require_distribution, require_enough, require_known
+from mbs_ray.languages.allocation import by_weight, normalised, require_distribution, require_enough
+from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.distribution import Distribution
 from mbs_ray.languages.facts import table_order
 
@@ -50,8 +51,7 @@ class Monolingual:
     language: str = "en"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.language, str) or not self.language:
-            raise InputError(f"sampling monolingual: language must be a language code, not {self.language!r}")
+        check_code(self.language, "sampling monolingual")
 
     @property
     def label(self) -> str:
@@ -63,7 +63,6 @@ class Monolingual:
         return {language: segments}
 
     def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
-        require_known([self.language], distribution, languages)
         return {self.language: Fraction(1)}
 
 
@@ -152,6 +151,7 @@ class Counts:
         if not isinstance(self.counts, Mapping) or not self.counts:
             raise InputError("sampling counts: counts must map at least one language to its segments")
         for code, count in self.counts.items():
+            check_code(code, "sampling counts")
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise InputError(f"sampling counts: counts.{code} must be a positive integer, not {count!r}")
         object.__setattr__(self, "counts", {code: self.counts[code] for code in table_order(self.counts)})
@@ -162,14 +162,12 @@ class Counts:
         return f"{self.name}-{listed if len(listed) <= 40 else hashlib.sha256(listed.encode()).hexdigest()[:8]}"
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
-        require_known(self.counts, distribution, languages)
         total = sum(self.counts.values())
         if total != segments:
             raise InputError(f"sampling counts: the counts add up to {total} segments, not {segments}")
         return dict(self.counts)
 
     def weights(self, distribution: Distribution | None, languages: Iterable[str]) -> dict[str, Fraction]:
-        require_known(self.counts, distribution, languages)
         return normalised({code: Fraction(count) for code, count in self.counts.items()})
 
 
@@ -201,6 +199,7 @@ class Adaptive:
 
     @property
     def label(self) -> str:
+        # Without sensitivity_segments, as directories of earlier sweeps are named; a sweep tells those apart.
         return f"{self.name}-{self.objective}{'' if self.trials == 8 else f'-{self.trials}'}"
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:

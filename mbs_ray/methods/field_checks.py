@@ -1,4 +1,7 @@
-"""Validation of the fields that configure a method."""
+"""The fields that configure a method: their validation, and what of them stands in its label."""
+
+import dataclasses
+from typing import Any
 
 from mbs_ray.errors import InputError
 
@@ -21,3 +24,21 @@ def require_fraction(method: str, field: str, value: object, *, one: bool) -> No
 def require_flag(method: str, field: str, value: object) -> None:
     if not isinstance(value, bool):
         raise InputError(f"{method}: {field} must be true or false, got {value!r}")
+
+
+#: What labels say in words of their own: ``2:4``, ``4bit-g128-sym``.
+_IN_WORDS = ("sparsity", "pattern", "scope", "bits", "group_size", "symmetric", "clip_search", "activation_order")
+
+
+def whole_label(method: Any, words: str) -> str:
+    """The words of a label, and every other field of the method that differs from its default.
+
+    ``sparsegpt-50`` → ``sparsegpt-50-damping0.05-keep-zeros``: what is not the same method has not the same label.
+    """
+    others = [field for field in dataclasses.fields(method) if field.name not in _IN_WORDS]
+    differing = [
+        (field.name.replace("_", "-"), getattr(method, field.name))
+        for field in others
+        if getattr(method, field.name) != field.default
+    ]
+    return words + "".join(f"-{name}" if value is True else f"-{name}{value}" for name, value in differing)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.factor import Factored, InverseFactor, inverse_factor
-from mbs_ray.methods.field_checks import require_flag
+from mbs_ray.methods.field_checks import require_flag, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss
@@ -43,7 +43,8 @@ class GPTQ(Factored, Quantization):
 
     @property
     def label(self) -> str:
-        return f"{self.name}-{self.quantization_label}" + ("-act" if self.activation_order else "")
+        order = "-act" if self.activation_order else ""
+        return whole_label(self, f"{self.name}-{self.quantization_label}{order}")
 
     def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
         """Compute the factor of a full moment with tokens, which all linears with this input share."""

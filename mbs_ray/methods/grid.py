@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.field_checks import require_flag, require_integer
+from mbs_ray.methods.field_checks import require_flag, require_integer, whole_label
 from mbs_ray.methods.method_part import MethodPart
 
 CLIP_STEPS = 40
@@ -42,7 +42,7 @@ class Quantization(MethodPart):
 
     @property
     def label(self) -> str:
-        return f"{self.name}-{self.quantization_label}"
+        return whole_label(self, f"{self.name}-{self.quantization_label}")
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take the groups."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from mbs_ray.errors import InputError
 from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.factor import Factored, InverseFactor
-from mbs_ray.methods.field_checks import require_integer
+from mbs_ray.methods.field_checks import require_integer, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss
@@ -47,7 +47,7 @@ class SparseGPTQ(Factored, Pruning, Quantization):
 
     @property
     def label(self) -> str:
-        return f"{self.name}-{self.pruning_label}-{self.quantization_label}"
+        return whole_label(self, f"{self.name}-{self.pruning_label}-{self.quantization_label}")
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take the pattern or the groups."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.field_checks import require_fraction
+from mbs_ray.methods.field_checks import require_fraction, whole_label
 from mbs_ray.methods.method_part import MethodPart
 
 UNSTRUCTURED = "unstructured"
@@ -80,7 +80,7 @@ class Pruning(MethodPart):
 
     @property
     def label(self) -> str:
-        return f"{self.name}-{self.pruning_label}"
+        return whole_label(self, f"{self.name}-{self.pruning_label}")
 
     def check(self, rows: int, columns: int, name: str) -> None:
         """Raise InputError if a linear of this shape, called `name`, cannot take the pattern."""

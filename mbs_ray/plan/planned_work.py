@@ -135,7 +135,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
     works: dict[str, PlannedWork] = {}
     for spec, label in zip(specs, labels, strict=True):
         decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
-        distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
+        distribution = distribution_for(spec.sampling, spec.model, spec.distribution, spec.revision)
         codes = parse_languages(spec.languages, distribution)
         languages, segments = len(codes), spec.segments
         if spec.statistics is not None:

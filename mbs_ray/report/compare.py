@@ -1,26 +1,34 @@
 """``mbs compare``: two finished runs, or a run and its dense model, language by language."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.comparison import Difference, compare_scores
+from mbs_ray.files import short_name
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.difference_forest import difference_forest
-from mbs_ray.run.directory import RunDirectory, scores_file
+from mbs_ray.run.directory import SPEC, RunDirectory, scores_file
 from mbs_ray.run.sweep_folders import SweepFolders
 
 #: Folder of a run with the figures of comparisons in which it was B.
 FIGURES = "comparisons"
+#: Bytes of a figure's name: beside it stands, while it is written, one with a few more.
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
 class Side:
-    """What is compared: its name, and for each evaluation set the fingerprint of the text and the token scores."""
+    """What is compared: its name, and for each evaluation set the fingerprint of the text and the token scores.
+
+    ``parallel``: what the sets say of their documents.
+    """
 
     name: str
     sets: Mapping[str, tuple[str, Path]]
+    parallel: Mapping[str, bool | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def compare_runs(a: Path, b: Path, out: Path | None = None) -> list[Comparison]:
     first, second = (_run(run) for run in runs)
     if first.name == second.name:
         first, second = (
-            Side(f"{run.sweep.name}/{side.name}", side.sets) for run, side in zip(runs, (first, second), strict=True)
+            replace(side, name=f"{run.sweep.name}/{side.name}") for run, side in zip(runs, (first, second), strict=True)
         )
     return _compare(first, second, out or runs[1].path / FIGURES)
 
@@ -60,7 +68,10 @@ def _run(run: RunDirectory) -> Side:
     run.finished()  # or say what is missing
     if run.facts() is None:
         raise InputError(f"{run.path}: says nowhere what the run is; give its mbs command again, which writes run.json")
-    return Side(run.path.name, {name: (text, run.scores(name)) for name, text in run.scored_sets().items()})
+    sets = {name: (text, run.scores(name)) for name, text in run.scored_sets().items()}
+    spec = run.path / SPEC
+    asked = json.loads(spec.read_text())["evaluation"] if spec.is_file() else {}
+    return Side(run.path.name, sets, {name: asked.get(name, {}).get("parallel") for name in sets})
 
 
 def _dense(run: RunDirectory) -> Side:
@@ -85,13 +96,13 @@ def _compare(a: Side, b: Side, out: Path) -> list[Comparison]:
         for side, path in ((a, ones), (b, others)):
             if not path.is_file():
                 raise InputError(f"{path}: the token scores of {side.name} on {name} are not there")
-        found = compare_scores(name, ones, others)
+        found = compare_scores(name, ones, others, b.parallel.get(name))
         if here != there:
             raise InputError(
                 f"evaluation set {name}: the tokens of {a.name} and {b.name} are as many, but of other text or of "
                 f"another tokenizer (fingerprints {here[:16]} and {there[:16]}); evaluate both on the same text"
             )
-        path = out / f"{a.name.replace('/', '-')}-{name}.png"
+        path = out / short_name(f"{a.name.replace('/', '-')}-{name}", ".png", _LONGEST)
         compared.append(Comparison(name, a.name, b.name, found, path))
     for one in compared:
         figure = difference_forest(one.differences, f"{one.b} (B) against {one.a} (A), {one.evaluation}")

@@ -20,7 +20,8 @@ from mbs_ray.evaluation.metric_names import (
     MetricNames,
 )
 from mbs_ray.evaluation.perplexity import stored_interval
-from mbs_ray.languages.facts import LANGUAGES, table_order
+from mbs_ray.languages.codes import language_name
+from mbs_ray.languages.facts import table_order
 from mbs_ray.report.run_results import RunResults
 
 _FULL_HEAT = 1.1  # the least increase that is drawn in the strongest colour, so that noise around 1 stays pale
@@ -87,7 +88,8 @@ def _grid(
 ) -> Grid:
     """Make a table of rows × runs; where ``dense`` is given it is the first column."""
     values = {row: [_cell(run.metrics or {}, run.names(name), family, row) for run in runs] for row in rows}
-    hottest = max([_FULL_HEAT, *(one.value for own in values.values() for one in own if one.value is not None)])
+    known = [one.value for own in values.values() for one in own if one.value is not None]
+    hottest = max([_FULL_HEAT, *filter(math.isfinite, known)])
     shown = []
     for row, own in values.items():
         lowest = min((one.value for one in own if one.value is not None), default=math.nan)
@@ -139,7 +141,9 @@ def layer_error_grid(run: RunResults) -> Grid:
 
 def _heat(value: float, low: float, high: float) -> float:
     """Where a value lies between two others on a logarithmic scale; 0 at ``low`` and below."""
-    if value <= low or high <= low:
+    if math.isinf(value):
+        return 1.0
+    if math.isnan(value) or value <= low or high <= low:
         return 0.0
     return min(math.log(value / low) / math.log(high / low), 1.0)
 
@@ -152,7 +156,7 @@ def _short(run: RunResults) -> str:
 
 def _language(code: str) -> str:
     names = {GEOMEAN: "of the languages", WORST: "language"}
-    return LANGUAGES[code].name if code in LANGUAGES else names.get(code, "")
+    return names[code] if code in names else language_name(code)
 
 
 def allocations(runs: Sequence[RunResults]) -> list[dict[str, Any]]:

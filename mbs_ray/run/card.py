@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mbs_ray.languages.codes import base_language
 from mbs_ray.languages.facts import table_order
 
 PACKED_FORMAT = "compressed-tensors"
@@ -104,8 +105,8 @@ _WEIGHTS = {
 
 
 def _front_matter(facts: CardFacts, form: str) -> str:
-    # Hub language codes have no script: zh-Hans and zh-Hant are zh there.
-    matter: dict[str, Any] = {"language": list(dict.fromkeys(code.split("-")[0] for code in facts.languages))}
+    # Hub language codes have no script: zh-Hans and zh-Hant are zh there, eng_Latn is en.
+    matter: dict[str, Any] = {"language": list(dict.fromkeys(base_language(code) for code in facts.languages))}
     if facts.base_model is not None:
         matter["base_model"] = facts.base_model
     matter["library_name"] = "transformers"
@@ -126,11 +127,13 @@ def _evaluation(scores: EvaluationScores) -> list[str]:
     logarithms = []
     for language in table_order(scores.perplexity):
         (dense, now), (dense_bits, bits) = scores.perplexity[language], scores.bits_per_byte[language]
-        logarithms.append(math.log(now / dense))
+        # A ratio to an infinite perplexity is 0.
+        logarithms.append(math.log(now / dense) if now / dense else -math.inf)
         compressed = _with_interval(now, scores.perplexity_interval.get(language))
         increase = _with_interval(now / dense, scores.increase_interval.get(language))
         rows.append((language, f"{dense:.3f}", compressed, increase, f"{dense_bits:.4f}", f"{bits:.4f}"))
-    mean = math.exp(math.fsum(logarithms) / len(logarithms))
+    total = math.fsum(logarithms) if all(map(math.isfinite, logarithms)) else sum(logarithms)
+    mean = math.exp(total / len(logarithms))
     shown = _with_interval(mean, scores.increase_interval.get("geomean"))
     brackets = ["In brackets: 95 % intervals, by a bootstrap over the segments of the text."]
     return [

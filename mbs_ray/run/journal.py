@@ -26,7 +26,9 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """An append-only JSONL file with one line `{key, value, step, timestamp}` per value; NaN is `null`.
+    """An append-only JSONL file with one line `{key, value, step, timestamp}` per value.
+
+    NaN is `null`; an infinite value, such as the perplexity of a destroyed model, the text `Infinity`.
 
     It has one writer, the driver of the run.
     """
@@ -38,17 +40,14 @@ class Journal:
         """Write the values of one step; they are on the disk when this returns.
 
         `timestamp` in milliseconds since 1970 (UTC), now by default. Raises InputError, and writes nothing,
-        for a name that MLflow would refuse and for an infinite value.
+        for a name that MLflow would refuse.
         """
         if timestamp is None:
             timestamp = time.time_ns() // 1_000_000
         lines = []
         for key, number in metrics.items():
             check_name(key)
-            value = float(number)
-            if math.isinf(value):
-                raise InputError(f"{self.path}: metric {key} is infinite; log a finite value or NaN")
-            fields = {"key": key, "value": None if math.isnan(value) else value}
+            fields = {"key": key, "value": _plain(float(number))}
             lines.append(json.dumps(fields | {"step": int(step), "timestamp": int(timestamp)}) + "\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
@@ -95,6 +94,13 @@ class Journal:
 
     def _complete_bytes(self) -> int:
         return self.path.read_bytes().rfind(b"\n") + 1
+
+
+def _plain(value: float) -> float | str | None:
+    """What JSON has of a number; `float` reads the text of an infinite one."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else f"{'-' if value < 0 else ''}Infinity"
 
 
 def check_name(key: str) -> None:

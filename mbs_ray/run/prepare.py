@@ -20,6 +20,7 @@ from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.fingerprint import fingerprint
 from mbs_ray.run.microbatch import settled_microbatch
 from mbs_ray.run.spec import DenseStatistics, EvaluationSpec, RunSpec
+from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import check_request
 from mbs_ray.text.segment_request import SegmentRequest
 
@@ -117,6 +118,10 @@ def prepare_runs(
     prepared = []
     # What is cheap is checked for all runs before the first checkpoint is read through.
     settled = [_settle(spec) for spec in specs]
+    for spec, (languages, allocation, _) in zip(specs, settled, strict=True):
+        require_languages(spec.corpus, allocation)
+        for one in spec.evaluation.values():
+            require_languages(one.corpus, languages)
     for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
         key = (spec.model, spec.revision)
         if key not in models:
@@ -129,7 +134,7 @@ def prepare_runs(
 
 def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
     """Languages of the run, segments of each, and with dense statistics their weights."""
-    distribution = distribution_for(spec.sampling, spec.model, spec.distribution)
+    distribution = distribution_for(spec.sampling, spec.model, spec.distribution, spec.revision)
     languages = parse_languages(spec.languages, distribution)
     dense = spec.statistics
     if dense is None:

@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.sampling_registry import SAMPLINGS, build_sampling, sampling_spec
 from mbs_ray.languages.samplings import Sampling
 from mbs_ray.methods import METHODS, Method, build_method, method_spec
@@ -29,11 +30,18 @@ BEGINNINGS_OF_METRICS = ("increase", "ci95")
 
 
 def _method(value: Any) -> Any:
-    return value if hasattr(value, "statistic") else build_method(value)
+    return value if isinstance(value, tuple(METHODS.values())) else build_method(value)
 
 
 def _sampling(value: Any) -> Any:
-    return value if hasattr(value, "allocate") else build_sampling(value)
+    return value if isinstance(value, tuple(SAMPLINGS.values())) else build_sampling(value)
+
+
+def _languages(value: Any) -> Any:
+    """Check codes here as well, where what YAML made of them is still known."""
+    if isinstance(value, list):
+        return [check_code(code) for code in value]
+    return value if isinstance(value, str) else [check_code(value)]
 
 
 MethodField = Annotated[
@@ -65,6 +73,11 @@ class EvaluationSpec(FrozenSpec):
     )
     join: Join = Field(
         "end_token", description="what stands between documents: the model's end token, or a blank line (the paper's)"
+    )
+    parallel: bool | None = Field(
+        None,
+        description="whether documents are translations, in one order in every language: for the interval of the mean; "
+        "null: where they have the same numbers",
     )
 
 
@@ -113,7 +126,9 @@ class RunSpec(FrozenSpec):
     distribution: Path | None = Field(
         None, description="file language_distribution.json of the model; default: beside the checkpoint, or built in"
     )
-    languages: str | list[str] = Field("paper", description="'paper' (its 20), 'all', or codes")
+    languages: Annotated[str | list[str], BeforeValidator(_languages)] = Field(
+        "paper", description="'paper' (its 20), 'all', or codes"
+    )
     corpus: CorpusField = Field(
         description="calibration text: folder of <language>.parquet|.jsonl|.txt; in a sweep file also a data set"
     )

@@ -12,6 +12,12 @@ from mbs_ray.run.directory import RUNS, RunDirectory
 #: Fields of every run's signature: properties of machine and arithmetic that can change a bit of any forward.
 FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "torch")
 
+#: Names under ``out`` that no sweep may have: folders that all sweeps share, and those of other commands.
+FOLDERS_OF_OUT = (
+    "segments", "cache", "artifacts", "dense", "statistics", "adaptive", "outside", "evaluated", "evaluate",
+    "similarity", "mlflow.db",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SweepFolders:

@@ -1,6 +1,7 @@
 """SweepSpec: a grid of runs and how its actors are arranged, read from a sweep file."""
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,13 @@ from pydantic import (
 )
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import digest, short_name
+from mbs_ray.languages.sampling_registry import sampling_spec
+from mbs_ray.methods import method_spec
+from mbs_ray.run.plain_yaml import read_yaml
+from mbs_ray.run.relative_paths import relative_to
 from mbs_ray.run.spec import FrozenSpec, RunSpec, check_name
+from mbs_ray.run.sweep_folders import FOLDERS_OF_OUT
 
 
 class LayoutSpec(FrozenSpec):
@@ -54,6 +61,8 @@ class SweepSpec(FrozenSpec):
     @classmethod
     def _folder(cls, name: str) -> str:
         check_name("sweep", name)
+        if name.lower() in FOLDERS_OF_OUT:
+            raise ValueError(f"sweep {name!r}: a folder under --out has that name for other things; take another")
         return name
 
     def runs(self) -> list[RunSpec]:
@@ -67,34 +76,66 @@ class SweepSpec(FrozenSpec):
         runs = []
         for values in itertools.product(*self.grid.values()):
             runs.append(validated(RunSpec, {**self.run, **dict(zip(fields, values, strict=True))}))
-        labels = self.labels(runs)
-        for label in labels:
-            if labels.count(label) > 1:
+        for run in runs:
+            if runs.count(run) > 1:
+                label = self.labels(runs)[runs.index(run)]
                 raise InputError(f"grid: two runs would both be named {label}; a value stands there twice")
         return runs
 
     def labels(self, runs: list[RunSpec]) -> list[str]:
-        """A name for each run, of what tells it apart: ``sparsegpt-50-proportional-seed1``."""
+        """A name for each run, of what tells it apart: ``sparsegpt-50-proportional-seed1``. No two are alike."""
         several_models = len(self.grid.get("model", [])) > 1
-        models = [Path(run.model).name if several_models else "" for run in runs]
-        columns = [self._column(run, set(self.grid)) for run in runs]
-        labels = ["-".join(filter(None, (model, *column))) for model, column in zip(models, columns, strict=True)]
-        return [re.sub(r"[^A-Za-z0-9._-]", "-", label) for label in labels]
+        models = _told_apart([Path(run.model).name for run in runs], [run.model for run in runs])
+        columns = self._columns(runs, set(self.grid))
+        parts = [(model if several_models else "", *column) for model, column in zip(models, columns, strict=True)]
+        labels = [re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(filter(None, one))) for one in parts]
+        return [
+            short_name(label) for label in _told_apart(labels, [_plain(run.model_dump(mode="json")) for run in runs])
+        ]
 
     def columns(self, runs: list[RunSpec]) -> list[tuple[str, str]]:
         """The column of each run in its model's table, over whose runs (the seeds) it is averaged."""
-        return [self._column(run, set(self.grid) - {"seed"}) for run in runs]
+        return self._columns(runs, set(self.grid) - {"seed"})
 
-    def _column(self, run: RunSpec, telling: set[str]) -> tuple[str, str]:
+    def _columns(self, runs: list[RunSpec], telling: set[str]) -> list[tuple[str, str]]:
         """The method, and the sampling with whatever else varies in the grid."""
+        methods = _told_apart([run.method.label for run in runs], [_plain(method_spec(run.method)) for run in runs])
+        samplings = _told_apart(
+            [run.sampling.label for run in runs], [_plain(sampling_spec(run.sampling)) for run in runs]
+        )
         others = [field for field in self.grid if field in telling - {"method", "sampling", "model"}]
-        varying = [_label_part(field, run) for field in others if len(self.grid[field]) > 1]
-        return run.method.label, "-".join([run.sampling.label, *varying])
+        varying = [
+            _told_apart(
+                [_label_part(field, run) for run in runs],
+                [_plain(run.model_dump(mode="json", include={field})) for run in runs],
+            )
+            for field in others
+            if len(self.grid[field]) > 1
+        ]
+        return [
+            (method, "-".join([sampling, *(part[at] for part in varying)]))
+            for at, (method, sampling) in enumerate(zip(methods, samplings, strict=True))
+        ]
 
 
 def _label_part(field: str, run: RunSpec) -> str:
     """Format a field's value as part of a run's name."""
     return run.statistics_label if field == "statistics" else f"{field.replace('_', '-')}{getattr(run, field)}"
+
+
+def _told_apart(labels: list[str], identities: list[str]) -> list[str]:
+    """The labels; one that stands for several things has a digest of each behind it."""
+    meant: dict[str, set[str]] = {}
+    for label, identity in zip(labels, identities, strict=True):
+        meant.setdefault(label, set()).add(identity)
+    return [
+        label if len(meant[label]) == 1 else f"{label}-{digest(identity)[:8]}"
+        for label, identity in zip(labels, identities, strict=True)
+    ]
+
+
+def _plain(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
 
 
 def load_sweep(path: Path) -> SweepSpec:
@@ -103,7 +144,7 @@ def load_sweep(path: Path) -> SweepSpec:
     Raises :class:`InputError` naming the file and the field.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -112,9 +153,10 @@ def load_sweep(path: Path) -> SweepSpec:
         raise InputError(f"{path}: expected a mapping with name, grid and the fields of a run")
     own = {key: content.pop(key) for key in list(content) if key in SweepSpec.model_fields and key != "run"}
     try:
-        sweep = validated(SweepSpec, {**own, "run": _relative_to(path.parent, content)})
+        own, content = relative_to(path.parent, own), relative_to(path.parent, content)
+        sweep = validated(SweepSpec, {**own, "run": content})
         grid = {
-            field: [_relative_to(path.parent, {field: value})[field] for value in values]
+            field: [relative_to(path.parent, {field: value})[field] for value in values]
             for field, values in sweep.grid.items()
         }
         sweep = sweep.model_copy(update={"grid": grid})
@@ -122,23 +164,6 @@ def load_sweep(path: Path) -> SweepSpec:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return sweep
-
-
-def _relative_to(folder: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a run with relative paths resolved; a model that is no folder there stays a hub id."""
-    resolved = dict(fields)
-    if isinstance(resolved.get("model"), str) and (folder / resolved["model"]).is_dir():
-        resolved["model"] = str((folder / resolved["model"]).resolve())
-    if isinstance(resolved.get("corpus"), str):
-        resolved["corpus"] = str((folder / resolved["corpus"]).resolve())
-    if isinstance(resolved.get("distribution"), str):
-        resolved["distribution"] = str((folder / resolved["distribution"]).resolve())
-    if isinstance(resolved.get("evaluation"), dict):
-        resolved["evaluation"] = {
-            name: _relative_to(folder, one) if isinstance(one, dict) else one
-            for name, one in resolved["evaluation"].items()
-        }
-    return resolved
 
 
 def validated(model: type[Any], content: Mapping[str, Any]) -> Any:

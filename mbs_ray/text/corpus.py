@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import table_order
 from mbs_ray.text.hub_corpus import KNOWN, HubCorpus
 from mbs_ray.text.parquet_shard import ParquetShard
@@ -27,12 +28,13 @@ class FolderCorpus:
 
     def shards(self, language: str) -> tuple[Shard, ...]:
         """The files of one language, by name. InputError for none, an empty or a malformed one."""
-        opened = tuple(self._open(path) for path in self._files(language))
+        opened = tuple(self._open(path) for path in self.files(language))
         if not any(shard.unit_count for shard in opened):
             raise InputError(f"{Path(self.folder) / opened[0].name}: no rows of language {language!r}")
         return opened
 
-    def _files(self, language: str) -> list[Path]:
+    def files(self, language: str) -> list[Path]:
+        """The files of one language, by name. InputError for none, and for one that stands there twice."""
         folder = Path(self.folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder of a corpus")
@@ -112,7 +114,9 @@ def parse_location(location: Location) -> FolderCorpus | HubCorpus:
     for field, value in location.items():
         if field not in known:
             raise InputError(f"corpus: unknown field {field!r}; its fields: {', '.join(known)}")
-        if not isinstance(value, str) and not (field == "config" and isinstance(value, Mapping)):
+        if field == "config" and isinstance(value, Mapping):
+            _check_configs(value)
+        elif not isinstance(value, str):
             raise InputError(f"corpus: field {field!r} must be a text, not {value!r}")
     if kinds[0] is HubCorpus and location["dataset"] in KNOWN:
         own = {name: value for name, value in location.items() if name != "dataset"}
@@ -120,10 +124,23 @@ def parse_location(location: Location) -> FolderCorpus | HubCorpus:
     return kinds[0](**location)
 
 
+def require_languages(location: Location, languages: Iterable[str]) -> None:
+    """Raise :class:`InputError` for a language that a folder has no file of, without reading any.
+
+    For what comes before long work; a data set says so once it is opened.
+    """
+    source = parse_location(location)
+    for language in languages:
+        if isinstance(source, FolderCorpus):
+            source.files(check_code(language))
+
+
 def open_corpus(location: Location, languages: Iterable[str]) -> Corpus:
     """Opens the shards of these languages, in this process. InputError for what is missing or broken."""
     source = parse_location(location)
-    corpus = Corpus({language: source.shards(language) for language in table_order(languages)})
+    # A code stands in the names of files: one such as "../x" would lead out of the folder.
+    codes = table_order(check_code(language) for language in languages)
+    corpus = Corpus({language: source.shards(language) for language in codes})
     first_with: dict[object, str] = {}
     for language, identity in corpus.identity.items():
         other = first_with.setdefault(tuple(identity), language)
@@ -133,6 +150,13 @@ def open_corpus(location: Location, languages: Iterable[str]) -> Corpus:
                 "give the data set's 'config' or 'data_files' for each language"
             )
     return corpus
+
+
+def _check_configs(configs: Mapping[Any, Any]) -> None:
+    for language, config in configs.items():
+        check_code(language, "corpus.config")
+        if not isinstance(config, str):
+            raise InputError(f"corpus: field 'config.{language}' must be a text, not {config!r}")
 
 
 def _languages_in(folder: Path) -> str:

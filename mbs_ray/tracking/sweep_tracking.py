@@ -1,5 +1,6 @@
 """What is logged of a sweep in MLflow: parent and runs, block reports as they come, results."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,8 @@ from mbs_ray.tracking.views import RUN_COLOUR_TAG, publish_view
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_LOG = logging.getLogger(__name__)
+
 Ending = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -40,6 +43,7 @@ class SweepTracking:
         self.parent = sweep_run(connection, **self._told)
         self._open: dict[str, TrackedRun] = {}
         self._viewed: set[str] = set()
+        self._warned: set[str] = set()
 
     def begin(self, run: PreparedRun, signature: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         """Open, or find again, the MLflow run of a run that is about to be worked on."""
@@ -89,18 +93,31 @@ class SweepTracking:
     def sync(self) -> None:
         """Journal the blocks that were finished since the last call, and bring MLflow up to date."""
         for label, tracked in self._open.items():
-            journal_blocks(self._folders.run(label), over=False)
+            try:
+                journal_blocks(self._folders.run(label), over=False)
+            except (OSError, ValueError) as error:  # a full disk: what is missing is journalled when the run ends
+                if label not in self._warned:
+                    self._warned.add(label)
+                    _LOG.warning("metrics of run %s are late: %s", label, " ".join(str(error).split()))
             tracked.sync()
 
     def finish(self, label: str, metrics: Mapping[str, float]) -> bool:
-        """Deliver a finished run; False when MLflow has not taken all of it yet."""
-        tracked = self._open.pop(label)
+        """Deliver a finished run; False when MLflow has not taken all of it yet.
+
+        Whatever this raises, the run stays open, so that :meth:`fail` can say why.
+        """
+        tracked = self._open[label]
         track_results(self._folders.run(label), metrics, tracked)
         tracked.finish("FINISHED")
-        return tracked.sync()
+        delivered = tracked.sync()
+        del self._open[label]
+        return delivered
 
     def fail(self, label: str, reason: str) -> None:
-        tracked = self._open.pop(label)
+        """Say why a run failed; nothing where it could not even be opened."""
+        tracked = self._open.pop(label, None)
+        if tracked is None:
+            return
         tracked.note(f"failed: {reason}")
         tracked.finish("FAILED")
 

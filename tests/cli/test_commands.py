@@ -64,12 +64,26 @@ def test_allocate_needs_no_distribution_where_the_sampling_needs_none(sampling: 
             assert said in refused.stderr
 
 
+def test_allocate_takes_numbers_with_an_exponent_and_languages_outside_the_table() -> None:
+    given = ("allocate", "--model", "bigscience/bloom-560m", "--segments", 4, "--languages")
+    plain, exponent = (
+        invoke(*given, "en,sw", "--sampling", f"temperature:alpha={one}").stdout.splitlines()[2:]  # after the title
+        for one in ("0.3", "3e-1")
+    )
+    assert plain == exponent and any("sw" in line for line in plain)
+    norwegian = invoke(*given, "en,de", "--sampling", "counts:counts={'no': 3, de: 1}")
+    assert norwegian.exit_code == 0 and "Norwegian" in norwegian.stdout and "German" in norwegian.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--languages", "en,xx"), "unknown language 'xx'"),
+        (("--languages", "en,xx"), "language 'xx' is not in the distribution"),
         (("--sampling", "fair"), "unknown sampling 'fair': there are monolingual, equal, proportional"),
         (("--sampling", "temperature:alpha"), "'alpha' is no field=value"),
+        (("--sampling", "counts:counts={no: 4}"), "language false: YAML reads no"),
+        (("--sampling", "monolingual:language=no"), "language false: YAML reads no"),
+        (("--languages", "en,sr@latin"), "name it 'sr-latin'"),
         (("--segments", 19), "19 segments are fewer than the 20 languages"),
         (("--distribution", "nowhere.json"), "nowhere.json: cannot be read"),
     ],
@@ -163,7 +177,9 @@ def _method(**fields: Any) -> Callable[[Path, Path, dict[str, Any]], None]:
 
 
 BAD = {
-    "unknown language": Bad(_set(languages=["en", "xx"]), "unknown language 'xx'", "zh-Hans"),
+    "unknown language": Bad(_set(languages=["en", "xx"]), "language 'xx': no file in", "en, fr, hi, sw"),
+    "language that is no code": Bad(_set(languages=["en", "sr@latin"]), "'sr@latin'", "name it 'sr-latin'"),
+    "language that YAML reads": Bad(_set(languages=["en", False]), "languages", "language false", "'no'"),
     "language without text": Bad(_no_language, "'sw'", "corpus"),
     "empty corpus file": Bad(_empty, "sw.txt", "empty"),
     "truncated parquet": Bad(_truncated, "sw.parquet"),

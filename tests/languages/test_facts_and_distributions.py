@@ -28,7 +28,7 @@ def test_languages_come_in_table_order_however_they_are_asked_for() -> None:
     assert parse_languages("sw, en,fr") == ("en", "fr", "sw")
     assert parse_languages(["sw", "en"]) == ("en", "sw")
     assert parse_languages("paper") == PAPER_LANGUAGES
-    assert parse_languages("all") == tuple(LANGUAGES)
+    assert parse_languages("all", ROOTS) == tuple(LANGUAGES)
 
 
 def test_a_distribution_adds_languages_and_says_which_are_all() -> None:
@@ -40,7 +40,15 @@ def test_a_distribution_adds_languages_and_says_which_are_all() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("en,klingon", "'klingon'.*en, zh-Hans"),
+        ("en,sr@latin", "'sr@latin'.*no code of a language.*name it 'sr-latin'"),
+        ("en,../sw", "'../sw'.*no code of a language"),
+        ("हिन्दी", "'हिन्दी'.*no code of a language"),
+        ("en,O'zbek", "O'zbek.*no code of a language"),
+        ("en,geomean", "'geomean'.*another meaning"),
+        ("en,all", "'all'.*another meaning"),
+        (["en", False], "language false: YAML reads no .*in quotes"),
+        (["en", None], "language None: a code is a text"),
+        ("all", "the model's distribution, and none is known"),
         ("en,sw,en", "'en' is named twice"),
         ("", "no language"),
         ([], "no lang"),
@@ -105,6 +113,9 @@ def test_an_unknown_model_is_told_how_to_give_a_distribution(model: str) -> None
         ('{"source": "x", "unit": "x", "languages": {"en": Infinity}}', "'languages.en'"),
         ('{"source": "x", "unit": "x", "languages": {"en": "1"}}', "'languages.en'"),
         ('{"source": "x", "unit": "x", "languages": {"en": true}}', "'languages.en'"),
+        ('{"source": "x", "unit": "x", "languages": {"en": 1, "sr@latin": 1}}', "'sr@latin'.*'sr-latin'"),
+        ('{"source": "x", "unit": "x", "languages": {"../../en": 1}}', "'../../en'.*no code of a language"),
+        ('{"source": "x", "unit": "x", "languages": {"worst": 1}}', "'worst'.*another meaning"),
         ('{"source": "x", "unit": "x", "languages": {"en": 1' + "0" * 400 + "}}", "'languages.en'"),
     ],
 )

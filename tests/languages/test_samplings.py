@@ -132,8 +132,6 @@ def test_weights_of_one_language_of_counts_and_of_a_share_that_vanishes() -> Non
         (Equal(), ["en", "fr", "sw"], 2, "2 segments are fewer than the 3 languages"),
         (Proportional(), PAPER_LANGUAGES, 19, "19 segments are fewer than the 20 languages"),
         (Monolingual(), ["en"], 0, "0 segments"),
-        (Monolingual("xx"), ["en"], 4, "unknown language 'xx': there are en, zh-Hans"),
-        (Counts({"xx": 4}), ["en"], 4, "unknown language 'xx'"),
         (Counts({"en": 3}), ["en"], 4, "add up to 3 segments, not 4"),
         (Proportional(), ["en", "xx"], 4, "'xx' is not in the distribution"),
         (Equal(), [], 4, "no language"),
@@ -186,7 +184,11 @@ def test_every_sampling_has_a_name_and_a_label_for_run_names() -> None:
         ({"name": "counts", "counts": {"en": 0}}, "counts.en must be a positive integer"),
         ({"name": "counts", "counts": {"en": 1.5}}, "counts.en must be a positive integer"),
         ({"name": "counts", "counts": {}}, "counts must map"),
-        ({"name": "monolingual", "language": 3}, "language must be a language code"),
+        ({"name": "monolingual", "language": 3}, "sampling monolingual: language 3: a code is a text"),
+        ({"name": "monolingual", "language": "../x"}, "sampling monolingual: language '../x': no code of a language"),
+        ({"name": "monolingual", "language": False}, "language false: YAML reads no .* in quotes: 'no'"),
+        ({"name": "counts", "counts": {False: 4, "en": 4}}, "sampling counts: language false: YAML reads no"),
+        ({"name": "counts", "counts": {"sr@latin": 4}}, "name it 'sr-latin'"),
         ({"name": "adaptive", "objective": "best"}, "unknown objective 'best': there are mean, worst, regret"),
         ({"name": "adaptive", "trials": 2}, "trials must be a whole number of at least 3, not 2"),
         ({"name": "adaptive", "sensitivity_segments": 0}, "sensitivity_segments must be a whole number of at least 1"),
@@ -219,3 +221,18 @@ def test_a_distribution_that_is_there_but_broken_is_refused_whatever_the_samplin
     (tmp_path / DISTRIBUTION_FILE).write_text('{"source": "mine", "unit": "tokens", "languages": {"en": -1}}')
     with pytest.raises(InputError, match=r"languages\.en"):
         distribution_for(Equal(), str(tmp_path), None)
+
+
+VALUES = {
+    Monolingual: [{"language": code} for code in ("en", "sw", "de", "no")],
+    Temperature: [{"alpha": alpha} for alpha in (0, 0.3, 0.5, 1, 2.5)],
+    Counts: [{"counts": counts} for counts in ({"en": 3}, {"en": 4}, {"sw": 3}, {"en": 3, "sw": 1})],
+    Adaptive: [
+        {"objective": objective, "trials": trials} for objective in ("mean", "worst", "regret") for trials in (3, 8, 9)
+    ],
+}
+
+
+def test_samplings_that_differ_have_labels_that_differ() -> None:
+    drawn = [sampling(**fields) for sampling in SAMPLINGS.values() for fields in VALUES.get(sampling, [{}])]
+    assert len({one.label for one in drawn}) == len(drawn)

@@ -16,7 +16,7 @@ from mbs_ray.run.journal import Entry, Journal, check_name
 from tests.support.examples import examples
 
 NAMES = st.from_regex(r"[a-z]{1,5}(/[a-zA-Z\-]{1,8})?", fullmatch=True)
-VALUES = st.floats(allow_infinity=False)
+VALUES = st.floats()
 STEPS = st.integers(0, 10**6)
 TIMES = st.integers(0, 2**42)
 
@@ -86,11 +86,18 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> N
     assert [entry.step for entry in entries] == [i // 50 for i in range(len(entries))]
 
 
-def test_an_infinite_value_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_an_infinite_value_is_kept_as_strict_json(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
-    with pytest.raises(InputError, match="ppl/ta is infinite"):
-        journal.append({"ppl/en": 1.0, "ppl/ta": math.inf})
-    assert journal.entries() == []
+    journal.append({"ppl/en": math.inf, "ppl/ta": -math.inf}, timestamp=7)
+    assert [entry.value for entry in journal.entries()] == [math.inf, -math.inf]
+    assert [
+        json.loads(line, parse_constant=pytest.fail)["value"] for line in journal.path.read_text().splitlines()
+    ] == [
+        "Infinity",
+        "-Infinity",
+    ]
+    journal.append_changed({"ppl/en": math.inf})
+    assert len(journal.entries()) == 2
 
 
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import zstandard
 
 from mbs_ray.errors import InputError
 from mbs_ray.text import text_shard
-from mbs_ray.text.corpus import SUFFIXES, Corpus, open_corpus
+from mbs_ray.text.corpus import SUFFIXES, Corpus, open_corpus, parse_location, require_languages
 from mbs_ray.text.shards import Document
 from tests.support.texts import some_texts, write_jsonl, write_parquet, write_txt
 
@@ -216,3 +216,23 @@ def test_a_truncated_compressed_file_is_no_shorter_text(tmp_path: Path, suffix: 
 def test_a_location_that_makes_no_sense_is_one_line(location: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_corpus(location, ["en"])
+
+
+def test_no_language_leads_out_of_the_folder(tmp_path: Path) -> None:
+    write_txt(tmp_path / "outside.txt", ["one", "two"])
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_txt(corpus / "en.txt", ["one", "two"])
+    for check in (require_languages, open_corpus):
+        check(corpus, ["en"])
+        with pytest.raises(InputError, match=r"language '\.\./outside': no code of a language"):
+            check(corpus, ["../outside"])
+        with pytest.raises(InputError, match=r"language 'sw': no file in .*; languages there: en"):
+            check(corpus, ["sw"])
+
+
+def test_norwegian_as_yaml_reads_it_is_named_among_the_configs() -> None:
+    with pytest.raises(InputError, match=r"corpus.config: language false: YAML reads no .*'no'"):
+        parse_location({"dataset": "json", "config": {False: "default", "en": "default"}})
+    with pytest.raises(InputError, match=r"corpus: field 'config.en' must be a text, not 3"):
+        parse_location({"dataset": "json", "config": {"en": 3}})

@@ -1,5 +1,6 @@
 """The figure of a comparison: a ratio and its interval for each language."""
 
+import math
 import textwrap
 from collections.abc import Mapping
 
@@ -29,7 +30,10 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
     axes.axvline(1.0, color="black", linewidth=0.8)
     for row, (name, one) in zip(rows, differences.items(), strict=True):
         colour = _COLOURS.get(one.verdict, NOISE)
-        if one.ratio_interval is not None:
+        if not math.isfinite(one.ratio):
+            axes.text(1, row, "∞" if one.ratio > 1 else "–", transform=axes.get_yaxis_transform(), va="center")
+            continue
+        if one.ratio_interval is not None and math.isfinite(one.ratio_interval.high):
             axes.plot(one.ratio_interval, (row, row), color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot([one.ratio], [row], "D" if name == GEOMEAN else "o", color=colour, markersize=5)
     axes.set_yticks(rows, list(differences))
