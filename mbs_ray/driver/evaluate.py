@@ -12,6 +12,7 @@ from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.driver.progress import Progress
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
+from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import parse_languages
 from mbs_ray.methods import Statistic
@@ -49,11 +50,14 @@ def evaluate_model(
     checked = CheckedTexts()
     texts = {name: checked.check(request) for name, request in requests.items()}
     with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
-        files = []
+        files, facts = [], []
         for name, text in texts.items():
             progress.say(f"drawing evaluation text {name}")
             drawn = draw_segments(text, out / "segments")
             files.append(job_text(name, drawn))
+            facts.append(drawn.facts)
+        for warning in text_warnings(facts):
+            progress.say(warning)
         microbatch = auto_microbatch(max(request.sequence_length for request in requests.values()))
         layout = resolve_layout(
             stages,

@@ -16,7 +16,6 @@ from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.driver.evaluate import run_alone, scoring_shards
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.token_requests import TokenRequests
-from mbs_ray.errors import InputError
 from mbs_ray.evaluation.token_scores import RequestScore
 from mbs_ray.evaluation.zero_shot import (
     TaskScore,
@@ -29,6 +28,7 @@ from mbs_ray.evaluation.zero_shot import (
 from mbs_ray.files import digest, write_json
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import Model, read_through
+from mbs_ray.text.tokenizer_files import load_tokenizer
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_run import evaluation_run
 
@@ -60,7 +60,8 @@ def evaluate_tasks(
     require_harness()
     opened_tasks = open_tasks(tasks, include_path)
     opened = read_through(model, revision, out / "cache", progress.work)
-    tokenizer = _tokenizer(opened.checkpoint.folder)
+    # As lm-eval loads it: its own maximum length counts.
+    tokenizer = load_tokenizer(str(opened.checkpoint.folder))
     connection = MlflowConnection(default_tracking_uri(out), EXPERIMENT, out / "artifacts")
     from mbs_ray.evaluation.staged_lm import StagedLM
 
@@ -104,17 +105,6 @@ def _shown_name(model: str) -> str:
     """The name of a model's folder; that of the run for the checkpoint of one."""
     path = Path(model)
     return path.parent.name if path.name == "checkpoint" else path.name
-
-
-def _tokenizer(folder: Path) -> Any:
-    """As lm-eval loads it: its own maximum length counts."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"tokenizer {folder}: cannot be loaded ({reason})") from None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Perplexity and bits per byte per language, derived from the rows of scored tokens."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,18 +13,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbs_ray.evaluation.intervals import Interval, SegmentSums, bootstrap_means, percentile_interval
+from mbs_ray.evaluation.text_warnings import UNKNOWN_KEY
 from mbs_ray.languages.facts import table_order
 
 
 @dataclass(frozen=True)
 class LanguageScore:
-    """Sums over the scored tokens of one language: ``nll`` in nats, ``bytes`` of their text."""
+    """Sums over the scored tokens of one language: ``nll`` in nats, ``bytes`` of their text in NFC.
+
+    ``unknown``: share of the text's bytes that the tokenizer does not know; the numbers flatter by it.
+    """
 
     tokens: int
     bytes: int
     documents: int
     nll: float
     segments: SegmentSums = field(compare=False, repr=False)
+    unknown: float = 0.0
 
     @property
     def perplexity(self) -> float:
@@ -39,6 +45,7 @@ class LanguageScore:
 def language_scores(path: Path) -> dict[str, LanguageScore]:
     """Scores of a file of token scores, in table order of the languages."""
     table = pq.read_table(path, columns=["nll", "language", "bytes", "document", "segment"])
+    unknown = json.loads((table.schema.metadata or {}).get(UNKNOWN_KEY, b"{}"))
     # Sums of float32 and uint16 columns are made in float64 and uint64.
     sums = table.group_by("language").aggregate(
         [("nll", "sum"), ("nll", "count"), ("bytes", "sum"), ("document", "count_distinct")]
@@ -53,6 +60,7 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
             documents=rows[language]["document_count_distinct"],
             nll=rows[language]["nll_sum"],
             segments=_segment_sums(by_segment.filter(pc.equal(by_segment["language"], language))),
+            unknown=unknown.get(language, 0.0),
         )
         for language in table_order(rows)
     }
@@ -123,13 +131,15 @@ def evaluation_metrics(
 
     ``set_name`` is None for a run's first set (``ppl/sw``); others have it in the prefix (``ppl_udhr/sw``).
     ``ppl_ci95_low/sw`` and ``ppl_ci95_high/sw`` are the ends of the 95 % interval of ``ppl/sw``, and likewise those of
-    ``ppl_increase/sw`` and of the increases' geometric mean; the worst language has none.
+    ``ppl_increase/sw`` and of the increases' geometric mean; the worst language has none. ``unknown_share/am`` is the
+    share of the bytes that the tokenizer does not know, of languages that have any.
     """
     tail = "" if set_name is None else f"_{set_name}"
     metrics = {f"ppl{tail}/{language}": score.perplexity for language, score in scores.items()}
     metrics |= {f"bpb{tail}/{language}": score.bits_per_byte for language, score in scores.items()}
     for language, score in scores.items():
         metrics |= {f"scored_{what}{tail}/{language}": float(getattr(score, what)) for what in _COUNTED}
+        metrics |= {f"unknown_share{tail}/{language}": score.unknown} if score.unknown else {}
         metrics |= _interval_metrics("ppl", tail, language, perplexity_interval(language, score))
     if dense is not None:
         increases = perplexity_increases(scores, dense)

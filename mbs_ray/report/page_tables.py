@@ -9,6 +9,7 @@ from typing import Any
 
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.perplexity import stored_interval
+from mbs_ray.evaluation.text_warnings import stored_unknown, unknown_warning
 from mbs_ray.languages.facts import LANGUAGES, table_order
 from mbs_ray.report.increase_table import SUMMARIES
 from mbs_ray.report.run_results import RunResults
@@ -65,9 +66,13 @@ def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
         what: sum(_under(first.metrics or {}, f"scored_{what}{first.tail(name)}/").values())
         for what in ("tokens", "documents")
     }
+    unknown = unknown_warning(stored_unknown(first.metrics or {}, first.tail(name)))
     perplexity = _grid(runs, name, "ppl", codes, dense)
     increase = _grid(runs, name, "ppl_increase", [*codes, *SUMMARIES], None)
-    return {"name": name, "model": first.model, "counted": counted, "perplexity": perplexity, "increase": increase}
+    return {
+        "name": name, "model": first.model, "counted": counted, "unknown": unknown, "perplexity": perplexity,
+        "increase": increase,
+    }  # fmt: skip
 
 
 def _grid(

@@ -11,6 +11,7 @@ import pandas as pd
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.perplexity import stored_interval
+from mbs_ray.evaluation.text_warnings import stored_unknown, unknown_warning
 from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.layer_error_heatmap import layer_error_heatmap
@@ -85,6 +86,10 @@ def _note(told: Mapping[str, Any], directory: RunDirectory, metrics: Mapping[str
             f"| {interval_text(stored_interval(metrics, f'ppl_increase/{language}'))} |"
             for language in languages
         ]
+    sets = params["evaluation"].split(",") if languages else []
+    for position, name in enumerate(sets):
+        if said := unknown_warning(stored_unknown(metrics, f"_{name}" if position else "")):
+            lines += ["", f"On {name}, {said}."]
     return "\n".join(lines)
 
 
