@@ -130,6 +130,18 @@ def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
     assert table[-2:] == ["| en | 0 | 12.35 | 1.050 |  |", "| sw | 6 | 30.00 | 1.457 | 1.432 … 1.500 |"]
 
 
+def test_the_note_names_text_that_the_tokenizer_does_not_know(
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
+) -> None:
+    run, *_ = prepared([bloom], corpus, folders.cache)
+    tracked = begun(connection, folders, [run])
+    assert tracked.finish(run.label, METRICS | SUMMARIES | {"unknown_share/sw": 0.05, "unknown_share/en": 0.001})
+    (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert stored.data.metrics["unknown_share/sw"] == 0.05
+    said = "On held-out, unknown to the tokenizer: 5.0 % of sw (bytes); perplexity and bits per byte flatter there."
+    assert stored.data.tags["mlflow.note.content"].endswith(said)
+
+
 def test_a_run_without_evaluation_has_a_view_and_a_note_too(
     connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
