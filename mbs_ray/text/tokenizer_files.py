@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def load_tokenizer(name: str, **options: Any) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if hasattr(tokenizer, "backend_tokenizer"):
+            tokenizer = _as_in_file(tokenizer, Path(name), options)
     except Exception as error:  # transformers, tokenizers and json each raise their own, some a plain Exception
         # What the library says of a missing file is more of its own search than of the file.
         reason = _hint(Path(name), loads=False) or f" ({_reason(error)})"
@@ -43,7 +46,7 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"tokenizer {name}: has no tokenizer.json, whose offsets are needed to count bytes")
     _check_vocabulary(tokenizer, Path(name))
-    return _as_in_file(tokenizer, Path(name), options)
+    return tokenizer
 
 
 def _reason(error: Exception) -> str:
@@ -59,13 +62,13 @@ def _as_in_file(tokenizer: Any, folder: Path, options: dict[str, Any]) -> Any:
     # The base class reads the file as it is; a class of its own for a kind of models may not.
     if type(tokenizer) is PreTrainedTokenizerFast or not file.is_file():
         return tokenizer
-    told = tokenizer.init_kwargs
-    given = {name: value for name in _SPECIAL if (value := getattr(tokenizer, name)) is not None}
+    backend, told = Tokenizer.from_file(str(file)), tokenizer.init_kwargs
+    vocabulary = backend.get_vocab()
+    # Not those that a class names by default and this vocabulary does not have.
+    given = {name: token for name in _SPECIAL if (token := getattr(tokenizer, name)) in vocabulary}
     # These, where the configuration names them, are its last word on what is added to a text.
     given |= {name: told[name] for name in ("add_bos_token", "add_eos_token") if told.get(name) is not None}
-    own = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(file)), name_or_path=tokenizer.name_or_path, **given, **options
-    )
+    own = PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=tokenizer.name_or_path, **given, **options)
     if options.get("model_max_length") is None:
         own.model_max_length = tokenizer.model_max_length
     differing = [part for part in _PARTS if _state(tokenizer, part) != _state(own, part)]
@@ -74,13 +77,19 @@ def _as_in_file(tokenizer: Any, folder: Path, options: dict[str, Any]) -> Any:
     for probe in PROBES:
         here, there = (one(probe)["input_ids"] for one in (own, tokenizer))
         if here != there:
-            log.warning(
-                "tokenizer %s: transformers %s makes another %s of its tokenizer.json, with which %r has %d tokens "
-                "instead of %d; the file's own is used",
-                folder, version("transformers"), ", ".join(differing), probe[:40], len(there), len(here),
-            )  # fmt: skip
+            _warn_once(
+                f"tokenizer {folder}: transformers {version('transformers')} makes another {', '.join(differing)} of "
+                f"its tokenizer.json, with which {probe[:40]!r} has {len(there)} tokens instead of {len(here)}; "
+                "the file's own is used"
+            )
             break
     return own
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Remembered by what it says: every text of a sweep loads the tokenizer anew."""
+    log.warning(message)
 
 
 def _state(tokenizer: Any, part: str) -> bytes | None:
