@@ -26,6 +26,7 @@ from mbs_ray.evaluation.language_angles import (
     write_matrices,
     write_vectors,
 )
+from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import parse_languages
 from mbs_ray.model.decoder import Decoder
@@ -103,6 +104,8 @@ def language_similarity(
     with connected(cluster.address, cluster.threads or 1):
         progress.say(f"drawing {segments} segments of each of {len(asked)} languages")
         drawn = draw_segments(request, out / "segments")
+        for warning in text_warnings([drawn.facts]):
+            progress.say(warning)
     rows = drawn.read()
     token_ids = {
         language: torch.from_numpy(rows.token_ids[np.array(rows.language) == language].astype(np.int64))

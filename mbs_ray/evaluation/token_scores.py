@@ -1,5 +1,6 @@
 """The file an evaluation leaves: one parquet row per scored token."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from mbs_ray.evaluation.text_warnings import UNKNOWN_KEY
 from mbs_ray.files import appearing
 from mbs_ray.text.segment_file import SegmentSet
+from mbs_ray.text.text_counts import unknown_shares
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -32,7 +35,8 @@ def write_token_scores(
 
     A segment scores its tokens 2…n; separators between documents are left out. ``bytes`` are the
     UTF-8 bytes of text the token stands for. ``is_argmax`` [segments, length - 1] bool, where it is given, becomes
-    a column of that name.
+    a column of that name. Where text was unknown to the tokenizer, the file's metadata have the share of each
+    language's bytes under ``UNKNOWN_KEY``.
     """
     content = segments.read()
     values = torch.cat(list(nll)).numpy()
@@ -54,6 +58,8 @@ def write_token_scores(
     )
     if is_argmax is not None:
         table = table.append_column("is_argmax", pa.array(is_argmax.numpy()[scored]))
+    if unknown := unknown_shares(segments.facts):
+        table = table.replace_schema_metadata({UNKNOWN_KEY: json.dumps(unknown, ensure_ascii=False)})
     with appearing(path) as unfinished:
         pq.write_table(table, unfinished, compression="zstd")
 

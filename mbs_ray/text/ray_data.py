@@ -48,6 +48,7 @@ TOKENS = pa.schema(
         "labels": pa.list_(pa.large_string()),
         "digests": pa.list_(pa.large_binary()),
         "beginnings": pa.list_(pa.large_string()),
+        "composed": pa.list_(pa.bool_()),
         "exhausted": pa.bool_(),
         "lost_bytes": pa.int64(),
         "error": pa.string(),
@@ -57,10 +58,13 @@ TOKENS = pa.schema(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the tokens of a unit depend on besides its text and what is asked of it."""
+    """What the tokens of a unit depend on besides its text and what is asked of it.
+
+    `text_length`: tokens of a segment besides those that begin it.
+    """
 
     tokenizer: str
-    sequence_length: int
+    text_length: int
     seed: int
     join: Join = "end_token"
 
@@ -189,7 +193,7 @@ class TokenizeUnits:
             tokens = unit_tokens(
                 UnitText(documents, row["complete"]),
                 row["tokens"],
-                self.recipe.sequence_length,
+                self.recipe.text_length,
                 self.tokenizer.tokenize,
                 generator(self.recipe.seed, row["language"], row["unit"], "start"),
             )
@@ -203,6 +207,7 @@ class TokenizeUnits:
             "labels": [source.label for source in tokens.stream.sources],
             "digests": [source.digest for source in tokens.stream.sources],
             "beginnings": [source.beginning for source in tokens.stream.sources],
+            "composed": [source.composed for source in tokens.stream.sources],
             "exhausted": tokens.exhausted,
             "lost_bytes": tokens.lost_bytes,
         }
@@ -217,7 +222,7 @@ def unit_results(table: pa.Table) -> Iterator[tuple[str, int, UnitTokens]]:
         token_ids, document_index, sizes = (
             row[name].values.to_numpy().astype(np.int32) for name in ("token_ids", "document_index", "bytes")
         )
-        columns = (row[name].as_py() for name in ("labels", "digests", "beginnings"))
+        columns = (row[name].as_py() for name in ("labels", "digests", "beginnings", "composed"))
         sources = tuple(Source(*fields) for fields in zip(*columns, strict=True))
         stream = TokenStream(token_ids, document_index, sizes, sources)
         result = UnitTokens(stream, row["exhausted"].as_py(), row["lost_bytes"].as_py())

@@ -13,6 +13,7 @@ from mbs_ray.text.language_draw import LanguageDraw, LanguageSegments, RandomDra
 from mbs_ray.text.ray_data import Located, Recipe, gather
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
+from mbs_ray.text.text_counts import refuse_foreign_ids, refuse_unknown, text_counts
 from mbs_ray.text.unit_draw import Ask, UnitTokens
 
 Notify = Callable[[int, int], None]
@@ -67,9 +68,26 @@ def _drawn(request: SegmentRequest, progress: Notify | None) -> dict[str, Langua
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
-    recipe = Recipe(request.tokenizer, request.sequence_length, request.seed, request.join)
+    recipe = Recipe(request.tokenizer, request.text_length, request.seed, request.join)
     fill(request, draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
-    return {language: draw.finish() for language, draw in draws.items()}
+    return finished(request, draws)
+
+
+def finished(request: SegmentRequest, draws: Mapping[str, LanguageDraw]) -> dict[str, LanguageSegments]:
+    """Each language's segments, begun as the tokenizer begins a text, with what was counted of theirs.
+
+    InputError where the text is too little, much of it is unknown to the tokenizer, or a token to the model.
+    """
+    _, begin, unknown, rows = request.tokenizer_facts
+    languages = {}
+    for language, draw in draws.items():
+        drawn = draw.finish()
+        refuse_foreign_ids(request.tokenizer, drawn.segments, rows)
+        facts = {**drawn.facts, **text_counts(drawn.segments, unknown)}
+        segments = [one.preceded(begin) for one in drawn.segments] if begin else drawn.segments
+        languages[language] = LanguageSegments(segments, facts)
+    refuse_unknown(request.tokenizer, {language: one.facts for language, one in languages.items()})
+    return languages
 
 
 def _written(path: Path, fingerprint: str) -> SegmentSet | None:
@@ -85,7 +103,7 @@ def _written(path: Path, fingerprint: str) -> SegmentSet | None:
 
 def language_draws(request: SegmentRequest) -> dict[str, LanguageDraw]:
     """What gathers each language's segments, in table order."""
-    length, seed = request.sequence_length, request.seed
+    length, seed = request.text_length, request.seed
     draws: dict[str, LanguageDraw] = {}
     for language in request.opened.shards:
         units = request.opened.unit_count(language)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.corpus import Corpus, Location, open_corpus
-from mbs_ray.text.tokenization import DocumentTokenizer, Join
+from mbs_ray.text.tokenization import DocumentTokenizer, Join, TokenizerFacts
 
 FORMAT = 1  # raise it with any change that draws other tokens from the same request
 
@@ -60,9 +60,22 @@ class SegmentRequest:
         return open_corpus(self.corpus, self.languages)
 
     @cached_property
-    def tokenizer_digest(self) -> str:
-        """Hex SHA-256 of the tokenizer, loaded once for this request."""
-        return DocumentTokenizer(self.tokenizer).digest()
+    def tokenizer_facts(self) -> TokenizerFacts:
+        """Of the tokenizer, loaded once for this request."""
+        return DocumentTokenizer(self.tokenizer).facts()
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a segment that are drawn; before them stand those with which the tokenizer begins a text.
+
+        InputError where there is no room for any.
+        """
+        begin = self.tokenizer_facts.begin
+        if self.sequence_length <= len(begin):
+            raise InputError(
+                f"sequence length {self.sequence_length}: the tokenizer begins every segment with {len(begin)} tokens"
+            )
+        return self.sequence_length - len(begin)
 
     def for_language(self, language: str) -> "SegmentRequest":
         """The same for one language of the allocation, whose segments do not depend on the others."""
@@ -70,7 +83,7 @@ class SegmentRequest:
         one = replace(self, languages=(language,), allocation={language: self.allocation[language]})
         # What is open already is not opened again for each language.
         one.__dict__["opened"] = Corpus({language: self.opened.shards[language]})
-        one.__dict__["tokenizer_digest"] = self.tokenizer_digest
+        one.__dict__["tokenizer_facts"] = self.tokenizer_facts
         return one
 
     @cached_property
@@ -80,7 +93,7 @@ class SegmentRequest:
         determining = {
             "format": FORMAT,
             "corpus": self.opened.identity,
-            "tokenizer": self.tokenizer_digest,
+            "tokenizer": self.tokenizer_facts.digest,
             "allocation": None if self.allocation is None else dict(self.allocation),
             "at_most": self.at_most if self.allocation is None else None,
             "sequence_length": self.sequence_length,
@@ -88,6 +101,8 @@ class SegmentRequest:
             "allow_repeat": self.allow_repeat if self.allocation is not None else None,
             # Not named where it is as it always was, so that what was drawn then is found again.
             **({} if self.join == "end_token" else {"join": self.join}),
+            # Likewise: most tokenizers begin a text with nothing.
+            **({"begin": begin} if (begin := self.tokenizer_facts.begin) else {}),
         }
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 

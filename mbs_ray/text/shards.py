@@ -26,18 +26,23 @@ class Document(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a segment keeps of a document: its label, a digest of its text (16 bytes), its first characters."""
+    """What a segment keeps of a document: its label, a digest of its text (16 bytes), its first characters.
+
+    `composed` says whether its text is in the normal form NFC; a file of segments does not tell.
+    """
 
     label: str
     digest: bytes
     beginning: str
+    composed: bool = True
 
     @classmethod
     def of(cls, document: Document) -> "Source":
         """The digest is BLAKE2b of the text in NFC with single spaces: other line breaks make no other document."""
         text = " ".join(unicodedata.normalize("NFC", document.text).split())
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-        return cls(document.label, digest, text[:BEGINNING_CHARACTERS])
+        composed = unicodedata.is_normalized("NFC", document.text)
+        return cls(document.label, digest, text[:BEGINNING_CHARACTERS], composed)
 
 
 class Shard(Protocol):

@@ -12,7 +12,7 @@ import zstandard
 
 from mbs_ray.text.language_draw import LanguageSegments
 from mbs_ray.text.ray_data import Located, Recipe, TokenizeUnits, read_units, unit_items, unit_results
-from mbs_ray.text.segment_draw import fill, language_draws
+from mbs_ray.text.segment_draw import fill, finished, language_draws
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.unit_draw import Ask, UnitTokens
 
@@ -68,7 +68,7 @@ def request(corpus: object, tokenizer: Path, allocation: Mapping[str, int], **op
 
 def drawn_here(asked: SegmentRequest) -> dict[str, LanguageSegments]:
     """The segments of a request, one unit after the other in this process, without Ray."""
-    tokenize = TokenizeUnits(Recipe(asked.tokenizer, asked.sequence_length, asked.seed, asked.join))
+    tokenize = TokenizeUnits(Recipe(asked.tokenizer, asked.text_length, asked.seed, asked.join))
 
     def read(wanted: Sequence[Located]) -> Iterator[tuple[Ask, UnitTokens]]:
         asks = {(one.ask.language, one.ask.unit): one.ask for one in wanted}
@@ -80,7 +80,7 @@ def drawn_here(asked: SegmentRequest) -> dict[str, LanguageSegments]:
 
     draws = language_draws(asked)
     fill(asked, draws, read, None)
-    return {language: draw.finish() for language, draw in draws.items()}
+    return finished(asked, draws)
 
 
 def rows_of(drawn: LanguageSegments) -> list[tuple[int, ...]]:

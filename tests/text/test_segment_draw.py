@@ -142,7 +142,7 @@ def test_a_request_of_the_time_before_blank_lines_keeps_its_fingerprint(corpus: 
     then = {
         "format": 1,
         "corpus": open_corpus(corpus, ["en", "hi"]).identity,
-        "tokenizer": DocumentTokenizer(str(tokenizer)).digest(),
+        "tokenizer": DocumentTokenizer(str(tokenizer)).facts().digest,
         "allocation": None,
         "at_most": 5,
         "sequence_length": 32,
