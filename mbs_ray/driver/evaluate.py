@@ -46,7 +46,7 @@ def evaluate_model(
     asked = parse_languages(languages)
     opened = read_through(model, revision, out / "cache", progress.work)
     requests = evaluation_requests(sets, opened, asked, 0)
-    checked = CheckedTexts()
+    checked = CheckedTexts(out / "cache")
     texts = {name: checked.check(request) for name, request in requests.items()}
     with connected(address, (stages or 1) * (replicas or 1) * (threads or 1)):
         files = []

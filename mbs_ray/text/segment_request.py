@@ -6,23 +6,44 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.corpus import Corpus, Location, open_corpus
+from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora, open_corpus
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
 
-FORMAT = 1  # raise it with any change that draws other tokens from the same request
+# Raise it with any change that draws other tokens from the same request.
+FORMAT = 2
+# The same for all text in its order, which no drawing changes.
+WHOLE_TEXT_FORMAT = 1
+
+
+class TextSources:
+    """The corpora and tokenizers of a command, each opened once, however many requests read it.
+
+    What was found of the corpora's files is kept under `cache` for the next command.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.corpora = OpenedCorpora(cache)
+        self._tokenizer_digests: dict[str, str] = {}
+
+    def tokenizer_digest(self, request: "SegmentRequest") -> str:
+        if request.tokenizer not in self._tokenizer_digests:
+            self._tokenizer_digests[request.tokenizer] = request.tokenizer_digest
+        return self._tokenizer_digests[request.tokenizer]
 
 
 @dataclass(frozen=True)
 class SegmentRequest:
     """Segments wanted of each language, from a corpus (what `parse_location` takes) through a tokenizer.
 
-    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language);
-    `allow_repeat` lets windows overlap where it is too short. Without one, at most `at_most` of each language are
-    drawn in that way, or, where that is None, all the text is taken in its own order. `tokenizer` is a directory or
-    a hub id; `join` is what stands between documents. InputError for a field that makes no sense.
+    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language), each token
+    of it as likely as any other; `allow_repeat` lets windows overlap where it is too short. Without one, at most
+    `at_most` of each language are drawn in that way, or, where that is None, all the text is taken in its own order.
+    `tokenizer` is a directory or a hub id; `join` is what stands between documents. InputError for a field that makes
+    no sense.
     """
 
     corpus: Location
@@ -64,6 +85,13 @@ class SegmentRequest:
         """Hex SHA-256 of the tokenizer, loaded once for this request."""
         return DocumentTokenizer(self.tokenizer).digest()
 
+    def sharing(self, sources: "TextSources") -> "SegmentRequest":
+        """The same, with corpus and tokenizer as they were opened for other requests. InputError for a broken one."""
+        one = replace(self)
+        one.__dict__["opened"] = sources.corpora.open(self.corpus, self.languages)
+        one.__dict__["tokenizer_digest"] = sources.tokenizer_digest(self)
+        return one
+
     def for_language(self, language: str) -> "SegmentRequest":
         """The same for one language of the allocation, whose segments do not depend on the others."""
         assert self.allocation is not None
@@ -78,7 +106,7 @@ class SegmentRequest:
         """Hex SHA-256 of all that determines the segments."""
         drawn = self.allocation is not None or self.at_most is not None
         determining = {
-            "format": FORMAT,
+            "format": FORMAT if drawn else WHOLE_TEXT_FORMAT,
             "corpus": self.opened.identity,
             "tokenizer": self.tokenizer_digest,
             "allocation": None if self.allocation is None else dict(self.allocation),
