@@ -21,7 +21,7 @@ LARGEST_WINDOW = 2**31
 
 _GZIP_HEADER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]", re.DOTALL)
 _GZIP_TRIAL_BYTES = 2**16
-_GZIP_HEADER_BYTES = 2**12
+_GZIP_HEADER_BYTES = 2**9
 #: gzip keeps the length of a member modulo this. Text is taken to be packed 16 to 1 at most where that leaves a choice.
 _GZIP_LENGTHS = 2**32
 _GZIP_PACKING = 16

@@ -9,8 +9,8 @@ text is cut into, and runs on into the documents that follow; no two segments of
 - Else addresses are drawn, each as likely as any other; there are about as many as bytes. The document at each is
   tokenized, and what follows until a segment is full. Documents have more or fewer tokens per address, by their script,
   their markup, and what else stands in a line. So a few more spots are drawn than segments, and of these so many are
-  kept that the tokens of all documents are equally likely: systematic resampling by tokens per address. A spot may be
-  kept twice, for two segments of its document, which serves for up to twice the mean of tokens per address.
+  kept that the tokens of all documents are equally likely: systematic resampling by tokens per address. Where these
+  differ much, more spots are drawn, up to two and a half per segment, so that few are kept twice.
 
 What is read does not grow with the text, but for what is compressed: a part of it is decoded up to the last spot in it.
 No place before that may be left out, and none behind it is needed; of one gzip with n spots in it that is n / (n + 1)
@@ -29,8 +29,11 @@ from mbs_ray.text.unit_draw import Ask, Excerpt, Spot, UnitTokens, generator
 # More than usual tokenizers need, so that one reading of a passage nearly always suffices.
 BYTES_PER_TOKEN = 32
 WIDENING = 4
-# One spare spot for so many segments: with fewer, more spots would have to be kept twice.
-SEGMENTS_PER_SPARE = 8
+# One spare spot for so many segments: with less to spare, more spots would have to be kept twice.
+SEGMENTS_PER_SPARE = 4
+# Two segments of one short document may overlap, of which one is lost: so many of all may be kept twice.
+MOST_TWICE = 0.01
+STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 # Where most addresses have no text, a round asks for at most so many times what it lacks.
 ROUND_GROWTH = 16
 MOST_ROUNDS = 12
@@ -107,6 +110,9 @@ class SpotDraw:
         if len(excerpts) < self._needed:
             return []
         density = np.array([found[0].tokens / found[0].mass for found in excerpts])
+        self._needed = max(self._needed, self._enough(density))
+        if len(excerpts) < self._needed:
+            return []
         offset = float(generator(self._seed, self.language, "offset").random())
         target = self._segments
         while target <= len(excerpts):
@@ -122,11 +128,19 @@ class SpotDraw:
             target += self._segments - len(apart)
         return []
 
+    def _enough(self, density: np.ndarray) -> int:
+        """How many spots there must be of these densities for few to be kept twice."""
+        for share in STEPS:
+            kept = density * (self._segments * share / density.sum())
+            if np.maximum(kept - 1, 0).sum() <= MOST_TWICE * kept.sum():
+                break
+        return math.ceil(min(len(density) / share, self._segments / STEPS[-1]))
+
     def _further(self) -> range:
         """Numbers of the spots drawn next: what is missing at the yield so far; half as many again after overlaps."""
         asked = len(self._text_bytes)
         have = sum(1 for _, excerpts in self._found.values() if excerpts[0].tokens)
-        missing = max(self._needed - have, self._needed // 2)
+        missing = self._needed - have if have < self._needed else self._needed // 2
         tried = min(asked / have if have else ROUND_GROWTH, ROUND_GROWTH) if asked else 1.0
         return range(asked, asked + math.ceil(missing * tried * (1.1 if asked else 1.0)))
 

@@ -8,7 +8,7 @@ so units need no index.
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,20 +42,13 @@ class TextShard:
 
     @classmethod
     def open(cls, path: Path, name: str, text_column: str | None, cache: FactsCache) -> "TextShard":
-        """Reads the first document. InputError for a malformed one, or a compressed file that is cut short."""
+        """Read it whole, if it was not before, and its first document. InputError where that is malformed."""
         compression = COMPRESSIONS.get(path.suffix)
         size = path.stat().st_size
-        try:
-            facts = cache.of(path, f"text {compression}", lambda path: _measured(path, compression))
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise InputError(f"{path}: cannot be read ({error})") from None
         units = min(size, 1) if compression else -(-size // UNIT_BYTES)
-        shard = cls(name, path, text_column, compression, units, facts.parts, (name, str(size), facts.digest))
-        for documents in shard.read(range(min(units, 1))):
-            next(documents, None)
-        return shard
+        shard = cls(name, path, text_column, compression, units, (), ())
+        facts = cache.of(path, f"text {text_column}", lambda _: shard._measured())
+        return replace(shard, parts=facts.parts, identity=(name, str(size), facts.digest))
 
     @property
     def extents(self) -> tuple[int, ...]:
@@ -135,7 +128,11 @@ class TextShard:
                 number += 1
         return number
 
+    def _measured(self) -> FileFacts:
+        with self._readable(0):
+            parts = compressed_parts(self.path, self.compression) if self.compression else [(0, self._size())]
+            next(self._documents(0), None)
+            return FileFacts(file_digest(self.path), tuple((offset, extent) for offset, extent in parts))
 
-def _measured(path: Path, compression: str | None) -> FileFacts:
-    parts = compressed_parts(path, compression) if compression else [(0, path.stat().st_size)]
-    return FileFacts(file_digest(path), tuple((offset, extent) for offset, extent in parts))
+    def _size(self) -> int:
+        return self.path.stat().st_size

@@ -76,7 +76,7 @@ def test_configurations_are_named_per_language_or_by_a_pattern(folder: Path, tmp
 
 def test_one_text_is_not_taken_for_two_languages(folder: Path) -> None:
     location = {"dataset": "parquet", "data_files": str(folder / "en.parquet")}
-    assert open_corpus(location, ["en"]).unit_count("en") == 8
+    assert len(open_corpus(location, ["en"]).units("en")) == 8
     with pytest.raises(InputError, match="'en' and 'sw' read the same text"):
         open_corpus(location, ["en", "sw"])
 
