@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -97,9 +97,10 @@ class HubCorpus:
 
         def opened(number: int) -> ParquetShard:
             location = own[number].location
-            extents = row_group_extents(location, self.text_column, xopen)
+            opener = None if Path(location).is_file() else _open_remote
+            extents = row_group_extents(location, self.text_column, opener)
             place = f"{name}[{number}]"
-            return ParquetShard(place, location, self.text_column, extents, (*identity, *own[number].identity), xopen)
+            return ParquetShard(place, location, self.text_column, extents, (*identity, *own[number].identity), opener)
 
         with ThreadPoolExecutor(OPENING_THREADS) as threads:
             shards = tuple(threads.map(opened, range(len(own))))
@@ -172,6 +173,10 @@ class StreamShard:
             raise InputError(
                 f"{where}: cannot be read, column {self.text_column!r} or another ({_first_line(error)})"
             ) from None
+
+
+def _open_remote(location: str) -> BinaryIO:
+    return xopen(location, "rb")
 
 
 class _File(NamedTuple):

@@ -1,5 +1,6 @@
 """The drawing as one Ray Data pipeline: tasks read units, actors tokenize, the driver collects by unit."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,8 +123,8 @@ def read_items(asks: Sequence[Ask]) -> list[dict[str, Any]]:
             "language": ask.language,
             "number": ask.number,
             "text_bytes": ask.text_bytes,
-            "spots": None if ask.spots is None else [spot.number for spot in ask.spots],
-            "addresses": None if ask.spots is None else [float(spot.address) for spot in ask.spots],
+            # In JSON: Ray makes tensors of lists, as it sees fit.
+            "spots": None if ask.spots is None else json.dumps(ask.spots),
         }
         for ask in sorted(asks, key=lambda ask: (ask.language, ask.number))
     ]
@@ -153,7 +154,7 @@ def _units(shards: Sequence[Shard], rows: Sequence[dict[str, Any]], seed: int) -
 
 def _passages(shards: Sequence[Shard], rows: Sequence[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
     for row in rows:
-        spots = tuple(map(Spot, row["spots"], row["addresses"]))
+        spots = tuple(Spot(*spot) for spot in json.loads(row["spots"]))
         for passage in passages(shards, Ask(row["language"], row["number"], spots, row["text_bytes"]), seed):
             yield {
                 "number": row["number"],
