@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import zstandard
 
 PART_BYTES = 2**20
-CHUNK_BYTES = 2**18
+CHUNK_BYTES = 2**16
 #: zstd's own limit of a window (--long=31); a reader takes as much memory as the frame asks for, at most.
 LARGEST_WINDOW = 2**31
 

@@ -1,5 +1,6 @@
 """What is drawn from where: uniform over all of the text, exact in number, the same whatever else is asked for."""
 
+import gzip
 from collections import Counter
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -77,6 +79,31 @@ def test_of_parquet_the_row_groups_of_the_spots_are_read_and_nothing_else(thousa
     assert used < read - metadata.serialized_size <= 1.5 * used
     facts = drawn_here(asked)["en"].facts
     assert facts["units_read"] == 109 and 70 < facts["units_used"] <= 87
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_of_text_what_stands_around_the_spots_is_read_and_of_compressed_text_their_members(
+    tmp_path: Path, tokenizer: Path, suffix: str
+) -> None:
+    """Twelve members of 2 MiB, of which four segments need at most six."""
+    random = np.random.default_rng(0)
+    compress = {"jsonl": bytes, "jsonl.gz": lambda content: gzip.compress(content, 1), "jsonl.zst": zstandard.compress}
+    members = []
+    for _ in range(12):
+        texts = (random.bytes(1000).hex() for _ in range(1000))
+        members.append(compress[suffix]("".join(f'{{"text": "{text}"}}\n' for text in texts).encode()))
+    (tmp_path / f"en.{suffix}").write_bytes(b"".join(members))
+    asked = request(tmp_path, tokenizer, {"en": 4})
+    (draw,) = language_draws(asked).values()
+    asks = draw.asks()
+    before = bytes_read()
+    texts = list(read_texts(pa.Table.from_pylist(read_items(asks)), shards=asked.opened.shards, seed=0))
+    read = bytes_read() - before
+    assert sum(len(ask.spots or ()) for ask in asks) == 6 >= len(texts)
+    if suffix == "jsonl":
+        assert len(asks) == 1 and read < 6 * 2**16
+    else:
+        assert 1 < len(asks) <= 6 and read < len(asks) * (max(map(len, members)) + 2**17)
 
 
 def bytes_read() -> int:
