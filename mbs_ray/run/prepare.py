@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,9 @@ class CheckedTexts:
 
         Raises :class:`InputError` where the corpus lacks, or cannot give, what is asked for.
         """
-        identity = json.dumps(asdict(request), sort_keys=True, default=str)
+        identity = json.dumps(request.plain(), sort_keys=True, default=str)
         if identity not in self._checked:
-            self._checked[identity] = request.sharing(self._sources)
+            self._checked[identity] = replace(request, sources=self._sources)
             check_request(self._checked[identity])
         return self._checked[identity]
 

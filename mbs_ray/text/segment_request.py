@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora, open_corpus
+from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
 
 # Raise it with any change that draws other tokens from the same request.
@@ -29,10 +29,10 @@ class TextSources:
         self.corpora = OpenedCorpora(cache)
         self._tokenizer_digests: dict[str, str] = {}
 
-    def tokenizer_digest(self, request: "SegmentRequest") -> str:
-        if request.tokenizer not in self._tokenizer_digests:
-            self._tokenizer_digests[request.tokenizer] = request.tokenizer_digest
-        return self._tokenizer_digests[request.tokenizer]
+    def tokenizer_digest(self, tokenizer: str) -> str:
+        if tokenizer not in self._tokenizer_digests:
+            self._tokenizer_digests[tokenizer] = DocumentTokenizer(tokenizer).digest()
+        return self._tokenizer_digests[tokenizer]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class SegmentRequest:
     allow_repeat: bool = False
     at_most: int | None = None
     join: Join = "end_token"
+    sources: TextSources | None = field(default=None, compare=False, repr=False)
+    """Where corpus and tokenizer are open already, or will be for the next request."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -78,19 +80,13 @@ class SegmentRequest:
     @cached_property
     def opened(self) -> Corpus:
         """The corpus, opened once for this request. InputError for what is missing or broken."""
-        return open_corpus(self.corpus, self.languages)
+        corpora = OpenedCorpora() if self.sources is None else self.sources.corpora
+        return corpora.open(self.corpus, self.languages)
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """Hex SHA-256 of the tokenizer, loaded once for this request."""
-        return DocumentTokenizer(self.tokenizer).digest()
-
-    def sharing(self, sources: "TextSources") -> "SegmentRequest":
-        """The same, with corpus and tokenizer as they were opened for other requests. InputError for a broken one."""
-        one = replace(self)
-        one.__dict__["opened"] = sources.corpora.open(self.corpus, self.languages)
-        one.__dict__["tokenizer_digest"] = sources.tokenizer_digest(self)
-        return one
+        return (self.sources or TextSources()).tokenizer_digest(self.tokenizer)
 
     def for_language(self, language: str) -> "SegmentRequest":
         """The same for one language of the allocation, whose segments do not depend on the others."""
@@ -123,4 +119,5 @@ class SegmentRequest:
         """The request in JSON's types."""
         corpus = dict(self.corpus) if isinstance(self.corpus, Mapping) else os.fspath(self.corpus)
         allocation = None if self.allocation is None else dict(self.allocation)
-        return {**asdict(self), "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "sources"}
+        return {**own, "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}
