@@ -78,9 +78,9 @@ def evaluate(
         return EvaluationResult(texts, None if opened_tasks is None else score_tasks(scorer, opened_tasks, tokenizer))
 
 
-def _checked(text: TextQuestion, opened: Model) -> dict[str, SegmentRequest]:
+def _checked(text: TextQuestion, opened: Model, out: Path) -> dict[str, SegmentRequest]:
     requests = evaluation_requests(text.sets, opened, parse_languages(text.languages), 0)
-    checked = CheckedTexts()
+    checked = CheckedTexts(out / "cache")
     return {name: checked.check(request) for name, request in requests.items()}
 
 

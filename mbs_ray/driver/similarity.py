@@ -36,9 +36,9 @@ from mbs_ray.report.increase_table import to_markdown
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.run.numerics import Numerics
-from mbs_ray.run.prepare import Model, read_through
+from mbs_ray.run.prepare import CheckedTexts, Model, read_through
 from mbs_ray.text.corpus import Location
-from mbs_ray.text.segment_draw import check_request, draw_segments
+from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_run import sweep_run
@@ -85,15 +85,16 @@ def language_similarity(
         raise InputError(f"--compute-dtype {compute_dtype}: there are {', '.join(_COMPUTE_DTYPES)}")
     opened = read_through(model, revision, out / "cache", progress.work)
     opened.check_length("--sequence-length", sequence_length)
-    request = SegmentRequest(
-        corpus=corpus,
-        tokenizer=str(opened.checkpoint.folder),
-        languages=asked,
-        allocation=dict.fromkeys(asked, segments),
-        sequence_length=sequence_length,
-        seed=seed,
+    request = CheckedTexts(out / "cache").check(
+        SegmentRequest(
+            corpus=corpus,
+            tokenizer=str(opened.checkpoint.folder),
+            languages=asked,
+            allocation=dict.fromkeys(asked, segments),
+            sequence_length=sequence_length,
+            seed=seed,
+        )
     )
-    check_request(request)
     device = forward_device().type
     dtype = Numerics(device, cluster.threads or torch.get_num_threads()).compute_dtype(
         compute_dtype, opened.decoder.stored_dtype

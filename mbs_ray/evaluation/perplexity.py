@@ -58,7 +58,7 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
     """Scores of a file of token scores, in table order of the languages."""
     table = pq.read_table(path, columns=["nll", "language", "bytes", "document", "segment"])
     unknown = json.loads((table.schema.metadata or {}).get(UNKNOWN_KEY, b"{}"))
-    # Sums of float32 and uint16 columns are made in float64 and uint64.
+    # Sums of float32 and uint32 (once uint16) columns are made in float64 and uint64.
     sums = table.group_by("language").aggregate(
         [("nll", "sum"), ("nll", "count"), ("bytes", "sum"), ("document", "count_distinct")]
     )

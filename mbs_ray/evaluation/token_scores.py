@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
         ("nll", pa.float32()),
         ("language", _TEXT),
         ("document", _TEXT),
-        ("bytes", pa.uint16()),
+        ("bytes", pa.uint32()),
         ("segment", pa.int32()),
     ]
 )
@@ -51,7 +51,7 @@ def write_token_scores(
             "nll": pa.array(values[scored], pa.float32()),
             "language": _dictionary([content.language[index] for index in range(len(own))], segment),
             "document": _dictionary(names, document),
-            "bytes": pa.array(content.bytes[:, 1:][scored], pa.uint16()),
+            "bytes": pa.array(content.bytes[:, 1:][scored], pa.uint32()),
             "segment": pa.array(segment, pa.int32()),
         },
         schema=SCHEMA,

@@ -4,25 +4,46 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.corpus import Corpus, Location, open_corpus
+from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora
 from mbs_ray.text.tokenization import DocumentTokenizer, Join, TokenizerFacts
 
-FORMAT = 1  # raise it with any change that draws other tokens from the same request
+# Raise it with any change that draws other tokens from the same request.
+FORMAT = 2
+# The same for all text in its order, which no drawing changes.
+WHOLE_TEXT_FORMAT = 1
+
+
+class TextSources:
+    """The corpora and tokenizers of a command, each opened once, however many requests read it.
+
+    What was found of the corpora's files is kept under `cache` for the next command.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.corpora = OpenedCorpora(cache)
+        self._tokenizer_facts: dict[str, TokenizerFacts] = {}
+
+    def tokenizer_facts(self, tokenizer: str) -> TokenizerFacts:
+        if tokenizer not in self._tokenizer_facts:
+            self._tokenizer_facts[tokenizer] = DocumentTokenizer(tokenizer).facts()
+        return self._tokenizer_facts[tokenizer]
 
 
 @dataclass(frozen=True)
 class SegmentRequest:
     """Segments wanted of each language, from a corpus (what `parse_location` takes) through a tokenizer.
 
-    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language);
-    `allow_repeat` lets windows overlap where it is too short. Without one, at most `at_most` of each language are
-    drawn in that way, or, where that is None, all the text is taken in its own order. `tokenizer` is a directory or
-    a hub id; `join` is what stands between documents. InputError for a field that makes no sense.
+    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language), each token
+    of it as likely as any other; `allow_repeat` lets windows overlap where it is too short. Without one, at most
+    `at_most` of each language are drawn in that way, or, where that is None, all the text is taken in its own order.
+    `tokenizer` is a directory or a hub id; `join` is what stands between documents. InputError for a field that makes
+    no sense.
     """
 
     corpus: Location
@@ -34,6 +55,8 @@ class SegmentRequest:
     allow_repeat: bool = False
     at_most: int | None = None
     join: Join = "end_token"
+    sources: TextSources | None = field(default=None, compare=False, repr=False)
+    """Where corpus and tokenizer are open already, or will be for the next request."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -57,12 +80,13 @@ class SegmentRequest:
     @cached_property
     def opened(self) -> Corpus:
         """The corpus, opened once for this request. InputError for what is missing or broken."""
-        return open_corpus(self.corpus, self.languages)
+        corpora = OpenedCorpora() if self.sources is None else self.sources.corpora
+        return corpora.open(self.corpus, self.languages)
 
     @cached_property
     def tokenizer_facts(self) -> TokenizerFacts:
         """Of the tokenizer, loaded once for this request."""
-        return DocumentTokenizer(self.tokenizer).facts()
+        return (self.sources or TextSources()).tokenizer_facts(self.tokenizer)
 
     @property
     def text_length(self) -> int:
@@ -91,7 +115,7 @@ class SegmentRequest:
         """Hex SHA-256 of all that determines the segments."""
         drawn = self.allocation is not None or self.at_most is not None
         determining = {
-            "format": FORMAT,
+            "format": FORMAT if drawn else WHOLE_TEXT_FORMAT,
             "corpus": self.opened.identity,
             "tokenizer": self.tokenizer_facts.digest,
             "allocation": None if self.allocation is None else dict(self.allocation),
@@ -110,4 +134,5 @@ class SegmentRequest:
         """The request in JSON's types."""
         corpus = dict(self.corpus) if isinstance(self.corpus, Mapping) else os.fspath(self.corpus)
         allocation = None if self.allocation is None else dict(self.allocation)
-        return {**asdict(self), "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "sources"}
+        return {**own, "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from mbs_ray.errors import InputError
 
-LARGEST_BYTES = np.iinfo(np.uint16).max
+LARGEST_BYTES = np.iinfo(np.int32).max
 
 
 def character_bytes(text: str) -> npt.NDArray[np.int64]:
