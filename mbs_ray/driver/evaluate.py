@@ -60,7 +60,7 @@ def evaluate(
     """
     opened_tasks = None if tasks is None else open_question(tasks, out)
     opened = read_through(model, revision, out / "cache", progress.work)
-    requests = {} if text is None else _checked(text, opened)
+    requests = {} if text is None else _checked(text, opened, out)
     # As lm-eval loads it: its own maximum length counts.
     tokenizer = None if tasks is None else load_tokenizer(str(opened.checkpoint.folder))
     with connected(cluster.address, cluster.cpus), nullcontext(pool) if pool else StagePool() as stages:
