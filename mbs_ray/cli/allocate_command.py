@@ -22,6 +22,7 @@ def allocate(
 ) -> None:
     """Show how many calibration segments each language gets. Needs no Ray, and the network for a hub id alone."""
     from mbs_ray.cli.terminal_tables import allocation_table
+    from mbs_ray.driver.begin_tokens import begin_sentence
     from mbs_ray.languages.distribution import parse_languages
     from mbs_ray.languages.sampling_registry import build_sampling, distribution_for
 
@@ -36,3 +37,5 @@ def allocate(
         console.print(allocation_table(title, allocation, shares))
         again = f"mbs compress --model {model} --sampling '{sampling}' --segments {segments} …"
         console.print(f"calibrate with it: {again}", highlight=False, markup=False, soft_wrap=True)
+        if sentence := begin_sentence(model):
+            console.print(sentence, highlight=False, markup=False, soft_wrap=True)

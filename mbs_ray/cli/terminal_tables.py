@@ -11,6 +11,7 @@ from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.language_angles import ANGLES, Similarity
 from mbs_ray.evaluation.metric_names import GEOMEAN
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
+from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages.codes import language_name
 
@@ -72,6 +73,7 @@ def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
     """Perplexity and bits per byte of each language, and what they were counted over."""
     columns = ("language", "perplexity", "95 % interval", "bits per byte", "tokens", "bytes", "documents")
     table = _table(title, *columns)
+    table.caption = unknown_warning({language: one.unknown for language, one in scores.items()})
     for language, one in scores.items():
         counts = (f"{one.tokens:,}", f"{one.bytes:,}", f"{one.documents:,}")
         interval = interval_text(perplexity_interval(language, one))

@@ -11,10 +11,11 @@ from mbs_ray.cluster.job import JobText, job_text
 from mbs_ray.cluster.resources import room_for_actors, settle_resources
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
-from mbs_ray.driver.evaluate_tasks import TaskQuestion, TaskResult, harness_tokenizer, open_question, score_tasks
+from mbs_ray.driver.evaluate_tasks import TaskQuestion, TaskResult, open_question, score_tasks
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
+from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import languages_of
 from mbs_ray.run.microbatch import auto_microbatch
@@ -23,6 +24,7 @@ from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
+from mbs_ray.text.tokenizer_files import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def evaluate(
     for one in () if text is None else text.sets.values():
         require_languages(one.corpus, asked)
     opened = read_through(model, revision, out / "cache", progress.work)
-    requests = {} if text is None else _checked(text, opened, asked)
-    tokenizer = None if tasks is None else harness_tokenizer(opened.checkpoint.folder)
+    requests = {} if text is None else _checked(text, opened, asked, out)
+    # As lm-eval loads it: its own maximum length counts.
+    tokenizer = None if tasks is None else load_tokenizer(str(opened.checkpoint.folder))
     with connected(cluster.address, cluster.cpus), nullcontext(pool) if pool else StagePool() as stages:
         files = _drawn(requests, out, progress)
         together = auto_microbatch(max((one.sequence_length for one in requests.values()), default=1))
@@ -80,17 +83,21 @@ def evaluate(
         return EvaluationResult(texts, None if opened_tasks is None else score_tasks(scorer, opened_tasks, tokenizer))
 
 
-def _checked(text: TextQuestion, opened: Model, languages: tuple[str, ...]) -> dict[str, SegmentRequest]:
+def _checked(text: TextQuestion, opened: Model, languages: tuple[str, ...], out: Path) -> dict[str, SegmentRequest]:
     requests = evaluation_requests(text.sets, opened, languages, 0)
-    checked = CheckedTexts()
+    checked = CheckedTexts(out / "cache")
     return {name: checked.check(request) for name, request in requests.items()}
 
 
 def _drawn(requests: Mapping[str, SegmentRequest], out: Path, progress: Progress) -> dict[str, JobText]:
-    files = {}
+    files, facts = {}, []
     for name, request in requests.items():
         progress.say(f"drawing evaluation text {name}")
-        files[name] = job_text(name, draw_segments(request, out / "segments"))
+        drawn = draw_segments(request, out / "segments")
+        files[name] = job_text(name, drawn)
+        facts.append(drawn.facts)
+    for warning in text_warnings(facts):
+        progress.say(warning)
     return files
 
 

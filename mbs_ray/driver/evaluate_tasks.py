@@ -10,7 +10,6 @@ from typing import Any
 from mbs_ray import __version__
 from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
 from mbs_ray.driver.token_requests import TokenRequests
-from mbs_ray.errors import InputError
 from mbs_ray.evaluation.token_scores import RequestScore
 from mbs_ray.evaluation.zero_shot import (
     TaskScore,
@@ -63,17 +62,6 @@ def open_question(question: TaskQuestion, out: Path) -> OpenedTasks:
         check_name("acc/{}/{}".format(*task_language(name)))
     connection = MlflowConnection(default_tracking_uri(out), EXPERIMENT, out / "artifacts")
     return OpenedTasks(question, tasks, connection)
-
-
-def harness_tokenizer(folder: Path) -> Any:
-    """Load a tokenizer as lm-eval does: its own maximum length counts."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"tokenizer {folder}: cannot be loaded ({reason})") from None
 
 
 def score_tasks(scorer: CheckpointScorer, opened: OpenedTasks, tokenizer: Any) -> TaskResult:

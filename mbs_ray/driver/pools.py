@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def pools(runs: Sequence[PreparedRun]) -> list[Pool]:
     found: dict[str, list[PreparedRun]] = {}
     for run in runs:
         if run.weights is not None and (run.spec.method.statistic is not Statistic.NONE or run.spec.per_language):
-            text = {**asdict(run.calibration), "languages": None, "allocation": None}
+            text = {**run.calibration.plain(), "languages": None, "allocation": None}
             size = run.spec.statistics and run.spec.statistics.segments_per_language
             same = [run.model.fingerprint, text, size, run.spec.compute_dtype, run.microbatch]
             found.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)

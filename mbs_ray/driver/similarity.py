@@ -26,6 +26,7 @@ from mbs_ray.evaluation.language_angles import (
     write_matrices,
     write_vectors,
 )
+from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import languages_of
 from mbs_ray.model.decoder import Decoder
@@ -35,9 +36,9 @@ from mbs_ray.report.increase_table import to_markdown
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.run.numerics import Numerics
-from mbs_ray.run.prepare import Model, read_through
+from mbs_ray.run.prepare import CheckedTexts, Model, read_through
 from mbs_ray.text.corpus import Location, require_languages
-from mbs_ray.text.segment_draw import check_request, draw_segments
+from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_run import sweep_run
@@ -86,15 +87,16 @@ def language_similarity(
     check_ray(cluster.address)
     opened = read_through(model, revision, out / "cache", progress.work)
     opened.check_length("--sequence-length", sequence_length)
-    request = SegmentRequest(
-        corpus=corpus,
-        tokenizer=str(opened.checkpoint.folder),
-        languages=asked,
-        allocation=dict.fromkeys(asked, segments),
-        sequence_length=sequence_length,
-        seed=seed,
+    request = CheckedTexts(out / "cache").check(
+        SegmentRequest(
+            corpus=corpus,
+            tokenizer=str(opened.checkpoint.folder),
+            languages=asked,
+            allocation=dict.fromkeys(asked, segments),
+            sequence_length=sequence_length,
+            seed=seed,
+        )
     )
-    check_request(request)
     device = forward_device().type
     dtype = Numerics(device, cluster.threads or torch.get_num_threads()).compute_dtype(
         compute_dtype, opened.decoder.stored_dtype
@@ -105,6 +107,8 @@ def language_similarity(
     with connected(cluster.address, cluster.threads or 1):
         progress.say(f"drawing {segments} segments of each of {len(asked)} languages")
         drawn = draw_segments(request, out / "segments")
+        for warning in text_warnings([drawn.facts]):
+            progress.say(warning)
     rows = drawn.read()
     token_ids = {
         language: torch.from_numpy(rows.token_ids[np.array(rows.language) == language].astype(np.int64))

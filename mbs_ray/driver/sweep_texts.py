@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mbs_ray.driver.pools import Pool, pools
 from mbs_ray.driver.progress import Progress
+from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.overlap import refuse_overlap
@@ -31,6 +32,8 @@ def draw_texts(runs: Sequence[PreparedRun], folders: SweepFolders, progress: Pro
         progress.work(f"drawing {what}", done, len(texts))
         drawn[key] = draw_segments(text, folders.segments)
     progress.work("drawing text", len(texts), len(texts))
+    for warning in text_warnings(one.facts for one in drawn.values()):
+        progress.say(warning)
     _refuse_overlaps(runs, own_pools, drawn)
     return drawn
 

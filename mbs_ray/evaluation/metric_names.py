@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["ppl", "bpb", "ppl_increase", "scored_tokens", "scored_bytes", "scored_documents"]
+Family = Literal["ppl", "bpb", "ppl_increase", "scored_tokens", "scored_bytes", "scored_documents", "unknown_share"]
 PERPLEXITY: Family = "ppl"
 BITS_PER_BYTE: Family = "bpb"
 INCREASE: Family = "ppl_increase"
 SCORED_TOKENS: Family = "scored_tokens"
 SCORED_BYTES: Family = "scored_bytes"
 SCORED_DOCUMENTS: Family = "scored_documents"
+UNKNOWN_SHARE: Family = "unknown_share"
 
 #: Rows of an increase that are no languages, in the order of tables: geometric mean of the languages, worst language.
 SUMMARIES = GEOMEAN, WORST = "geomean", "worst"

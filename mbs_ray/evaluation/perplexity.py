@@ -1,5 +1,6 @@
 """Perplexity and bits per byte per language, derived from the rows of scored tokens."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +21,12 @@ from mbs_ray.evaluation.metric_names import (
     SCORED_BYTES,
     SCORED_DOCUMENTS,
     SCORED_TOKENS,
+    UNKNOWN_SHARE,
     WORST,
     Family,
     MetricNames,
 )
+from mbs_ray.evaluation.text_warnings import UNKNOWN_KEY
 from mbs_ray.languages.facts import table_order
 
 
@@ -37,7 +40,10 @@ def exponential(nats: float) -> float:
 
 @dataclass(frozen=True)
 class LanguageScore:
-    """Sums over the scored tokens of one language: ``nll`` in nats, ``bytes`` of their text."""
+    """Sums over the scored tokens of one language: ``nll`` in nats, ``bytes`` of their text in NFC.
+
+    ``unknown``: share of the text's bytes that the tokenizer does not know; the numbers flatter by it.
+    """
 
     tokens: int
     bytes: int
@@ -45,6 +51,7 @@ class LanguageScore:
     nll: float
     segments: SegmentSums = field(compare=False, repr=False)
     by_document: DocumentSums | None = field(default=None, compare=False, repr=False)
+    unknown: float = 0.0
 
     @property
     def perplexity(self) -> float:
@@ -63,7 +70,8 @@ class LanguageScore:
 def language_scores(path: Path) -> dict[str, LanguageScore]:
     """Scores of a file of token scores, in table order of the languages."""
     table = pq.read_table(path, columns=["nll", "language", "bytes", "document", "segment"])
-    # Sums of float32 and uint16 columns are made in float64 and uint64.
+    unknown = json.loads((table.schema.metadata or {}).get(UNKNOWN_KEY, b"{}"))
+    # Sums of float32 and uint32 (once uint16) columns are made in float64 and uint64.
     sums = table.group_by("language").aggregate(
         [("nll", "sum"), ("nll", "count"), ("bytes", "sum"), ("document", "count_distinct")]
     )
@@ -79,6 +87,7 @@ def language_scores(path: Path) -> dict[str, LanguageScore]:
             nll=rows[language]["nll_sum"],
             segments=_segment_sums(by_segment.filter(pc.equal(by_segment["language"], language))),
             by_document=by_document[language],
+            unknown=unknown.get(language, 0.0),
         )
         for language in table_order(rows)
     }
@@ -189,7 +198,8 @@ def evaluation_metrics(
     """Gather the metrics of one evaluation set under their MLflow names.
 
     Perplexities, increases and the geometric mean of these come with the ends of their 95 % intervals where there is
-    more than one segment; the worst language has none. ``parallel`` is what the set says of its documents.
+    more than one segment; the worst language has none. ``parallel`` is what the set says of its documents. The share
+    of the bytes that the tokenizer does not know is there for languages that have any.
     """
     metrics = {names.perplexity(language): score.perplexity for language, score in scores.items()}
     metrics |= {names.bits_per_byte(language): score.bits_per_byte for language, score in scores.items()}
@@ -197,6 +207,8 @@ def evaluation_metrics(
         metrics[names.metric(SCORED_TOKENS, language)] = float(score.tokens)
         metrics[names.metric(SCORED_BYTES, language)] = float(score.bytes)
         metrics[names.metric(SCORED_DOCUMENTS, language)] = float(score.documents)
+        if score.unknown:
+            metrics[names.metric(UNKNOWN_SHARE, language)] = score.unknown
         metrics |= _interval_metrics(names.interval(PERPLEXITY, language), perplexity_interval(language, score))
     if dense is not None:
         increases = perplexity_increases(scores, dense)

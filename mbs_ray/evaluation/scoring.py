@@ -14,7 +14,8 @@ LOGIT_BYTES = 256 * 2**20
 class Scored(NamedTuple):
     """Of tokens 2…n of a microbatch, [microbatch, length - 1]: ``nll`` in nats float32, ``is_argmax`` bool.
 
-    ``is_argmax``: no token of the vocabulary has a larger logit.
+    ``is_argmax``: no token of the vocabulary has a larger logit, and none before it the same: of equals the first
+    counts, as torch and lm-evaluation-harness have it.
     """
 
     nll: torch.Tensor
@@ -30,18 +31,20 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
     that each row of the head is read once; a running log-sum-exp is kept per token. The microbatches are gone through
     once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
     """
-    running: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    running: list[tuple[torch.Tensor, ...]] = []
     for start, stop in vocabulary_chunks(decoder.vocabulary):
         weight, bias = decoder.head_rows(start, stop)
         for position, (hidden, token_ids) in enumerate(microbatches):
             if position == len(running):
                 running.append(_start(token_ids))
-            peak, total, target = (one.view(-1) for one in running[position])
+            peak, total, target, is_argmax = (one.view(-1) for one in running[position])
             tokens = token_ids[:, 1:].reshape(-1)
             states = hidden[:, : token_ids.shape[1] - 1].reshape(-1, hidden.shape[-1])
             for part in _parts(len(tokens), stop - start):
                 logits = decoder.logits(states[part][None].to(decoder.device), weight, bias)[0].float()
-                highest = torch.maximum(peak[part], logits.amax(dim=1).cpu())
+                here, first = (one.cpu() for one in logits.max(dim=1))
+                is_argmax[part] = torch.where(here > peak[part], start + first == tokens[part], is_argmax[part])
+                highest = torch.maximum(peak[part], here)
                 shifted = (logits - highest.to(logits.device)[:, None]).exp_().sum(dim=1).cpu()
                 total[part] = total[part] * (peak[part] - highest).exp() + shifted
                 peak[part] = highest
@@ -49,13 +52,13 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
                 column = (tokens[part] - start).clamp(0, stop - start - 1)
                 own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
                 target[part] = torch.where(inside, own, target[part])
-    return [Scored(peak + total.log() - target, target == peak) for peak, total, target in running]
+    return [Scored(peak + total.log() - target, is_argmax) for peak, total, target, is_argmax in running]
 
 
-def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Running maximum, sum of exponentials relative to it, and logit of the token itself."""
+def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Running maximum, sum of exponentials relative to it, logit of the token itself, whether it is the maximum's."""
     shape = token_ids[:, 1:].shape
-    return torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape)
+    return torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
 
 
 def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:

@@ -1,5 +1,6 @@
 """The file an evaluation leaves: one parquet row per scored token."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from mbs_ray.evaluation.text_warnings import UNKNOWN_KEY
 from mbs_ray.files import appearing
 from mbs_ray.text.segment_file import SegmentSet
+from mbs_ray.text.text_counts import unknown_shares
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -19,7 +22,7 @@ SCHEMA = pa.schema(
         ("nll", pa.float32()),
         ("language", _TEXT),
         ("document", _TEXT),
-        ("bytes", pa.uint16()),
+        ("bytes", pa.uint32()),
         ("segment", pa.int32()),
     ]
 )
@@ -32,7 +35,8 @@ def write_token_scores(
 
     A segment scores its tokens 2…n; separators between documents are left out. ``bytes`` are the
     UTF-8 bytes of text the token stands for. ``is_argmax`` [segments, length - 1] bool, where it is given, becomes
-    a column of that name.
+    a column of that name. Where text was unknown to the tokenizer, the file's metadata have the share of each
+    language's bytes under ``UNKNOWN_KEY``.
     """
     content = segments.read()
     values = torch.cat(list(nll)).numpy()
@@ -47,13 +51,15 @@ def write_token_scores(
             "nll": pa.array(values[scored], pa.float32()),
             "language": _dictionary([content.language[index] for index in range(len(own))], segment),
             "document": _dictionary(names, document),
-            "bytes": pa.array(content.bytes[:, 1:][scored], pa.uint16()),
+            "bytes": pa.array(content.bytes[:, 1:][scored], pa.uint32()),
             "segment": pa.array(segment, pa.int32()),
         },
         schema=SCHEMA,
     )
     if is_argmax is not None:
         table = table.append_column("is_argmax", pa.array(is_argmax.numpy()[scored]))
+    if unknown := unknown_shares(segments.facts):
+        table = table.replace_schema_metadata({UNKNOWN_KEY: json.dumps(unknown, ensure_ascii=False)})
     with appearing(path) as unfinished:
         pq.write_table(table, unfinished, compression="zstd")
 

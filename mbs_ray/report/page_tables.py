@@ -15,11 +15,13 @@ from mbs_ray.evaluation.metric_names import (
     SCORED_DOCUMENTS,
     SCORED_TOKENS,
     SUMMARIES,
+    UNKNOWN_SHARE,
     WORST,
     Family,
     MetricNames,
 )
 from mbs_ray.evaluation.perplexity import stored_interval
+from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.languages.codes import language_name
 from mbs_ray.languages.facts import table_order
 from mbs_ray.report.run_results import RunResults
@@ -77,10 +79,14 @@ def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
         what: sum(first.names(name).rows(family, first.metrics or {}).values())
         for what, family in (("tokens", SCORED_TOKENS), ("documents", SCORED_DOCUMENTS))
     }
-    perplexity = _grid(runs, name, PERPLEXITY, codes, dense)
-    increase = _grid(runs, name, INCREASE, [*codes, *SUMMARIES], None)
-    model = first.facts.model
-    return {"name": name, "model": model, "counted": counted, "perplexity": perplexity, "increase": increase}
+    return {
+        "name": name,
+        "model": first.facts.model,
+        "counted": counted,
+        "unknown": unknown_warning(first.names(name).rows(UNKNOWN_SHARE, first.metrics or {})),
+        "perplexity": _grid(runs, name, PERPLEXITY, codes, dense),
+        "increase": _grid(runs, name, INCREASE, [*codes, *SUMMARIES], None),
+    }
 
 
 def _grid(

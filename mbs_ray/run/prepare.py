@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from mbs_ray.run.microbatch import settled_microbatch
 from mbs_ray.run.spec import DenseStatistics, EvaluationSpec, RunSpec
 from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import check_request
-from mbs_ray.text.segment_request import SegmentRequest
+from mbs_ray.text.segment_request import SegmentRequest, TextSources
 
 #: Evaluation text is drawn with this seed in every run, so that all runs are scored on the same tokens.
 EVALUATION_SEED = 0
@@ -50,9 +50,13 @@ class Model:
 
 
 class CheckedTexts:
-    """Checks every distinct request once, however many runs ask for it."""
+    """Checks every distinct request once, however many runs ask for it, and opens each corpus once for all of them.
 
-    def __init__(self) -> None:
+    What was found of a corpus is kept under ``cache``.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._sources = TextSources(cache)
         self._checked: dict[str, SegmentRequest] = {}
 
     def check(self, request: SegmentRequest) -> SegmentRequest:
@@ -60,10 +64,10 @@ class CheckedTexts:
 
         Raises :class:`InputError` where the corpus lacks, or cannot give, what is asked for.
         """
-        identity = json.dumps(asdict(request), sort_keys=True, default=str)
+        identity = json.dumps(request.plain(), sort_keys=True, default=str)
         if identity not in self._checked:
-            check_request(request)
-            self._checked[identity] = request
+            self._checked[identity] = replace(request, sources=self._sources)
+            check_request(self._checked[identity])
         return self._checked[identity]
 
 
@@ -114,7 +118,7 @@ def prepare_runs(
     answer kept under ``cache``.
     """
     models: dict[tuple[str, str | None], Model] = {}
-    texts = CheckedTexts()
+    texts = CheckedTexts(cache)
     prepared = []
     # What is cheap is checked for all runs before the first checkpoint is read through.
     settled = [_settle(spec) for spec in specs]

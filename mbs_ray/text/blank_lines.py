@@ -56,7 +56,9 @@ def _attributed(
     # Parts of the joined text: an even one is a text, the odd one after it its blank line.
     lengths = np.array([(len(text), len(BLANK_LINE)) for text in texts]).reshape(-1)
     part = np.repeat(np.arange(len(lengths)), lengths)
-    weights = np.where(part % 2 == 0, character_bytes("".join(text + BLANK_LINE for text in texts)), 0)
+    # Each text alone: what begins with a mark does not lose it to the blank line before.
+    between = np.zeros(len(BLANK_LINE), np.int64)
+    weights = np.concatenate([sizes for text in texts for sizes in (character_bytes(text), between)])
     reached = np.maximum.accumulate(ends)
     last = np.maximum(reached - 1, 0)
     # A token that adds no character to those before it shares the last one.

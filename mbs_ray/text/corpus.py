@@ -2,35 +2,46 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mbs_ray.errors import InputError
 from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import table_order
-from mbs_ray.text.hub_corpus import KNOWN, HubCorpus
-from mbs_ray.text.parquet_shard import ParquetShard
+from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.hub_corpus import KNOWN, OPENING_THREADS, HubCorpus
+from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
 from mbs_ray.text.shards import Shard
 from mbs_ray.text.text_shard import TextShard
 
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+COMPRESSED = ("", ".gz", ".zst")
+JSON_LINES = tuple(f"{kind}{compressed}" for kind in (".jsonl", ".json") for compressed in COMPRESSED)
+SUFFIXES = (".parquet", *JSON_LINES, ".txt")
 Location = str | os.PathLike[str] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class FolderCorpus:
-    """A folder of `<language>` + one of SUFFIXES, or of folders `<language>` of such files."""
+    """A folder of `<language>` + one of SUFFIXES, or of folders `<language>`, or so named, of such files."""
 
     folder: str
     text_column: str = "text"
 
-    def shards(self, language: str) -> tuple[Shard, ...]:
-        """The files of one language, by name. InputError for none, an empty or a malformed one."""
-        opened = tuple(self._open(path) for path in self.files(language))
+    def shards(self, language: str, cache: FactsCache) -> tuple[Shard, ...]:
+        """The files of one language that hold something, by name. InputError for none, or a malformed one."""
+        try:
+            files = self.files(language)
+            full = [path for path in files if path.stat().st_size]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        if not full:
+            raise InputError(f"{files[0]}: the file is empty")
+        with ThreadPoolExecutor(OPENING_THREADS) as threads:
+            opened = tuple(threads.map(lambda path: self._open(path, cache), full))
         if not any(shard.unit_count for shard in opened):
-            raise InputError(f"{Path(self.folder) / opened[0].name}: no rows of language {language!r}")
+            raise InputError(f"{full[0]}: no rows of language {language!r}")
         return opened
 
     def files(self, language: str) -> list[Path]:
@@ -38,38 +49,51 @@ class FolderCorpus:
         folder = Path(self.folder)
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder of a corpus")
-        found = [path for suffix in SUFFIXES if (path := folder / f"{language}{suffix}").is_file()]
-        if (folder / language).is_dir():
-            found.append(folder / language)
+        found = [path for suffix in ("", *SUFFIXES) if (path := folder / f"{language}{suffix}").exists()]
         if len(found) > 1:
             raise InputError(f"language {language!r}: both {found[0].name} and {found[1].name} in {folder}, keep one")
-        if not found:
+        if not found or (found == [folder / language] and not found[0].is_dir()):
             raise InputError(f"language {language!r}: no file in {folder}; languages there: {_languages_in(folder)}")
         if found[0].is_file():
             return found
+        # What Spark and editors leave beside the shards: _SUCCESS, .part-00000.crc
         files = sorted(path for path in found[0].iterdir() if not path.name.startswith((".", "_")))
         for path in files:
-            if not path.name.endswith(SUFFIXES):
+            if not path.name.endswith(SUFFIXES) or path.is_dir():
                 raise InputError(f"{path}: not one of {', '.join(SUFFIXES)}")
         if not files:
             raise InputError(f"language {language!r}: no file in {found[0]}")
         return files
 
-    def _open(self, path: Path) -> Shard:
-        name = path.relative_to(self.folder).as_posix()
+    def _open(self, path: Path, cache: FactsCache) -> Shard:
+        name, path = path.relative_to(self.folder).as_posix(), path.absolute()
         try:
-            if path.stat().st_size == 0:
-                raise InputError(f"{path}: the file is empty")
-            if path.suffix == ".parquet":
-                return ParquetShard.open(path.absolute(), name, self.text_column)
-            return TextShard.open(path.absolute(), name, None if path.suffix == ".txt" else self.text_column)
+            if path.suffix != ".parquet":
+                return TextShard.open(path, name, None if path.suffix == ".txt" else self.text_column, cache)
+            column = self.text_column
+            facts = cache.of(
+                path,
+                f"parquet {column}",
+                lambda path: FileFacts(
+                    file_digest(path), tuple((0, extent) for extent in row_group_extents(str(path), column))
+                ),
+            )
+            identity = (name, str(path.stat().st_size), facts.digest)
+            return ParquetShard(name, str(path), column, tuple(extent for _, extent in facts.parts), identity)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+class Place(NamedTuple):
+    """A unit or a part of a language as the shard knows it: number of the shard, number in the shard."""
+
+    shard: int
+    number: int
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """The opened shards of each language; its units are numbered over its shards, in their order."""
+    """The opened shards of each language; its units, and its parts, are numbered over its shards, in their order."""
 
     shards: Mapping[str, tuple[Shard, ...]]
 
@@ -78,26 +102,52 @@ class Corpus:
         """What the text is, in JSON's types; moving the corpus elsewhere does not change it."""
         return {language: [shard.identity for shard in shards] for language, shards in self.shards.items()}
 
-    def unit_count(self, language: str) -> int:
-        return sum(shard.unit_count for shard in self.shards[language])
+    def units(self, language: str) -> list[Place]:
+        shards = enumerate(self.shards[language])
+        return [Place(number, unit) for number, shard in shards for unit in range(shard.unit_count)]
 
-    def locate(self, language: str, unit: int) -> tuple[int, int]:
-        """(shard, unit in that shard) of a unit of the language."""
-        for position, shard in enumerate(self.shards[language]):
-            if unit < shard.unit_count:
-                return position, unit
-            unit -= shard.unit_count
-        raise IndexError(unit)
+    def extents(self, language: str) -> list[int]:
+        """Of each part; see :class:`~mbs_ray.text.shards.Shard`."""
+        return [extent for shard in self.shards[language] for extent in shard.extents]
 
-    def validate(self, language: str, units: Iterable[int]) -> None:
-        """Reads these units where only that shows whether they are well-formed. InputError if not."""
-        located = sorted(self.locate(language, unit) for unit in units)
-        for position, group in groupby(located, key=lambda place: place[0]):
-            shard = self.shards[language][position]
-            if shard.validated_by_reading:
-                for documents in shard.read([unit for _, unit in group]):
-                    for _ in documents:
-                        pass
+
+class OpenedCorpora:
+    """Opens every corpus once, language by language, however often a command asks for it.
+
+    What was found of its files is kept under `cache` for the next command, if that is given.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = FactsCache(cache)
+        self._shards: dict[tuple[str, str], tuple[Shard, ...]] = {}
+
+    def open(self, location: Location, languages: Iterable[str]) -> Corpus:
+        """The shards of these languages, opened in this process. InputError for what is missing or broken."""
+        source = parse_location(location)
+        # A code stands in the names of files: one such as "../x" would lead out of the folder.
+        codes = table_order(check_code(language) for language in languages)
+        corpus = Corpus({language: self._opened(source, language) for language in codes})
+        self._cache.save()
+        first_with: dict[object, str] = {}
+        for language, identity in corpus.identity.items():
+            other = first_with.setdefault(tuple(identity), language)
+            if other != language:
+                raise InputError(
+                    f"languages {other!r} and {language!r} read the same text: "
+                    "give the data set's 'config' or 'data_files' for each language"
+                )
+        return corpus
+
+    def _opened(self, source: FolderCorpus | HubCorpus, language: str) -> tuple[Shard, ...]:
+        key = (repr(source), language)
+        if key not in self._shards:
+            self._shards[key] = source.shards(language, self._cache)
+        return self._shards[key]
+
+
+def open_corpus(location: Location, languages: Iterable[str]) -> Corpus:
+    """As :meth:`OpenedCorpora.open`, keeping nothing."""
+    return OpenedCorpora().open(location, languages)
 
 
 def parse_location(location: Location) -> FolderCorpus | HubCorpus:
@@ -124,6 +174,15 @@ def parse_location(location: Location) -> FolderCorpus | HubCorpus:
     return kinds[0](**location)
 
 
+def _languages_in(folder: Path) -> str:
+    names = set()
+    for path in folder.iterdir():
+        suffix = max((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), key=len, default="")
+        if suffix or path.is_dir():
+            names.add(path.name.removesuffix(suffix))
+    return ", ".join(table_order(name for name in names if not name.startswith("."))) or "none"
+
+
 def require_languages(location: Location, languages: Iterable[str]) -> None:
     """Raise :class:`InputError` for a language that a folder has no file of, without reading any.
 
@@ -135,35 +194,8 @@ def require_languages(location: Location, languages: Iterable[str]) -> None:
             source.files(check_code(language))
 
 
-def open_corpus(location: Location, languages: Iterable[str]) -> Corpus:
-    """Opens the shards of these languages, in this process. InputError for what is missing or broken."""
-    source = parse_location(location)
-    # A code stands in the names of files: one such as "../x" would lead out of the folder.
-    codes = table_order(check_code(language) for language in languages)
-    corpus = Corpus({language: source.shards(language) for language in codes})
-    first_with: dict[object, str] = {}
-    for language, identity in corpus.identity.items():
-        other = first_with.setdefault(tuple(identity), language)
-        if other != language:
-            raise InputError(
-                f"languages {other!r} and {language!r} read the same text: "
-                "give the data set's 'config' or 'data_files' for each language"
-            )
-    return corpus
-
-
 def _check_configs(configs: Mapping[Any, Any]) -> None:
     for language, config in configs.items():
         check_code(language, "corpus.config")
         if not isinstance(config, str):
             raise InputError(f"corpus: field 'config.{language}' must be a text, not {config!r}")
-
-
-def _languages_in(folder: Path) -> str:
-    names = {
-        path.name.removesuffix(suffix)
-        for path in folder.iterdir()
-        for suffix in SUFFIXES
-        if path.is_dir() or path.name.endswith(suffix)
-    }
-    return ", ".join(table_order(name for name in names if not name.startswith("."))) or "none"

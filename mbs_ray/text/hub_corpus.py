@@ -1,21 +1,37 @@
 """Corpora that are Hugging Face datasets, streamed through `datasets`.
 
-A unit is one shard of the stream: a row group where the files are parquet (`reshard`), else a whole file:
-prefer parquet. `datasets` refuses script datasets; their `refs/convert/parquet` revisions work.
+`datasets` finds the files. Those of parquet are then read as in a folder, the text column alone; others through its
+stream, in which a unit is a whole file: prefer parquet. It refuses script datasets; their `refs/convert/parquet`
+revisions work.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import datasets
+import pyarrow as pa
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from datasets.utils.file_utils import xgetsize, xopen
 
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import LANGUAGES
-from mbs_ray.text.shards import Document, file_digest
+from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
+from mbs_ray.text.shards import Addressed, Document, Shard, Wanted
 
 PLACE = "{language}"
+OPENING_THREADS = 16
+#: Files whose text has no more bytes than they have; of all others it is taken to be packed 16 to 1 at most.
+PLAIN_SUFFIXES = (".json", ".jsonl", ".txt", ".csv", ".tsv")
+PACKING = 16
+#: What `datasets` and the libraries under it raise for data that they cannot read.
+READING_ERRORS = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, EOFError, pa.ArrowException,
+    datasets.exceptions.DatasetsError,
+)  # fmt: skip
 #: Data sets that need no more than their name: the evaluation text of the paper (arXiv 2404.04748), without its script.
 KNOWN: Mapping[str, Mapping[str, Any]] = {
     "xlsum": {
@@ -42,31 +58,59 @@ class HubCorpus:
     config: str | Mapping[str, str] | None = None
     data_files: str | None = None
 
-    def shards(self, language: str) -> tuple["StreamShard", ...]:
-        """The stream of one language, in one shard. InputError names language and dataset."""
+    def shards(self, language: str, cache: FactsCache) -> tuple[Shard, ...]:
+        """The files of one language, or one stream of them. InputError names language and dataset."""
         data_files = self.data_files.replace(PLACE, language) if self.data_files else None
         config = self._config(language)
         where = f"language {language!r}: dataset {self.dataset}" + (f"/{config}" if config else "")
+        name = f"{config or Path(data_files or self.dataset).name}:{self.split}"
+        identity = (self.dataset, str(self.revision), str(config), self.split)
         try:
             builder = datasets.load_dataset_builder(
                 self.dataset, name=config, revision=self.revision, data_files=data_files
             )
+            files = _files(builder, cache)
+            if isinstance(builder.config, ParquetConfig):
+                return self._parquet_shards(where, name, identity, files, cache)
             stream = builder.as_streaming_dataset(split=self.split).reshard()
             first = next(iter(stream), None)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        except InputError:
+            raise
+        except READING_ERRORS as error:
             raise InputError(f"{where}: {_first_line(error)}") from None
         if first is None:
             raise InputError(f"{where}: split {self.split!r} is empty")
         if self.text_column not in first:
             raise InputError(f"{where}: no column {self.text_column!r}; its columns: {', '.join(first)}")
-        files = [
-            identity
-            for split, listed in sorted((builder.config.data_files or {}).items(), key=lambda item: str(item[0]))
-            for identity in (str(split), *map(_file_identity, listed), *_origin(listed))
-        ]
-        identity = (self.dataset, str(self.revision), str(config), self.split, *files)
-        name = f"{config or Path(data_files or self.dataset).name}:{self.split}"
-        return (StreamShard(name, self.text_column, stream.num_shards, identity, stream),)
+        listed = [one for split in files for one in (split, *(part for file in files[split] for part in file.identity))]
+        own = self._of_split(files)
+        shard = StreamShard(name, self.text_column, (), (*identity, *listed), stream)
+        return (replace(shard, extents=_extents(shard, [file.location for file in own])),)
+
+    def _parquet_shards(
+        self, where: str, name: str, identity: tuple[str, ...], files: Mapping[str, list["_File"]], cache: FactsCache
+    ) -> tuple[ParquetShard, ...]:
+        """One shard per file, read here: the text column alone, whatever the files hold besides."""
+        own = self._of_split(files)
+        if not own:
+            raise InputError(f"{where}: no split {self.split!r}; there are {', '.join(files)}")
+
+        def opened(number: int) -> ParquetShard:
+            location = own[number].location
+            opener = None if Path(location).is_file() else _open_remote
+            extents = row_group_extents(location, self.text_column, opener)
+            place = f"{name}[{number}]"
+            return ParquetShard(place, location, self.text_column, extents, (*identity, *own[number].identity), opener)
+
+        with ThreadPoolExecutor(OPENING_THREADS) as threads:
+            shards = tuple(threads.map(opened, range(len(own))))
+        if not any(shard.extents for shard in shards):
+            raise InputError(f"{where}: split {self.split!r} is empty")
+        return shards
+
+    def _of_split(self, files: Mapping[str, list["_File"]]) -> list["_File"]:
+        names = list(files) if self.split == "all" else self.split.split("+")
+        return [file for name in names for file in files.get(name, [])]
 
     def _config(self, language: str) -> str | None:
         if self.config is None:
@@ -83,16 +127,32 @@ class HubCorpus:
 
 @dataclass(frozen=True)
 class StreamShard:
+    """A stream of records. A unit, and a part, is what it can be cut into: a file, mostly.
+
+    Every text has as many addresses as bytes and one.
+    """
+
     name: str
     text_column: str
-    unit_count: int
+    extents: tuple[int, ...]
     identity: tuple[str, ...]
     stream: datasets.IterableDataset
-    validated_by_reading = False
+
+    @property
+    def unit_count(self) -> int:
+        return int(self.stream.num_shards)
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:
         for unit in units:
             yield self._documents(unit)
+
+    def addressed(self, part: int, wanted: Wanted) -> Iterator[Addressed]:
+        begin = 0
+        for document in self._documents(part):
+            end = begin + document.size + 1
+            if end > wanted.start:
+                yield Addressed(begin, end, document)
+            begin = end
 
     def _documents(self, unit: int) -> Iterator[Document]:
         stream = self.stream.shard(num_shards=self.unit_count, index=unit)
@@ -107,21 +167,53 @@ class StreamShard:
                 yield Document(f"{where}#{row}", text, len(text.encode()))
         except InputError:
             raise
-        except (OSError, LookupError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(f"{where}: cannot be read ({_first_line(error)})") from None
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: row {row} holds half of a surrogate pair") from None
+        except READING_ERRORS as error:
+            raise InputError(
+                f"{where}: cannot be read, column {self.text_column!r} or another ({_first_line(error)})"
+            ) from None
 
 
-def _file_identity(file: str) -> str:
-    """A local file by its content, wherever it lies; a remote one by its address, which holds the commit."""
-    path = Path(file)
-    return f"{path.name} {file_digest(path)}" if path.is_file() else file
+def _open_remote(location: str) -> BinaryIO:
+    return xopen(location, "rb")
 
 
-def _origin(files: Any) -> list[str]:
-    """Commit or entity tag of each remote file; of a local one it is only the time of modification."""
-    origins = getattr(files, "origin_metadata", [])
-    return [str(origin) for file, origin in zip(files, origins, strict=False) if not Path(file).is_file()]
+class _File(NamedTuple):
+    """A file of a dataset: where it lies, and what tells it from others."""
+
+    location: str
+    identity: tuple[str, ...]
 
 
-def _first_line(error: Exception) -> str:
+def _files(builder: datasets.DatasetBuilder, cache: FactsCache) -> dict[str, list[_File]]:
+    """The files of each split. A local one is known by its content, wherever it lies.
+
+    A remote one by its address, which holds the commit, and by its entity tag.
+    """
+    found = {}
+    for split, listed in sorted((builder.config.data_files or {}).items(), key=lambda item: str(item[0])):
+        origins = getattr(listed, "origin_metadata", None) or [""] * len(listed)
+        found[str(split)] = [_file(str(file), str(origin), cache) for file, origin in zip(listed, origins, strict=True)]
+    return found
+
+
+def _file(location: str, origin: str, cache: FactsCache) -> _File:
+    path = Path(location)
+    if not path.is_file():
+        return _File(location, (location, origin))
+    facts = cache.of(path.absolute(), "bytes", lambda path: FileFacts(file_digest(path), ()))
+    return _File(location, (f"{path.name} {facts.digest}",))
+
+
+def _extents(shard: StreamShard, locations: Sequence[str]) -> tuple[int, ...]:
+    """No less than the bytes of text of each unit: a file's size, or counted where that does not tell."""
+    if shard.unit_count != len(locations):
+        units = range(shard.unit_count)
+        return tuple(sum(one.size + 1 for one in shard._documents(unit)) for unit in units)
+    packed = [1 if Path(location).suffix in PLAIN_SUFFIXES else PACKING for location in locations]
+    return tuple((xgetsize(file) + 1) * factor for file, factor in zip(locations, packed, strict=True))
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]

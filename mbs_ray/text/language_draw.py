@@ -1,17 +1,15 @@
-"""How one language's segments are gathered from its units, in rounds that depend only on their results."""
+"""How one language's segments are gathered, in rounds that depend only on their results: from all of its text."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import numpy as np
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.token_stream import TokenStream, joined
-from mbs_ray.text.unit_draw import Ask, UnitTokens, generator
-
-# More than usual tokenizers need, so that one reading of a unit nearly always suffices.
-BYTES_PER_TOKEN = 32
-WIDENING = 4
+from mbs_ray.text.unit_draw import Ask, Excerpt, UnitTokens, generator
 
 Shortage = Literal["raise", "repeat", "accept"]
 
@@ -22,8 +20,8 @@ log = logging.getLogger(__name__)
 class LanguageSegments:
     """The segments of one language in their final order, and what gathering them took.
 
-    `facts`: units of the language, times a unit was read, units used, segments that repeat text; tokens and bytes
-    dropped: the incomplete last segment and documents without tokens, 0 for drawn segments.
+    `facts`: units or parts of the language, how many units or spots were read, and used; segments that repeat text;
+    tokens and bytes dropped: the incomplete last segment and documents without tokens, 0 for drawn segments.
     """
 
     segments: Sequence[TokenStream]
@@ -42,125 +40,13 @@ class LanguageDraw(Protocol):
 
     def asks(self) -> list[Ask]: ...
 
-    def take(self, unit: int, result: UnitTokens) -> None: ...
+    def take(self, number: int, result: UnitTokens | Excerpt) -> None:
+        """What was found in the unit, or the part, of this number."""
+        ...
 
     def finish(self) -> LanguageSegments:
         """Return the segments. InputError if the text is too little."""
         ...
-
-
-class RandomDraw:
-    """Segments from units in a random order, spread over as many units as there are segments.
-
-    What a unit cannot give, further units give; when all were visited, those with text left over give more. Tails
-    of exhausted units are packed together, so a language gives every full segment its tokens fill. What to do where
-    that is not enough says `shortage`: raise InputError, repeat windows of the text, or accept fewer.
-    """
-
-    def __init__(self, language: str, units: int, segments: int, length: int, seed: int, shortage: Shortage) -> None:
-        self.language = language
-        self._length = length
-        self._segments = segments
-        self._seed = seed
-        self._shortage = shortage
-        self._order: list[int] = generator(seed, language, "units").permutation(units).tolist()
-        self._asked: dict[int, Ask] = {}
-        self._results: dict[int, UnitTokens] = {}
-        self._readings = 0
-
-    def asks(self) -> list[Ask]:
-        if not (new := self._with_more_text()):
-            have = self._full() + len(self._tails()) // self._length
-            missing = self._segments - have
-            if missing > 0:
-                new = self._further(missing, have) or self._left_over(missing)
-        self._asked.update({ask.unit: ask for ask in new})
-        return new
-
-    def take(self, unit: int, result: UnitTokens) -> None:
-        self._results[unit] = result
-        self._readings += 1
-
-    def finish(self) -> LanguageSegments:
-        by_unit: dict[int, list[TokenStream]] = {}
-        remaining = self._segments
-        for unit in self._asked:
-            by_unit[unit] = list(self._results[unit].stream.segments(self._length, remaining))
-            remaining -= len(by_unit[unit])
-        segments = [segment for unit in sorted(by_unit) for segment in by_unit[unit]]
-        if remaining:
-            segments += self._tails().segments(self._length, remaining)
-        given = len(segments)
-        if given < self._segments and (self._shortage != "accept" or given == 0):
-            segments += self._repeats(given)
-        facts = {
-            "units": len(self._order),
-            "units_read": self._readings,
-            "units_used": sum(1 for chosen in by_unit.values() if chosen),
-            "repeated_segments": len(segments) - given,
-            "dropped_tokens": 0,
-            "dropped_bytes": 0,
-        }
-        return LanguageSegments(segments, facts)
-
-    def _with_more_text(self) -> list[Ask]:
-        """Units whose text was cut too short for their tokens, again with more of it."""
-        return [
-            replace(ask, text_bytes=ask.text_bytes * WIDENING)
-            for unit, ask in self._asked.items()
-            if ask.tokens is not None and ask.text_bytes is not None
-            if not self._results[unit].exhausted and len(self._results[unit].stream) < ask.tokens
-        ]
-
-    def _further(self, missing: int, have: int) -> list[Ask]:
-        """As many units not yet visited as are needed at the yield so far."""
-        visited = len(self._asked)
-        wanted = -(-missing * visited // have) if have else missing + visited
-        return self._shared(missing, dict.fromkeys(self._order[visited : visited + wanted], 0))
-
-    def _left_over(self, missing: int) -> list[Ask]:
-        """More segments from units that have more."""
-        units = [unit for unit in self._asked if not self._results[unit].exhausted][:missing]
-        return self._shared(missing, {unit: len(self._results[unit].stream) // self._length for unit in units})
-
-    def _shared(self, missing: int, given: Mapping[int, int]) -> list[Ask]:
-        """The missing segments shared evenly, at least one each, on top of what each unit has given."""
-        if not given:
-            return []
-        share, rest = divmod(max(missing, len(given)), len(given))
-        quotas = {unit: has + share + (place < rest) for place, (unit, has) in enumerate(given.items())}
-        return [
-            Ask(self.language, unit, quota * self._length, quota * self._length * BYTES_PER_TOKEN)
-            for unit, quota in quotas.items()
-        ]
-
-    def _full(self) -> int:
-        return sum(len(result.stream) // self._length for result in self._results.values())
-
-    def _tails(self) -> TokenStream:
-        exhausted = [self._results[unit].stream for unit in self._asked if self._results[unit].exhausted]
-        return joined([stream.cut(len(stream) // self._length * self._length, None) for stream in exhausted])
-
-    def _repeats(self, given: int) -> list[TokenStream]:
-        """Windows at random positions of all the language's text, in its order."""
-        if self._shortage == "raise" or given == 0:
-            raise InputError(
-                f"language {self.language!r}: the corpus gives {given} segments of {self._length} tokens, "
-                f"{self._segments} were asked for: ask for fewer or shorter ones"
-                + (", or allow_repeat" if given else "")
-            )
-        missing = self._segments - given
-        log.warning(
-            "language %s: the corpus gives %d of %d segments, %d overlapping windows repeat its text",
-            self.language,
-            given,
-            self._segments,
-            missing,
-        )
-        text = joined([self._results[unit].stream for unit in sorted(self._results)])
-        random = generator(self._seed, self.language, "repeats")
-        starts = random.integers(len(text) - self._length + 1, size=missing)
-        return [text.cut(start, start + self._length).compact() for start in sorted(starts.tolist())]
 
 
 class WholeText:
@@ -173,14 +59,22 @@ class WholeText:
         self._results: dict[int, UnitTokens] = {}
 
     def asks(self) -> list[Ask]:
-        return [] if self._results else [Ask(self.language, unit, None, None) for unit in range(self._count)]
+        return [] if self._results else [Ask(self.language, unit) for unit in range(self._count)]
 
-    def take(self, unit: int, result: UnitTokens) -> None:
-        self._results[unit] = result
+    def take(self, number: int, result: UnitTokens | Excerpt) -> None:
+        assert isinstance(result, UnitTokens)
+        self._results[number] = result
+
+    def text(self) -> TokenStream:
+        """All tokens, in order."""
+        return joined([self._results[unit].stream for unit in range(self._count)])
+
+    def facts(self, **others: int) -> dict[str, int]:
+        counted = {"units": self._count, "units_read": self._count, "units_used": self._count}
+        return {**counted, "repeated_segments": 0, "dropped_tokens": 0, "dropped_bytes": 0, **others}
 
     def finish(self) -> LanguageSegments:
-        results = [self._results[unit] for unit in range(self._count)]
-        text = joined([result.stream for result in results])
+        text = self.text()
         segments = list(text.segments(self._length))
         if not segments:
             raise InputError(
@@ -188,12 +82,63 @@ class WholeText:
                 f"fewer than one segment of {self._length}: ask for shorter segments"
             )
         dropped = text.cut(len(segments) * self._length, None)
-        facts = {
-            "units": self._count,
-            "units_read": self._count,
-            "units_used": self._count,
-            "repeated_segments": 0,
-            "dropped_tokens": len(dropped),
-            "dropped_bytes": int(dropped.bytes.sum()) + sum(result.lost_bytes for result in results),
-        }
-        return LanguageSegments(segments, facts)
+        lost_bytes = sum(result.lost_bytes for result in self._results.values())
+        dropped_bytes = int(dropped.bytes.sum()) + lost_bytes
+        return LanguageSegments(segments, self.facts(dropped_tokens=len(dropped), dropped_bytes=dropped_bytes))
+
+
+class ChosenFromAll:
+    """Segments chosen at random from all that the text is cut into, from a random token of its circle on.
+
+    What to do where there are not so many says `shortage`: raise InputError, repeat windows, or accept fewer.
+    """
+
+    def __init__(self, language: str, units: int, segments: int, length: int, seed: int, shortage: Shortage) -> None:
+        self.language = language
+        self._whole = WholeText(language, units, length)
+        self._segments = segments
+        self._length = length
+        self._seed = seed
+        self._shortage = shortage
+
+    def asks(self) -> list[Ask]:
+        return self._whole.asks()
+
+    def take(self, number: int, result: UnitTokens | Excerpt) -> None:
+        self._whole.take(number, result)
+
+    def finish(self) -> LanguageSegments:
+        text = self._whole.text()
+        random = generator(self._seed, self.language, "chosen")
+        if len(text):
+            text = text.rotated(int(random.integers(len(text))))
+        possible = len(text) // self._length
+        if possible < self._segments and (self._shortage != "accept" or possible == 0):
+            return self._repeated(text, possible)
+        chosen = random.permutation(possible)[: self._segments]
+        segments = [self._window(text, place * self._length) for place in np.sort(chosen).tolist()]
+        return LanguageSegments(segments, self._whole.facts())
+
+    def _repeated(self, text: TokenStream, possible: int) -> LanguageSegments:
+        """All segments, and windows at random positions of the text."""
+        if self._shortage == "raise" or possible == 0:
+            raise InputError(
+                f"language {self.language!r}: the corpus gives {possible} segments of {self._length} tokens, "
+                f"{self._segments} were asked for: ask for fewer or shorter ones"
+                + (", or allow_repeat" if possible else "")
+            )
+        missing = self._segments - possible
+        log.warning(
+            "language %s: the corpus gives %d of %d segments, %d overlapping windows repeat its text",
+            self.language,
+            possible,
+            self._segments,
+            missing,
+        )
+        random = generator(self._seed, self.language, "repeats")
+        starts = np.sort(random.integers(len(text) - self._length + 1, size=missing)).tolist()
+        segments = [*text.segments(self._length), *(self._window(text, start) for start in starts)]
+        return LanguageSegments(segments, self._whole.facts(repeated_segments=missing))
+
+    def _window(self, text: TokenStream, start: int) -> TokenStream:
+        return text.cut(start, start + self._length).compact()

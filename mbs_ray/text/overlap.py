@@ -7,14 +7,17 @@ from mbs_ray.text.segment_file import SegmentSet
 def refuse_overlap(name: str, evaluation: SegmentSet, calibration: SegmentSet) -> None:
     """Raise :class:`InputError` where a document has tokens in both sets of segments, in one language.
 
-    A document is known by its text, wherever it is read from; a segment may hold parts of several. ``name`` is that
-    of the evaluation set.
+    A document is known by its text, wherever it is read from; a segment may hold parts of several. Blank ones are no
+    text that could be shared. ``name`` is that of the evaluation set.
     """
-    known = {language: {source.digest for source in sources} for language, sources in calibration.sources().items()}
+    known = {
+        language: {source.digest for source in sources if not source.blank}
+        for language, sources in calibration.sources().items()
+    }
     shared = {}
     for language, sources in evaluation.sources().items():
         # One text may stand in several documents.
-        own = {source.digest: source for source in sources}
+        own = {source.digest: source for source in sources if not source.blank}
         both = [source for digest, source in own.items() if digest in known.get(language, ())]
         if both:
             shared[language] = len(own), both

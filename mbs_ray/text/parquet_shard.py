@@ -1,69 +1,138 @@
-"""Parquet: a unit is a row group; only the text column is read."""
+"""Parquet: a unit, and a part, is a row group; only the text column is read.
 
-from collections.abc import Iterator, Sequence
+A row group's extent is taken from the footer: the bytes its text takes before compression. Where a writer kept equal
+texts of a group but once, that is too few; columns of categories are therefore counted, by reading them when the file
+is opened.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from pathlib import Path
+from functools import cached_property
+from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.shards import Document, file_digest
+from mbs_ray.text.shards import Addressed, Document, Wanted
+
+_LENGTH_BYTES = 4  # stand before each text of a plain page
+Opener = Callable[[str], BinaryIO]
 
 
 @dataclass(frozen=True)
 class ParquetShard:
-    name: str
-    path: Path
-    text_column: str
-    unit_count: int
-    identity: tuple[str, ...]
-    validated_by_reading = False
+    """The text column of a file at `location`: a path, or what `opener` opens."""
 
-    @classmethod
-    def open(cls, path: Path, name: str, text_column: str) -> "ParquetShard":
-        """Reads the footer. InputError for a truncated or corrupt file, or without that column of text."""
-        with _opened(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-        if text_column not in schema.names:
-            raise InputError(f"{path}: no column {text_column!r}; its columns: {', '.join(schema.names)}")
-        kind = schema.field(text_column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise InputError(f"{path}: column {text_column!r} holds {kind}, not text")
-        digest = file_digest(path, footer_bytes=metadata.serialized_size)
-        identity = (name, str(path.stat().st_size), digest)
-        units = metadata.num_row_groups if metadata.num_rows else 0
-        return cls(name, path, text_column, units, identity)
+    name: str
+    location: str
+    text_column: str
+    extents: tuple[int, ...]
+    identity: tuple[str, ...]
+    opener: Opener | None = None
+
+    @property
+    def unit_count(self) -> int:
+        return len(self.extents)
+
+    @cached_property
+    def metadata(self) -> pq.FileMetaData:
+        """The footer, read once by whoever reads row groups."""
+        with opened(self.location, self.opener) as file:
+            return file.metadata
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:
-        with _opened(self.path) as file:
-            sizes = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
-            first_rows = list(accumulate(sizes, initial=0))
+        with opened(self.location, self.opener, self.metadata) as file:
             for unit in units:
-                yield self._documents(file, unit, first_rows[unit])
+                yield (one.document for one in self._addressed(file, unit, Wanted()))
 
-    def _documents(self, file: pq.ParquetFile, row_group: int, first_row: int) -> Iterator[Document]:
-        try:
-            column = file.read_row_group(row_group, columns=[self.text_column]).column(0)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.path}: row group {row_group} is unreadable ({_one_line(error)})") from None
-        for row, value in enumerate(column, start=first_row):
-            if not value.is_valid:
-                continue
-            encoded = value.as_buffer().to_pybytes()
-            try:
-                text = encoded.decode()
-            except UnicodeDecodeError:
-                raise InputError(f"{self.path}: row {row} is not valid UTF-8") from None
-            yield Document(f"{self.name}#{row}", text, len(encoded))
+    def addressed(self, part: int, wanted: Wanted) -> Iterator[Addressed]:
+        with opened(self.location, self.opener, self.metadata) as file:
+            yield from self._addressed(file, part, wanted)
+
+    def _addressed(self, file: pq.ParquetFile, row_group: int, wanted: Wanted) -> Iterator[Addressed]:
+        """Every text has as many addresses as bytes and one, scaled so that they fill the extent of the row group."""
+        first_row = sum(file.metadata.row_group(group).num_rows for group in range(row_group))
+        texts = _texts(file, row_group, self.text_column, self.location)
+        offsets = np.concatenate([[0], np.cumsum(pc.fill_null(pc.binary_length(texts), 0).to_numpy())])
+        places = np.where(texts.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets) + 1, 0)
+        ends = np.cumsum(places) * (self.extents[row_group] / max(int(places.sum()), 1))
+        row = 0
+        while (row := max(row, int(np.searchsorted(ends, wanted.start, side="right")))) < len(texts):
+            if places[row]:
+                encoded = texts[row].as_buffer().to_pybytes()
+                try:
+                    text = encoded.decode()
+                except UnicodeDecodeError:
+                    raise InputError(f"{self.location}: row {first_row + row} is not valid UTF-8") from None
+                begin = float(ends[row - 1]) if row else 0.0
+                yield Addressed(begin, float(ends[row]), Document(f"{self.name}#{first_row + row}", text, len(encoded)))
+            row += 1
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def row_group_extents(location: str, text_column: str, opener: Opener | None = None) -> tuple[int, ...]:
+    """Extents of a file's row groups, none where it has no text.
+
+    Reads the footer, and a column of categories. InputError for a truncated or corrupt file, or one without that column
+    of text.
+    """
+    with opened(location, opener) as file:
+        kind = _kind(file.schema_arrow, text_column, location)
+        groups = range(file.metadata.num_row_groups)
+        if pa.types.is_null(kind):
+            return ()
+        if pa.types.is_dictionary(kind):
+            extents = [_counted(_texts(file, group, text_column, location)) for group in groups]
+        else:
+            extents = [_from_footer(file.metadata, group, text_column) for group in groups]
+    return tuple(extents) if any(extents) else ()
+
+
+def opened(location: str, opener: Opener | None, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """InputError where it is no file of parquet. With its `metadata` at hand the footer is not read again."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(opener(location) if opener else location, metadata=metadata)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
+        raise InputError(f"{location}: not a readable parquet file ({_one_line(error)})") from None
+
+
+def _kind(schema: pa.Schema, text_column: str, location: str) -> pa.DataType:
+    if (count := schema.names.count(text_column)) != 1:
+        what = f"{count} columns named" if count else "no column"
+        raise InputError(f"{location}: {what} {text_column!r}; its columns: {', '.join(schema.names)}")
+    kind = schema.field(text_column).type
+    own = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not any(
+        is_kind(own)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    ):
+        raise InputError(f"{location}: column {text_column!r} holds {kind}, not text")
+    return kind
+
+
+def _texts(file: pq.ParquetFile, row_group: int, text_column: str, location: str) -> pa.LargeBinaryArray:
+    try:
+        column = file.read_row_group(row_group, columns=[text_column]).column(0)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return pa.concat_arrays([pa.array([], pa.large_binary()), *column.cast(pa.large_binary()).chunks])
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{location}: row group {row_group} is unreadable ({_one_line(error)})") from None
+
+
+def _counted(texts: pa.LargeBinaryArray) -> int:
+    return len(texts) - texts.null_count + int(pc.sum(pc.binary_length(texts)).as_py() or 0)
+
+
+def _from_footer(metadata: pq.FileMetaData, row_group: int, text_column: str) -> int:
+    (leaf,) = (leaf for leaf in range(metadata.num_columns) if metadata.schema.column(leaf).path == text_column)
+    column = metadata.row_group(row_group).column(leaf)
+    statistics = column.statistics
+    nulls = statistics.null_count if statistics is not None and statistics.has_null_count else 0
+    texts = column.num_values - nulls
+    return max(column.total_uncompressed_size - _LENGTH_BYTES * texts, texts) if texts > 0 else 0
 
 
 def _one_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The drawing as one Ray Data pipeline: tasks read units, actors tokenize, the driver collects by unit."""
 
+import json
 import logging
 import os
 import warnings
@@ -19,7 +20,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.text.shards import Document, Shard, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
-from mbs_ray.text.unit_draw import Ask, UnitText, UnitTokens, generator, shuffled_documents, unit_tokens
+from mbs_ray.text.unit_draw import COPIES, Ask, Excerpt, Passage, Spot, UnitTokens, excerpts, passages, unit_tokens
 
 # Together one CPU, so that neither waits for ever for the other; unequal, else Ray Data fuses readers into the actors.
 READER_CPUS, TOKENIZER_CPUS = 0.4, 0.6
@@ -30,10 +31,13 @@ DEATHS_ALLOWED = 4
 TEXT = pa.schema(
     {
         "language": pa.string(),
-        "unit": pa.int64(),
-        "tokens": pa.int64(),
+        "number": pa.int64(),
         "labels": pa.list_(pa.large_string()),
         "texts": pa.list_(pa.large_string()),
+        # Of a passage; a unit has no spots.
+        "spots": pa.list_(pa.int64()),
+        "begin": pa.float64(),
+        "mass": pa.float64(),
         "complete": pa.bool_(),
         "error": pa.string(),
     }
@@ -41,70 +45,102 @@ TEXT = pa.schema(
 TOKENS = pa.schema(
     {
         "language": pa.string(),
-        "unit": pa.int64(),
+        "number": pa.int64(),
         "token_ids": pa.large_list(pa.int32()),
         "document_index": pa.large_list(pa.int32()),
         "bytes": pa.large_list(pa.int32()),
         "labels": pa.list_(pa.large_string()),
         "digests": pa.list_(pa.large_binary()),
         "beginnings": pa.list_(pa.large_string()),
-        "exhausted": pa.bool_(),
+        "composed": pa.list_(pa.bool_()),
+        # Of a unit.
         "lost_bytes": pa.int64(),
+        # Of an excerpt.
+        "spot": pa.int64(),
+        "copy": pa.int64(),
+        "begin": pa.float64(),
+        "mass": pa.float64(),
+        "tokens": pa.int64(),
+        "start": pa.int64(),
+        "documents": pa.list_(pa.large_string()),
+        "lengths": pa.list_(pa.int64()),
+        "complete": pa.bool_(),
         "error": pa.string(),
     }
 )
 
 
+_OF_EXCERPTS = ("spot", "copy", "begin", "mass", "tokens", "start", "complete")
+#: Language, number of the unit or part, what was found in it.
+Found = tuple[str, int, UnitTokens | Excerpt]
+#: Language, number of the unit or part, spot and copy of an excerpt.
+Arrival = tuple[str, int, int | None, int]
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """What the tokens of a unit depend on besides its text and what is asked of it."""
+    """What the tokens of a unit depend on besides its text and what is asked of it.
+
+    `text_length`: tokens of a segment besides those that begin it.
+    """
 
     tokenizer: str
-    sequence_length: int
+    text_length: int
     seed: int
     join: Join = "end_token"
-
-
-@dataclass(frozen=True)
-class Located:
-    """An ask with the shard, and the unit in that shard, it is read from."""
-
-    ask: Ask
-    shard: int
-    shard_unit: int
 
 
 def gather(
     shards: Mapping[str, tuple[Shard, ...]],
     recipe: Recipe,
     tokenizers: int,
-    wanted: Sequence[Located],
-) -> Iterator[tuple[Ask, UnitTokens]]:
-    """Yield the tokens of every unit asked for, in whatever order they arrive. InputError as the reader raised it.
+    asks: Sequence[Ask],
+) -> Iterator[Found]:
+    """Yield the tokens of every unit and spot asked for, in whatever order they arrive.
 
     `tokenizers` actors share the tokenizing, and in proportion tasks the reading; that changes no token. Where an
-    actor dies, what has not arrived is read again.
+    actor dies, what has not arrived is read again. InputError as the reader raised it.
     """
-    missing = {(located.ask.language, located.ask.unit): located for located in wanted}
+    arrived: set[Arrival] = set()
     for deaths in range(1, DEATHS_ALLOWED + 1):
+        owed = [ask for ask in asks if not arrived.issuperset(_wanted(ask))]
+        if not owed:
+            return
         try:
-            for language, unit, result in _stream(shards, recipe, tokenizers, list(missing.values())):
-                yield missing.pop((language, unit)).ask, result
+            for found in _stream(shards, recipe, tokenizers, owed):
+                # What was asked for together is read again together, and what has arrived of it counts once.
+                if not arrived.issuperset(new := _arrivals(found)):
+                    arrived |= new
+                    yield found
             return
         except RayActorError:
             if deaths == DEATHS_ALLOWED:
                 raise
 
 
+def _wanted(ask: Ask) -> set[Arrival]:
+    if ask.spots is None:
+        return {(ask.language, ask.number, None, 0)}
+    return {(ask.language, ask.number, spot.number, copy) for spot in ask.spots for copy in range(COPIES)}
+
+
+def _arrivals(found: Found) -> set[Arrival]:
+    """What this was all, or a part, of: where a spot has no tokens, nothing else comes of it."""
+    language, number, result = found
+    if isinstance(result, UnitTokens):
+        return {(language, number, None, 0)}
+    return {(language, number, result.spot, copy) for copy in ([result.copy] if result.tokens else range(COPIES))}
+
+
 def _stream(
-    shards: Mapping[str, tuple[Shard, ...]], recipe: Recipe, tokenizers: int, wanted: Sequence[Located]
-) -> Iterator[tuple[str, int, UnitTokens]]:
-    items = unit_items(wanted)
+    shards: Mapping[str, tuple[Shard, ...]], recipe: Recipe, tokenizers: int, asks: Sequence[Ask]
+) -> Iterator[Found]:
+    items = read_items(asks)
     tokenizers = min(tokenizers, len(items))
     tasks = min(TASKS_PER_TOKENIZER * tokenizers, len(items))
     with DataContext.current(_quiet_context()):
         rows = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
-            read_units,
+            read_texts,
             fn_kwargs={"shards": shards, "seed": recipe.seed},
             batch_format="pyarrow",
             batch_size=None,
@@ -115,7 +151,7 @@ def _stream(
             # Ray 2.60 has no other way to say max_restarts, and tells to use one.
             warnings.simplefilter("ignore", RayDeprecationWarning)
             rows = rows.map_batches(
-                TokenizeUnits,
+                TokenizeTexts,
                 fn_constructor_args=(recipe,),
                 compute=ActorPoolStrategy(size=tokenizers),
                 batch_format="pyarrow",
@@ -125,49 +161,68 @@ def _stream(
                 max_restarts=0,
             )
         for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-            yield from unit_results(table)
+            yield from results(table)
 
 
-def unit_items(wanted: Sequence[Located]) -> list[dict[str, Any]]:
-    """What `read_units` takes, neighbours in a file next to each other so that few tasks open it."""
+def read_items(asks: Sequence[Ask]) -> list[dict[str, Any]]:
+    """What `read_texts` takes, neighbours in a file next to each other so that few tasks open it."""
     return [
         {
-            "language": located.ask.language,
-            "unit": located.ask.unit,
-            "tokens": located.ask.tokens,
-            "text_bytes": located.ask.text_bytes,
-            "shard": located.shard,
-            "shard_unit": located.shard_unit,
+            "language": ask.language,
+            "number": ask.number,
+            "text_bytes": ask.text_bytes,
+            # In JSON: Ray makes tensors of lists, as it sees fit.
+            "spots": None if ask.spots is None else json.dumps(ask.spots),
         }
-        for located in sorted(wanted, key=lambda located: (located.ask.language, located.ask.unit))
+        for ask in sorted(asks, key=lambda ask: (ask.language, ask.number))
     ]
 
 
-def read_units(items: pa.Table, *, shards: Mapping[str, tuple[Shard, ...]], seed: int) -> Iterator[pa.Table]:
-    """One row of TEXT for each item; an error in the text travels as a row, for the driver to raise."""
+def read_texts(items: pa.Table, *, shards: Mapping[str, tuple[Shard, ...]], seed: int) -> Iterator[pa.Table]:
+    """A row of TEXT for each unit and each passage; an error in the text travels as a row, for the driver to raise."""
     rows = items.to_pylist()
-    for (language, shard), group in groupby(rows, key=lambda item: (item["language"], item["shard"])):
-        located = list(group)
-        units = shards[language][shard].read([item["shard_unit"] for item in located])
-        try:
-            for item, documents in zip(located, units, strict=True):
-                text = _unit_text(documents, item, seed)
-                row = {
-                    "language": language,
-                    "unit": item["unit"],
-                    "tokens": item["tokens"],
-                    "labels": [document.label for document in text.documents],
-                    "texts": [document.text for document in text.documents],
-                    "complete": text.complete,
-                }
-                yield pa.Table.from_pylist([row], schema=TEXT)
-        except InputError as error:
-            yield pa.Table.from_pylist([{"error": str(error)}], schema=TEXT)
-            return
+    try:
+        for (language, whole), group in groupby(rows, key=lambda row: (row["language"], row["spots"] is None)):
+            read = _units if whole else _passages
+            for row in read(shards[language], list(group), seed):
+                yield pa.Table.from_pylist([{"language": language, **row}], schema=TEXT)
+    except InputError as error:
+        yield pa.Table.from_pylist([{"error": str(error)}], schema=TEXT)
 
 
-class TokenizeUnits:
-    """An actor that holds the tokenizer: one row of TOKENS for each row of TEXT."""
+def _units(shards: Sequence[Shard], rows: Sequence[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    places = [(shard, unit) for shard in shards for unit in range(shard.unit_count)]
+    for name, group in groupby(rows, key=lambda row: places[row["number"]][0].name):
+        numbers = [row["number"] for row in group]
+        shard = places[numbers[0]][0]
+        assert shard.name == name
+        for number, documents in zip(numbers, shard.read([places[number][1] for number in numbers]), strict=True):
+            yield {"number": number, **_texts(list(documents))}
+
+
+def _passages(shards: Sequence[Shard], rows: Sequence[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        spots = tuple(Spot(*spot) for spot in json.loads(row["spots"]))
+        for passage in passages(shards, Ask(row["language"], row["number"], spots, row["text_bytes"]), seed):
+            yield {
+                "number": row["number"],
+                **_texts(passage.documents),
+                "spots": [spot.number for spot in passage.spots],
+                "begin": passage.begin,
+                "mass": passage.mass,
+                "complete": passage.complete,
+            }
+
+
+def _texts(documents: Sequence[Document]) -> dict[str, Any]:
+    return {
+        "labels": [document.label for document in documents],
+        "texts": [document.text for document in documents],
+    }
+
+
+class TokenizeTexts:
+    """An actor that holds the tokenizer: a row of TOKENS for each unit, and for each excerpt of a passage."""
 
     def __init__(self, recipe: Recipe) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the actor has a part of a CPU, not all of the node's
@@ -176,40 +231,46 @@ class TokenizeUnits:
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         for row in rows.to_pylist():
-            yield pa.Table.from_pydict({name: [value] for name, value in self._tokens(row).items()}, schema=TOKENS)
+            for tokens in self._tokens(row):
+                result = {**dict.fromkeys(TOKENS.names), "language": row["language"], "number": row["number"], **tokens}
+                yield pa.Table.from_pydict({name: [value] for name, value in result.items()}, schema=TOKENS)
 
-    def _tokens(self, row: dict[str, Any]) -> dict[str, Any]:
-        result = {**dict.fromkeys(TOKENS.names), "language": row["language"], "unit": row["unit"]}
+    def _tokens(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if row["error"] is not None:
-            return {**result, "error": row["error"]}
-        documents = [
-            Document(label, text, len(text.encode())) for label, text in zip(row["labels"], row["texts"], strict=True)
-        ]
+            yield {"error": row["error"]}
+            return
+        texts = zip(row["labels"], row["texts"], strict=True)
+        documents = [Document(label, text, len(text.encode())) for label, text in texts]
         try:
-            tokens = unit_tokens(
-                UnitText(documents, row["complete"]),
-                row["tokens"],
-                self.recipe.sequence_length,
-                self.tokenizer.tokenize,
-                generator(self.recipe.seed, row["language"], row["unit"], "start"),
-            )
+            if row["spots"] is None:
+                unit = unit_tokens(documents, self.tokenizer.tokenize)
+                yield {**_columns(unit.stream), "lost_bytes": unit.lost_bytes}
+                return
+            spots = [Spot(number, 0.0) for number in row["spots"]]
+            passage = Passage(spots, row["begin"], row["mass"], documents, row["complete"])
+            recipe = self.recipe
+            found = excerpts(passage, recipe.text_length, self.tokenizer.tokenize, row["language"], recipe.seed)
+            for excerpt in found:
+                own = {name: getattr(excerpt, name) for name in _OF_EXCERPTS}
+                yield {**_columns(excerpt.stream), **own, "documents": excerpt.labels, "lengths": excerpt.lengths}
         except InputError as error:
-            return {**result, "error": str(error)}
-        return {
-            **result,
-            "token_ids": tokens.stream.token_ids,
-            "document_index": tokens.stream.document_index,
-            "bytes": tokens.stream.bytes,
-            "labels": [source.label for source in tokens.stream.sources],
-            "digests": [source.digest for source in tokens.stream.sources],
-            "beginnings": [source.beginning for source in tokens.stream.sources],
-            "exhausted": tokens.exhausted,
-            "lost_bytes": tokens.lost_bytes,
-        }
+            yield {"error": str(error)}
 
 
-def unit_results(table: pa.Table) -> Iterator[tuple[str, int, UnitTokens]]:
-    """(language, unit, tokens) of each row of TOKENS. InputError where a row holds an error."""
+def _columns(stream: TokenStream) -> dict[str, Any]:
+    return {
+        "token_ids": stream.token_ids,
+        "document_index": stream.document_index,
+        "bytes": stream.bytes,
+        "labels": [source.label for source in stream.sources],
+        "digests": [source.digest for source in stream.sources],
+        "beginnings": [source.beginning for source in stream.sources],
+        "composed": [source.composed for source in stream.sources],
+    }
+
+
+def results(table: pa.Table) -> Iterator[Found]:
+    """What each row of TOKENS holds. InputError where that is an error."""
     for position in range(table.num_rows):
         row = {name: table[name][position] for name in table.column_names}
         if row["error"].is_valid:
@@ -217,18 +278,17 @@ def unit_results(table: pa.Table) -> Iterator[tuple[str, int, UnitTokens]]:
         token_ids, document_index, sizes = (
             row[name].values.to_numpy().astype(np.int32) for name in ("token_ids", "document_index", "bytes")
         )
-        columns = (row[name].as_py() for name in ("labels", "digests", "beginnings"))
+        columns = (row[name].as_py() for name in ("labels", "digests", "beginnings", "composed"))
         sources = tuple(Source(*fields) for fields in zip(*columns, strict=True))
         stream = TokenStream(token_ids, document_index, sizes, sources)
-        result = UnitTokens(stream, row["exhausted"].as_py(), row["lost_bytes"].as_py())
-        yield row["language"].as_py(), row["unit"].as_py(), result
-
-
-def _unit_text(documents: Iterator[Document], item: Mapping[str, Any], seed: int) -> UnitText:
-    if item["text_bytes"] is None:
-        return UnitText(list(documents), complete=True)
-    random = generator(seed, item["language"], item["unit"], "documents")
-    return shuffled_documents(documents, item["text_bytes"], random)
+        result: UnitTokens | Excerpt
+        if row["spot"].is_valid:
+            own = {name: row[name].as_py() for name in _OF_EXCERPTS}
+            labels, lengths = (tuple(row[name].as_py()) for name in ("documents", "lengths"))
+            result = Excerpt(**own, stream=stream, labels=labels, lengths=lengths)
+        else:
+            result = UnitTokens(stream, row["lost_bytes"].as_py())
+        yield row["language"].as_py(), row["number"].as_py(), result
 
 
 def _quiet_context() -> DataContext:

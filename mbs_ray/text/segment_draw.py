@@ -9,33 +9,32 @@ from pathlib import Path
 import ray
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.language_draw import LanguageDraw, LanguageSegments, RandomDraw, Shortage, WholeText
-from mbs_ray.text.ray_data import Located, Recipe, gather
+from mbs_ray.text.language_draw import ChosenFromAll, LanguageDraw, LanguageSegments, Shortage, WholeText
+from mbs_ray.text.ray_data import Found, Recipe, gather
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
-from mbs_ray.text.unit_draw import Ask, UnitTokens
+from mbs_ray.text.spot_draw import BYTES_PER_TOKEN, SpotDraw
+from mbs_ray.text.text_counts import refuse_foreign_ids, refuse_unknown, text_counts
+from mbs_ray.text.unit_draw import Ask, Excerpt
 
 Notify = Callable[[int, int], None]
-Reader = Callable[[Sequence[Located]], Iterable[tuple[Ask, UnitTokens]]]
+Reader = Callable[[Sequence[Ask]], Iterable[Found]]
 log = logging.getLogger(__name__)
 
 
 def check_request(request: SegmentRequest) -> None:
-    """All checks that need no Ray: opens corpus and tokenizer; of text formats it reads the units drawn first.
+    """All checks that need no Ray: opens corpus and tokenizer, and reads the first document of each file of text.
 
-    InputError, one line, names the file, line, field or language.
+    What is drawn is checked when it is read. InputError, one line, names the file, line, field or language.
     """
     _ = request.fingerprint
-    for language, draw in language_draws(request).items():
-        request.opened.validate(language, (ask.unit for ask in draw.asks()))
 
 
 def draw_segments(request: SegmentRequest, directory: Path, progress: Notify | None = None) -> SegmentSet:
     """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it; Ray must be initialized.
 
-    Rows are ordered by language (table order), shard, unit; segments that no single unit fills come last.
-    `progress` is called with the units done and the units asked for so far. InputError for a corpus that is missing,
-    malformed, or has too little text.
+    Rows are ordered by language (table order), and by where they begin in its text. `progress` is called with the
+    units and spots done, and those asked for so far. InputError for a corpus that is missing, malformed, or too short.
     """
     path = directory / f"{request.fingerprint[:16]}.parquet"
     if (written := _written(path, request.fingerprint)) is not None:
@@ -67,9 +66,26 @@ def _drawn(request: SegmentRequest, progress: Notify | None) -> dict[str, Langua
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
-    recipe = Recipe(request.tokenizer, request.sequence_length, request.seed, request.join)
-    fill(request, draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
-    return {language: draw.finish() for language, draw in draws.items()}
+    recipe = Recipe(request.tokenizer, request.text_length, request.seed, request.join)
+    fill(draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
+    return finished(request, draws)
+
+
+def finished(request: SegmentRequest, draws: Mapping[str, LanguageDraw]) -> dict[str, LanguageSegments]:
+    """Each language's segments, begun as the tokenizer begins a text, with what was counted of theirs.
+
+    InputError where the text is too little, much of it is unknown to the tokenizer, or a token to the model.
+    """
+    _, begin, unknown, rows = request.tokenizer_facts
+    languages = {}
+    for language, draw in draws.items():
+        drawn = draw.finish()
+        refuse_foreign_ids(request.tokenizer, drawn.segments, rows)
+        facts = {**drawn.facts, **text_counts(drawn.segments, unknown)}
+        segments = [one.preceded(begin) for one in drawn.segments] if begin else drawn.segments
+        languages[language] = LanguageSegments(segments, facts)
+    refuse_unknown(request.tokenizer, {language: one.facts for language, one in languages.items()})
+    return languages
 
 
 def _written(path: Path, fingerprint: str) -> SegmentSet | None:
@@ -85,32 +101,35 @@ def _written(path: Path, fingerprint: str) -> SegmentSet | None:
 
 def language_draws(request: SegmentRequest) -> dict[str, LanguageDraw]:
     """What gathers each language's segments, in table order."""
-    length, seed = request.sequence_length, request.seed
+    length, seed = request.text_length, request.seed
     draws: dict[str, LanguageDraw] = {}
     for language in request.opened.shards:
-        units = request.opened.unit_count(language)
-        if request.allocation is not None:
-            shortage: Shortage = "repeat" if request.allow_repeat else "raise"
-            draws[language] = RandomDraw(language, units, request.allocation[language], length, seed, shortage)
-        elif request.at_most is not None:
-            draws[language] = RandomDraw(language, units, request.at_most, length, seed, "accept")
-        else:
+        units = len(request.opened.units(language))
+        if request.allocation is None and request.at_most is None:
             draws[language] = WholeText(language, units, length)
+            continue
+        if request.allocation is not None:
+            segments = request.allocation[language]
+            shortage: Shortage = "repeat" if request.allow_repeat else "raise"
+        else:
+            assert request.at_most is not None
+            segments, shortage = request.at_most, "accept"
+        extents = request.opened.extents(language)
+        from_all = ChosenFromAll(language, units, segments, length, seed, shortage)
+        much = sum(extents) <= segments * length * BYTES_PER_TOKEN
+        draws[language] = from_all if much else SpotDraw(language, extents, segments, length, seed, from_all)
     return draws
 
 
-def fill(
-    request: SegmentRequest,
-    draws: Mapping[str, LanguageDraw],
-    read: Reader,
-    progress: Notify | None,
-) -> None:
+def fill(draws: Mapping[str, LanguageDraw], read: Reader, progress: Notify | None) -> None:
     """Round after round, one reading for all languages, until no language asks for more."""
     done = asked = 0
     while asks := [ask for draw in draws.values() for ask in draw.asks()]:
-        asked += len(asks)
-        for ask, result in read([Located(ask, *request.opened.locate(ask.language, ask.unit)) for ask in asks]):
-            draws[ask.language].take(ask.unit, result)
+        asked += sum(1 if ask.spots is None else len(ask.spots) for ask in asks)
+        for language, number, result in read(asks):
+            draws[language].take(number, result)
+            if isinstance(result, Excerpt) and result.copy:
+                continue
             done += 1
             if progress is not None:
                 progress(done, asked)

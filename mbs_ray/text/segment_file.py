@@ -27,13 +27,14 @@ class Segments:
     """n segments of L tokens in memory.
 
     `token_ids` int32 [n, L]; `document_index` int16 [n, L], the entry of the segment's `documents` a token belongs
-    to, -1 for separators and special tokens; `bytes` uint16 [n, L], UTF-8 bytes of text a token stands for;
+    to, -1 for separators and special tokens; `bytes` uint32 [n, L] (uint16 in files of earlier
+    versions), UTF-8 bytes of text a token stands for;
     `language` and `documents` have n entries.
     """
 
     token_ids: npt.NDArray[np.int32]
     document_index: npt.NDArray[np.int16]
-    bytes: npt.NDArray[np.uint16]
+    bytes: npt.NDArray[np.uint32] | npt.NDArray[np.uint16]
     language: list[str]
     documents: list[list[str]]
 
@@ -121,7 +122,7 @@ def write_segments(
             "language": pa.string(),
             "token_ids": pa.list_(pa.int32(), length),
             "document_index": pa.list_(pa.int16(), length),
-            "bytes": pa.list_(pa.uint16(), length),
+            "bytes": pa.list_(pa.uint32(), length),
             "documents": pa.list_(pa.string()),
             "digests": pa.list_(pa.binary(DIGEST_BYTES)),
             "beginnings": pa.list_(pa.string()),

@@ -4,25 +4,46 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.corpus import Corpus, Location, open_corpus, parse_location
-from mbs_ray.text.tokenization import DocumentTokenizer, Join
+from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora, parse_location
+from mbs_ray.text.tokenization import DocumentTokenizer, Join, TokenizerFacts
 
-FORMAT = 1  # raise it with any change that draws other tokens from the same request
+# Raise it with any change that draws other tokens from the same request.
+FORMAT = 2
+# The same for all text in its order, which no drawing changes.
+WHOLE_TEXT_FORMAT = 1
+
+
+class TextSources:
+    """The corpora and tokenizers of a command, each opened once, however many requests read it.
+
+    What was found of the corpora's files is kept under `cache` for the next command.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.corpora = OpenedCorpora(cache)
+        self._tokenizer_facts: dict[str, TokenizerFacts] = {}
+
+    def tokenizer_facts(self, tokenizer: str) -> TokenizerFacts:
+        if tokenizer not in self._tokenizer_facts:
+            self._tokenizer_facts[tokenizer] = DocumentTokenizer(tokenizer).facts()
+        return self._tokenizer_facts[tokenizer]
 
 
 @dataclass(frozen=True)
 class SegmentRequest:
     """Segments wanted of each language, from a corpus (what `parse_location` takes) through a tokenizer.
 
-    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language);
-    `allow_repeat` lets windows overlap where it is too short. Without one, at most `at_most` of each language are
-    drawn in that way, or, where that is None, all the text is taken in its own order. `tokenizer` is a directory or
-    a hub id; `join` is what stands between documents. InputError for a field that makes no sense.
+    With an `allocation` exactly so many are drawn, at random places of the whole text by (seed, language), each token
+    of it as likely as any other; `allow_repeat` lets windows overlap where it is too short. Without one, at most
+    `at_most` of each language are drawn in that way, or, where that is None, all the text is taken in its own order.
+    `tokenizer` is a directory or a hub id; `join` is what stands between documents. InputError for a field that makes
+    no sense.
     """
 
     corpus: Location
@@ -34,6 +55,8 @@ class SegmentRequest:
     allow_repeat: bool = False
     at_most: int | None = None
     join: Join = "end_token"
+    sources: TextSources | None = field(default=None, compare=False, repr=False)
+    """Where corpus and tokenizer are open already, or will be for the next request."""
 
     def __post_init__(self) -> None:
         if self.sequence_length < 2:
@@ -57,12 +80,26 @@ class SegmentRequest:
     @cached_property
     def opened(self) -> Corpus:
         """The corpus, opened once for this request. InputError for what is missing or broken."""
-        return open_corpus(self.corpus, self.languages)
+        corpora = OpenedCorpora() if self.sources is None else self.sources.corpora
+        return corpora.open(self.corpus, self.languages)
 
     @cached_property
-    def tokenizer_digest(self) -> str:
-        """Hex SHA-256 of the tokenizer, loaded once for this request."""
-        return DocumentTokenizer(self.tokenizer).digest()
+    def tokenizer_facts(self) -> TokenizerFacts:
+        """Of the tokenizer, loaded once for this request."""
+        return (self.sources or TextSources()).tokenizer_facts(self.tokenizer)
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a segment that are drawn; before them stand those with which the tokenizer begins a text.
+
+        InputError where there is no room for any.
+        """
+        begin = self.tokenizer_facts.begin
+        if self.sequence_length <= len(begin):
+            raise InputError(
+                f"sequence length {self.sequence_length}: the tokenizer begins every segment with {len(begin)} tokens"
+            )
+        return self.sequence_length - len(begin)
 
     def for_language(self, language: str) -> "SegmentRequest":
         """The same for one language of the allocation, whose segments do not depend on the others."""
@@ -70,7 +107,7 @@ class SegmentRequest:
         one = replace(self, languages=(language,), allocation={language: self.allocation[language]})
         # What is open already is not opened again for each language.
         one.__dict__["opened"] = Corpus({language: self.opened.shards[language]})
-        one.__dict__["tokenizer_digest"] = self.tokenizer_digest
+        one.__dict__["tokenizer_facts"] = self.tokenizer_facts
         return one
 
     @cached_property
@@ -78,9 +115,9 @@ class SegmentRequest:
         """Hex SHA-256 of all that determines the segments."""
         drawn = self.allocation is not None or self.at_most is not None
         determining = {
-            "format": FORMAT,
+            "format": FORMAT if drawn else WHOLE_TEXT_FORMAT,
             "corpus": self.opened.identity,
-            "tokenizer": self.tokenizer_digest,
+            "tokenizer": self.tokenizer_facts.digest,
             "allocation": None if self.allocation is None else dict(self.allocation),
             "at_most": self.at_most if self.allocation is None else None,
             "sequence_length": self.sequence_length,
@@ -89,6 +126,8 @@ class SegmentRequest:
             # Not named where it is as it always was, so that what was drawn then is found again.
             **({} if self.join == "end_token" else {"join": self.join}),
             **({} if (column := parse_location(self.corpus).text_column) == "text" else {"text_column": column}),
+            # Likewise: most tokenizers begin a text with nothing.
+            **({"begin": begin} if (begin := self.tokenizer_facts.begin) else {}),
         }
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
@@ -96,4 +135,5 @@ class SegmentRequest:
         """Return the request in JSON's types."""
         corpus = dict(self.corpus) if isinstance(self.corpus, Mapping) else os.fspath(self.corpus)
         allocation = None if self.allocation is None else dict(self.allocation)
-        return {**asdict(self), "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "sources"}
+        return {**own, "corpus": corpus, "allocation": allocation, "languages": list(self.languages)}

@@ -1,20 +1,20 @@
 """What every kind of shard gives: documents, unit by unit, and an identity for fingerprints.
 
-A shard is one file (or one stream) of one language. A *unit* is the part of it that is drawn at once: a row
-group of parquet, about 1 MiB of plain text, a whole compressed file.
+A shard is one file (or one stream) of one language. All its text is read unit by unit: a *unit* is a row group of
+parquet, about 1 MiB of plain text, a whole compressed file. Places in its text are drawn by address: a *part* is what
+must be read from its beginning to come to any place in it, a row group, a member of a compressed file, a whole plain
+file (where every place is one seek away).
 """
 
 import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-WHOLE_HASH_BYTES = 64 * 2**20
-SAMPLES = 64
-SAMPLE_BYTES = 64 * 2**10
 DIGEST_BYTES = 16
 BEGINNING_CHARACTERS = 60
+INVISIBLE = "ZC"  # Unicode categories of separators, controls, format characters
 
 
 class Document(NamedTuple):
@@ -26,18 +26,48 @@ class Document(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a segment keeps of a document: its label, a digest of its text (16 bytes), its first characters."""
+    """What a segment keeps of a document: its label, a digest of its text (16 bytes), its first characters.
+
+    `composed` says whether its text is in the normal form NFC; a file of segments does not tell.
+    """
 
     label: str
     digest: bytes
     beginning: str
+    composed: bool = True
 
     @classmethod
     def of(cls, document: Document) -> "Source":
-        """The digest is BLAKE2b of the text in NFC with single spaces: other line breaks make no other document."""
+        """The digest is BLAKE2b of the text in NFC with single spaces: other line breaks make no other document.
+
+        A document without a visible character counts as empty.
+        """
         text = " ".join(unicodedata.normalize("NFC", document.text).split())
+        if all(unicodedata.category(character)[0] in INVISIBLE for character in text):
+            text = ""
         digest = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-        return cls(document.label, digest, text[:BEGINNING_CHARACTERS])
+        composed = unicodedata.is_normalized("NFC", document.text)
+        return cls(document.label, digest, text[:BEGINNING_CHARACTERS], composed)
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing of it can be seen: such documents are all alike, and none is another's copy."""
+        return not self.beginning
+
+
+class Addressed(NamedTuple):
+    """A document of a part, and the addresses begin ≤ place < end that it stands at, in the measure of the extents."""
+
+    begin: float
+    end: float
+    document: Document
+
+
+@dataclass
+class Wanted:
+    """What the reader of a part says of what it needs next: no document that ends at or before this address."""
+
+    start: float = 0
 
 
 class Shard(Protocol):
@@ -50,8 +80,11 @@ class Shard(Protocol):
     def unit_count(self) -> int: ...
 
     @property
-    def validated_by_reading(self) -> bool:
-        """True where only reading a unit shows whether it is well-formed (text formats)."""
+    def extents(self) -> tuple[int, ...]:
+        """Of each part, the number of its addresses: about the bytes of its text, known without reading it.
+
+        All text is at addresses below it. Where that leaves room, nothing is at the rest.
+        """
         ...
 
     @property
@@ -63,22 +96,9 @@ class Shard(Protocol):
         """Yield the documents of each of these units, to be read before the next; InputError if malformed."""
         ...
 
+    def addressed(self, part: int, wanted: Wanted) -> Iterator[Addressed]:
+        """The documents of a part from `wanted.start` on, which may grow between two of them; InputError if malformed.
 
-def file_digest(path: Path, footer_bytes: int = 0) -> str:
-    """Hex SHA-256 that stands for a file's content.
-
-    Up to 64 MiB it is of every byte. Beyond, of 64 samples of 64 KiB spread evenly over the file, the last
-    `footer_bytes`, and the time of modification, so that an edit between the samples is not overlooked.
-    """
-    status = path.stat()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        if status.st_size <= WHOLE_HASH_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        for sample in range(SAMPLES):
-            file.seek(sample * (status.st_size - SAMPLE_BYTES) // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
-        file.seek(status.st_size - footer_bytes)
-        digest.update(file.read())
-    digest.update(str(status.st_mtime_ns).encode())
-    return digest.hexdigest()
+        Each document is in exactly one part; it may reach over the end of it.
+        """
+        ...

@@ -1,21 +1,27 @@
-"""JSON lines and plain text: units of about 1 MiB, or the whole file where it is compressed.
+"""JSON lines and plain text, uncompressed or compressed.
 
-A unit of an uncompressed file holds the documents that *start* in its byte range, so units need no index.
+Addresses are bytes of the decompressed text. Of an uncompressed file only what stands around an address is read; of a
+compressed one, its part up to there. A unit of an uncompressed file holds the documents that *start* in its byte range,
+so units need no index.
 """
 
 import io
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
-
-import pyarrow as pa
+from typing import BinaryIO
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.shards import Document, file_digest
+from mbs_ray.text.compressed_parts import Decoder, compressed_parts
+from mbs_ray.text.document_starts import follows_blank_line, start_of_line, start_of_paragraph
+from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.shards import Addressed, Document, Wanted
+from mbs_ray.text.text_pieces import MalformedTextError, Piece, json_lines, paragraphs
 
 UNIT_BYTES = 2**20
+#: A gap between two places that is read over rather than jumped over.
+JUMP_BYTES = 2**16
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -23,7 +29,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 class TextShard:
     """A file of JSON lines, whose field `text_column` is read, or of plain text where that is None.
 
-    In plain text blank lines part the documents, as in CC-100.
+    In plain text blank lines part the documents, as in CC-100. A byte order mark before a document is no part of it.
     """
 
     name: str
@@ -31,124 +37,102 @@ class TextShard:
     text_column: str | None
     compression: str | None
     unit_count: int
+    parts: tuple[tuple[int, int], ...]
     identity: tuple[str, ...]
-    validated_by_reading = True
 
     @classmethod
-    def open(cls, path: Path, name: str, text_column: str | None) -> "TextShard":
+    def open(cls, path: Path, name: str, text_column: str | None, cache: FactsCache) -> "TextShard":
+        """Read it whole, if it was not before, and its first document. InputError where that is malformed."""
         compression = COMPRESSIONS.get(path.suffix)
         size = path.stat().st_size
-        units = 1 if compression else -(-size // UNIT_BYTES)
-        return cls(name, path, text_column, compression, units, (name, str(size), file_digest(path)))
+        units = min(size, 1) if compression else -(-size // UNIT_BYTES)
+        shard = cls(name, path, text_column, compression, units, (), ())
+        facts = cache.of(path, f"text {text_column}", lambda _: shard._measured())
+        return replace(shard, parts=facts.parts, identity=(name, str(size), facts.digest))
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        return tuple(extent for _, extent in self.parts)
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:
         for unit in units:
             yield self._documents(unit)
 
+    def addressed(self, part: int, wanted: Wanted) -> Iterator[Addressed]:
+        pieces = self._of_part(part, wanted) if self.compression else self._around(wanted)
+        inside = f"[{part}]" if len(self.parts) > 1 else ""
+        with self._readable(part):
+            for text, size, begin, end in pieces:
+                yield Addressed(begin, end, Document(f"{self.name}{inside}@{begin}", text, size))
+
     def _documents(self, unit: int) -> Iterator[Document]:
-        pieces = self._json_lines if self.text_column is not None else self._paragraphs
-        try:
-            with self._stream() as stream:
-                if self.compression:
-                    for row, (text, size, _) in enumerate(pieces(stream, 0, None)):
-                        yield Document(f"{self.name}#{row}", text, size)
-                else:
-                    for text, size, offset in pieces(stream, unit * UNIT_BYTES, (unit + 1) * UNIT_BYTES):
-                        yield Document(f"{self.name}@{offset}", text, size)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.path}: cannot be read ({' '.join(str(error).split())})") from None
+        start, stop = (0, None) if self.compression else (unit * UNIT_BYTES, (unit + 1) * UNIT_BYTES)
+        with self._readable(0), self._stream() as stream:
+            for row, (text, size, begin, _) in enumerate(self._pieces(stream, start, stop, Wanted())):
+                place = f"#{row}" if self.compression else f"@{begin}"
+                yield Document(f"{self.name}{place}", text, size)
+
+    def _around(self, wanted: Wanted) -> Iterator[Piece]:
+        """Of an uncompressed file, with jumps over what is not wanted."""
+        start_of = start_of_line if self.text_column is not None else start_of_paragraph
+        with self._stream() as stream:
+            jumped = True
+            while jumped:
+                jumped = False
+                for piece in self._pieces(stream, start_of(stream, int(wanted.start)), None, wanted):
+                    if piece.end > wanted.start:
+                        yield piece
+                    if jumped := wanted.start > piece.end + JUMP_BYTES:
+                        break
+
+    def _of_part(self, part: int, wanted: Wanted) -> Iterator[Piece]:
+        """Lines that begin after the first line feed of the part, up to and with the first one of the next part."""
+        offset, next_offset = self.parts[part][0], self.parts[part + 1][0] if part + 1 < len(self.parts) else None
+        decoder = Decoder(self.path, self.compression or "", offset, next_offset)
+        with io.BufferedReader(decoder) as stream:
+            for piece in self._pieces(stream, 1 if part else 0, None, wanted):
+                if decoder.end_of_part is not None and piece.begin > decoder.end_of_part:
+                    return
+                if piece.end > wanted.start:
+                    yield piece
+
+    def _pieces(self, stream: BinaryIO, start: int, stop: int | None, wanted: Wanted) -> Iterator[Piece]:
+        if self.text_column is not None:
+            return json_lines(stream, start, stop, self.text_column, wanted)
+        return paragraphs(stream, start, stop, lambda offset: follows_blank_line(self.path, offset))
 
     def _stream(self) -> BinaryIO:
         if self.compression:
-            # pyarrow reads all frames of both and reports truncation; zstandard reports none.
-            return io.BufferedReader(pa.input_stream(str(self.path), compression=self.compression))
+            return io.BufferedReader(Decoder(self.path, self.compression))
         return self.path.open("rb")
 
-    def _json_lines(self, stream: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[str, int, int]]:
-        for offset, line in _lines(stream, start):
-            if stop is not None and offset >= stop:
-                return
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode())
-            except UnicodeDecodeError:
-                self._fail(offset, "is not valid UTF-8")
-            except (ValueError, RecursionError) as error:
-                self._fail(offset, f"is not valid JSON ({getattr(error, 'msg', error)})")
-            if not isinstance(record, dict) or self.text_column not in record:
-                self._fail(offset, f"has no field {self.text_column!r}")
-            text = record[self.text_column]
-            if text is None:
-                continue
-            if not isinstance(text, str):
-                self._fail(offset, f"has no text in field {self.text_column!r}")
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError:
-                self._fail(offset, f"holds half of a surrogate pair in field {self.text_column!r}")
-            yield text, size, offset
+    @contextmanager
+    def _readable(self, part: int) -> Iterator[None]:
+        try:
+            yield
+        except MalformedTextError as error:
+            raise InputError(f"{self.path}: line {self._line_number(part, error.offset)} {error}") from None
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({' '.join(str(error).split())})") from None
 
-    def _paragraphs(self, stream: BinaryIO, start: int, stop: int | None) -> Iterator[tuple[str, int, int]]:
-        lines: list[bytes] = []
-        first = 0
-        after_blank: bool | None = None
-        for offset, line in _lines(stream, start):
-            if after_blank is None:
-                after_blank = _follows_blank_line(self.path, offset)
-            if not line.strip():
-                if lines:
-                    yield self._paragraph(lines, first)
-                lines, after_blank = [], True
-            elif lines:
-                lines.append(line)
-            elif after_blank and (stop is None or offset < stop):
-                lines, first, after_blank = [line], offset, False
-            if not lines and stop is not None and offset >= stop:
-                return
-        if lines:
-            yield self._paragraph(lines, first)
-
-    def _paragraph(self, lines: list[bytes], offset: int) -> tuple[str, int, int]:
-        for line in lines:
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                self._fail(offset, "is not valid UTF-8")
-            offset += len(line)
-        encoded = b"".join(lines).rstrip(b"\r\n")
-        return encoded.decode(), len(encoded), offset - sum(map(len, lines))
-
-    def _fail(self, offset: int, what: str) -> NoReturn:
-        with self._stream() as stream:
-            number = 1
-            while (offset := offset - len(stream.readline())) >= 0:
+    def _line_number(self, part: int, offset: int) -> int:
+        """Number of the line at an offset of a part, counted from the beginning of the file."""
+        number, read = 1, 0
+        decoder = Decoder(self.path, self.compression, 0, self.parts[part][0]) if self.compression else None
+        with io.BufferedReader(decoder) if decoder else self.path.open("rb") as stream:
+            for line in stream:
+                read += len(line)
+                before = decoder.end_of_part if decoder and part else 0
+                if before is not None and read > before + offset:
+                    return number
                 number += 1
-        raise InputError(f"{self.path}: line {number} {what}")
+        return number
 
+    def _measured(self) -> FileFacts:
+        with self._readable(0):
+            parts = compressed_parts(self.path, self.compression) if self.compression else [(0, self._size())]
+            next(self._documents(0), None)
+            return FileFacts(file_digest(self.path), tuple((offset, extent) for offset, extent in parts))
 
-def _lines(stream: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, line) of the lines that start at or after `start`."""
-    offset = 0
-    if start:
-        stream.seek(start - 1)
-        offset = start - 1 + len(stream.readline())
-    for line in stream:
-        yield offset, line
-        offset += len(line)
-
-
-def _follows_blank_line(path: Path, offset: int) -> bool:
-    """Whether the line before the one at `offset` is blank, or is none."""
-    position = max(0, offset - 1)
-    with path.open("rb") as file:
-        while position:
-            length = min(4096, position)
-            position -= length
-            file.seek(position)
-            _, newline, rest = file.read(length).rpartition(b"\n")
-            if rest.strip():
-                return False
-            if newline:
-                return True
-    return True
+    def _size(self) -> int:
+        return self.path.stat().st_size

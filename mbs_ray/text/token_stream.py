@@ -51,6 +51,17 @@ class TokenStream:
             self.sources,
         )
 
+    def preceded(self, token_ids: Sequence[int]) -> "TokenStream":
+        """The same after tokens that are no text: they belong to no document and stand for no bytes."""
+        before = np.asarray(token_ids, np.int32)
+        nothing = np.zeros(len(before), np.int32)
+        return TokenStream(
+            np.concatenate([before, self.token_ids]),
+            np.concatenate([nothing - 1, self.document_index]),
+            np.concatenate([nothing, self.bytes]),
+            self.sources,
+        )
+
     def compact(self) -> "TokenStream":
         """Keep only the documents of these tokens, by first appearance. InputError above 32,767."""
         inside = self.document_index >= 0

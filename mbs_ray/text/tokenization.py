@@ -2,17 +2,36 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mbs_ray.errors import InputError, one_line
+from mbs_ray.errors import InputError
 from mbs_ray.text.blank_lines import blank_line_streams
 from mbs_ray.text.shards import Document, Source
 from mbs_ray.text.token_bytes import character_bytes, checked, token_bytes
 from mbs_ray.text.token_stream import TokenStream
+from mbs_ray.text.tokenizer_files import embedding_rows, load_tokenizer
 
 Join = Literal["end_token", "blank_line"]
+
+_PROBE = "1 a"
+
+
+class TokenizerFacts(NamedTuple):
+    """What a set of segments depends on besides the text's own tokens.
+
+    ``digest``: hex SHA-256 of all that determines them; ``begin``: ids that the tokenizer puts before a text, mostly
+    one or none; ``unknown``: the id of text that the vocabulary lacks, None where it lacks none; ``rows``: of the
+    model's embedding, None where the folder does not say.
+    """
+
+    digest: str
+    begin: tuple[int, ...]
+    unknown: int | None
+    rows: int | None
 
 
 class DocumentTokenizer:
@@ -22,69 +41,88 @@ class DocumentTokenizer:
     """
 
     def __init__(self, name: str, join: Join = "end_token") -> None:
-        from transformers import AutoTokenizer  # slow to import, and only needed where text is tokenized
-
         self._join = join
-        try:
-            # Without a maximum length no warning is given for a document longer than the model's.
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, model_max_length=2**40)
-        except Exception as error:  # the libraries raise what the files make them raise, a plain Exception too
-            raise InputError(f"tokenizer {name}: cannot be loaded ({one_line(error)})") from None
-        if not self.tokenizer.is_fast:
-            raise InputError(f"tokenizer {name}: has no tokenizer.json, whose offsets are needed to count bytes")
+        self._name = name
+        # Without a maximum length no warning is given for a document longer than the model's.
+        self.tokenizer: Any = load_tokenizer(name, model_max_length=2**40)
 
-    def digest(self) -> str:
-        """Hex SHA-256 of all that determines the tokens."""
+    def facts(self) -> TokenizerFacts:
         definition = self.tokenizer.backend_tokenizer.to_str()
-        return hashlib.sha256(f"{definition}\n{self.tokenizer.eos_token_id}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{definition}\n{self.tokenizer.eos_token_id}".encode()).hexdigest()
+        return TokenizerFacts(digest, self.begin, self._unknown(), embedding_rows(Path(self._name)))
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Ids that the tokenizer puts before a text: at the head of each segment, and nowhere else."""
+        return self._added[0]
 
     def tokenize(self, documents: Sequence[Document]) -> list[TokenStream]:
-        """The tokens of each document and of the separator after it.
+        """The tokens of each document and of the separator after it, without what :attr:`begin` names.
 
-        Joined by the end token, each has the tokenizer's special tokens; the bytes add up exactly to the document's. By
-        a blank line, see :func:`blank_line_streams`. A document without a token of text gives an empty stream.
+        Joined by the end token, each ends with what the tokenizer puts after a text and with the end token; the bytes
+        add up exactly to the document's in NFC. By a blank line, see :func:`blank_line_streams`. A document without a
+        token of text gives an empty stream.
         """
         if not documents:
             return []
-        if self._join == "blank_line":
-            return blank_line_streams(self.tokenizer, documents)
-        encoded = self.tokenizer(
-            [document.text for document in documents],
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
+        try:
+            if self._join == "blank_line":
+                return blank_line_streams(self.tokenizer, documents)
+            encoded = self.tokenizer(
+                [document.text for document in documents],
+                add_special_tokens=False,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=True,
+            )
+        except InputError:
+            raise
+        except Exception as error:  # the library raises a plain one, for instance where it lacks an unknown token
+            where = f"tokenizer {self.tokenizer.name_or_path}: cannot tokenize {documents[0].label} or what follows"
+            raise InputError(f"{where} ({str(error).strip().partition(chr(10))[0]})") from error
         return [
-            self._stream(document, *columns)
-            for document, *columns in zip(
-                documents,
-                encoded["input_ids"],
-                encoded["offset_mapping"],
-                encoded["special_tokens_mask"],
-                strict=True,
+            self._stream(document, token_ids, offsets)
+            for document, token_ids, offsets in zip(
+                documents, encoded["input_ids"], encoded["offset_mapping"], strict=True
             )
         ]
 
-    def _stream(
-        self,
-        document: Document,
-        token_ids: list[int],
-        offsets: list[tuple[int, int]],
-        special: list[int],
-    ) -> TokenStream:
-        of_text = np.asarray(special, dtype=np.int64) == 0
-        if not of_text.any():
+    def _stream(self, document: Document, token_ids: list[int], offsets: list[tuple[int, int]]) -> TokenStream:
+        source = (Source.of(document),)
+        if not token_ids:
             nothing = np.empty(0, np.int32)
-            return TokenStream(nothing, nothing, nothing, (Source.of(document),))
-        ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[of_text, 1]
+            return TokenStream(nothing, nothing, nothing, source)
+        ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
         sizes = checked(token_bytes(character_bytes(document.text), ends), document.label)
-        if self.tokenizer.eos_token_id is not None and token_ids[-1] != self.tokenizer.eos_token_id:
-            token_ids = [*token_ids, self.tokenizer.eos_token_id]
-            of_text = np.append(of_text, False)
-        counted = np.zeros(len(token_ids), np.int32)
-        counted[of_text] = sizes
-        index = np.where(of_text, 0, -1).astype(np.int32)
-        return TokenStream(np.asarray(token_ids, np.int32), index, counted, (Source.of(document),))
+        after = list(self._added[1])
+        end = self.tokenizer.eos_token_id
+        if end is not None and [*token_ids, *after][-1] != end:
+            after.append(end)
+        nothing = np.zeros(len(after), np.int32)
+        return TokenStream(
+            np.asarray([*token_ids, *after], np.int32),
+            np.concatenate([np.zeros(len(token_ids), np.int32), nothing - 1]),
+            np.concatenate([sizes, nothing]),
+            source,
+        )
+
+    @cached_property
+    def _added(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the tokenizer itself adds before and after a text: it is asked, whatever family it is of."""
+        text = self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer(_PROBE)["input_ids"]
+        for start in range(len(whole) - len(text) + 1):
+            if whole[start : start + len(text)] == text:
+                return tuple(whole[:start]), tuple(whole[start + len(text) :])
+        raise InputError(
+            f"tokenizer {self.tokenizer.name_or_path}: makes other tokens of a text where it adds special ones"
+        )
+
+    def _unknown(self) -> int | None:
+        model = self.tokenizer.backend_tokenizer.model
+        # A Unigram model names none of its own.
+        token = getattr(model, "unk_token", self.tokenizer.unk_token)
+        found: int | None = None if token is None else model.token_to_id(token)
+        return found

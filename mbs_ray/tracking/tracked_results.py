@@ -9,8 +9,9 @@ import pandas as pd
 
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.evaluation.intervals import interval_text
-from mbs_ray.evaluation.metric_names import GEOMEAN, INCREASE, PERPLEXITY, WORST, MetricNames
+from mbs_ray.evaluation.metric_names import GEOMEAN, INCREASE, PERPLEXITY, UNKNOWN_SHARE, WORST, MetricNames
 from mbs_ray.evaluation.perplexity import stored_interval
+from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.files import appearing
 from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.report.figures.canvas import save_figure
@@ -83,6 +84,9 @@ def _note(facts: RunFacts, directory: RunDirectory, metrics: Mapping[str, float]
             f"| {interval_text(stored_interval(metrics, names, INCREASE, language))} |"
             for language, perplexity in perplexities.items()
         ]
+    for name, own in MetricNames.by_set(facts.evaluation).items():
+        if said := unknown_warning(own.rows(UNKNOWN_SHARE, metrics)):
+            lines += ["", f"On {name}, {said}."]
     return "\n".join(lines)
 
 

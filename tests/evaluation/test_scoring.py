@@ -57,6 +57,32 @@ def test_nll_is_the_cross_entropy_of_the_plain_models_logits(
     assert is_argmax.sum() >= 2 and torch.equal(torch.cat([part.is_argmax for part in parts]), is_argmax)
 
 
+@pytest.mark.parametrize("vocabulary", [32768, 64])
+def test_of_equally_likely_tokens_the_first_is_the_likeliest_as_torch_has_it(
+    bloom: Path, vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every third row of the head is the same, and some logits are twice the largest: ties within and across chunks."""
+    monkeypatch.setattr(head, "VOCABULARY_CHUNK", vocabulary)
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    rows = torch.randn(10, 32, generator=torch.Generator().manual_seed(1))[torch.arange(400) % 10]
+    monkeypatch.setattr(decoder, "head_rows", lambda start, stop: (rows[start:stop], None))
+    hidden = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(2))
+    likeliest = (hidden @ rows.T).argmax(-1)
+    assert (likeliest < 10).all()
+    for shift, expected in ((0, True), (10, False), (120, False)):
+        ids = torch.cat([torch.zeros(2, 1, dtype=torch.int64), likeliest[:, :-1] + shift], 1)
+        (scored,) = score(decoder, [(hidden, ids)])
+        assert bool(scored.is_argmax.all()) is expected and bool(scored.is_argmax.any()) is expected
+    zeros = torch.zeros(2, 12, 32)
+    ids = torch.arange(24).reshape(2, 12) % 12
+    (scored,) = score(decoder, [(zeros, ids)])
+    assert not scored.is_argmax.any()
+    (scored,) = score(decoder, [(zeros, ids * 0)])
+    assert scored.is_argmax.all()
+    (scored,) = score(decoder, [(zeros / 0, ids * 0)])
+    assert not scored.is_argmax.any()
+
+
 def test_one_microbatch_is_held_at_a_time_and_the_order_is_kept(bloom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "VOCABULARY_CHUNK", 100)
     decoder = Decoder(Checkpoint(bloom), torch.float32)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import torch
 import yaml
 from ray.cluster_utils import Cluster
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app
@@ -52,6 +54,7 @@ from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import read_through
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import validated
+from mbs_ray.text.tokenizer_files import load_tokenizer
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from tests.support.models import TEXTS
 from tests.support.stages import WARM
@@ -154,6 +157,43 @@ def test_requests_are_encoded_truncated_and_summed_as_hflm_does(bloom: Path, har
     ours = lm._loglikelihood_tokens(tokens)
     assert_same(ours, harness._loglikelihood_tokens(tokens, disable_tqdm=True))
     assert ours[1][1]
+
+
+@pytest.mark.parametrize(("begin", "token"), [("<s>", 1), ("</s>", 2)])
+def test_requests_begin_as_the_tokenizer_begins_a_text_as_hflm_has_it(
+    llama: Path, tmp_path: Path, begin: str, token: int
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    folder = tmp_path / "beginning"
+    shutil.copytree(llama, folder)
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, token)])
+    special = {"unk_token": "<unk>", "bos_token": begin, "eos_token": "</s>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    score, asked = score_plainly(folder), []
+
+    def listening(sequences: list[list[int]]) -> list[RequestScore]:
+        asked.extend(sequences)
+        return score(sequences)
+
+    lm = lm_of_folder(folder, listening)
+    theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=3)
+    requests = of_texts(
+        ("Nobody was", " high"), ("The river ", "was high"), (f"{begin}The river", " was"), (TEXTS["sw"], " na")
+    )
+    assert_same(lm.loglikelihood(requests), theirs.loglikelihood(requests, disable_tqdm=True))
+    assert len(asked) == 4 and all(one[0] == token and token not in one[1:] for one in asked)
+    # A text without a context begins with the first token besides, as the harness has it.
+    empty = of_texts(("", TEXTS["en"]))
+    assert_same(lm.loglikelihood(empty), theirs.loglikelihood(empty, disable_tqdm=True))
+
+
+def lm_of_folder(folder: Path, score: Any) -> Any:
+    """With the tokenizer as ``mbs evaluate --tasks`` loads it."""
+    from mbs_ray.evaluation.staged_lm import StagedLM
+
+    return StagedLM(load_tokenizer(str(folder)), AutoModelForCausalLM.from_pretrained(folder).config, score)
 
 
 def test_rolling_windows_score_every_token_once_as_hflm_does(bloom: Path, harness: Any) -> None:

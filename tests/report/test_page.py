@@ -320,3 +320,13 @@ def test_the_page_is_given_to_the_sweeps_run_and_a_server_that_is_away_is_no_fai
     assert away.exit_code == 0, away.output
     assert "not logged: http://127.0.0.1:9: cannot be used for tracking" in away.stdout
     assert (sweep / "report.html").is_file()
+
+
+def test_text_that_the_tokenizer_does_not_know_is_named_beside_the_numbers_that_it_flatters(sweep: Path) -> None:
+    assert "unknown to the tokenizer" not in Page(write_report_page(sweep)).text.lower()
+    for path in (sweep / "runs").iterdir():
+        result = json.loads((path / "result.json").read_text())
+        result["metrics"] |= {"unknown_share/ta": 0.0312, "unknown_share/en": 0.004}
+        (path / "result.json").write_text(json.dumps(result))
+    said = "Unknown to the tokenizer: 3.1 % of ta (bytes); perplexity and bits per byte flatter there."
+    assert said in Page(write_report_page(sweep)).text

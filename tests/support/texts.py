@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import zstandard
 
 from mbs_ray.text.language_draw import LanguageSegments
-from mbs_ray.text.ray_data import Located, Recipe, TokenizeUnits, read_units, unit_items, unit_results
-from mbs_ray.text.segment_draw import fill, language_draws
+from mbs_ray.text.ray_data import Found, Recipe, TokenizeTexts, read_items, read_texts, results
+from mbs_ray.text.segment_draw import fill, finished, language_draws
 from mbs_ray.text.segment_request import SegmentRequest
-from mbs_ray.text.unit_draw import Ask, UnitTokens
+from mbs_ray.text.unit_draw import Ask
 
 WORDS = {
     "en": ["the", "river", "was", "high", "that", "spring", "and", "nobody", "crossed", "it", "before", "noon"],
@@ -68,19 +68,17 @@ def request(corpus: object, tokenizer: Path, allocation: Mapping[str, int], **op
 
 def drawn_here(asked: SegmentRequest) -> dict[str, LanguageSegments]:
     """The segments of a request, one unit after the other in this process, without Ray."""
-    tokenize = TokenizeUnits(Recipe(asked.tokenizer, asked.sequence_length, asked.seed, asked.join))
+    tokenize = TokenizeTexts(Recipe(asked.tokenizer, asked.text_length, asked.seed, asked.join))
 
-    def read(wanted: Sequence[Located]) -> Iterator[tuple[Ask, UnitTokens]]:
-        asks = {(one.ask.language, one.ask.unit): one.ask for one in wanted}
-        for item in unit_items(wanted):
-            for text in read_units(pa.Table.from_pylist([item]), shards=asked.opened.shards, seed=asked.seed):
+    def read(asks: Sequence[Ask]) -> Iterator[Found]:
+        for item in read_items(asks):
+            for text in read_texts(pa.Table.from_pylist([item]), shards=asked.opened.shards, seed=asked.seed):
                 for table in tokenize(text):
-                    for language, unit, result in unit_results(table):
-                        yield asks[language, unit], result
+                    yield from results(table)
 
     draws = language_draws(asked)
-    fill(asked, draws, read, None)
-    return {language: draw.finish() for language, draw in draws.items()}
+    fill(draws, read, None)
+    return finished(asked, draws)
 
 
 def rows_of(drawn: LanguageSegments) -> list[tuple[int, ...]]:

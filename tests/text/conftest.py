@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.support.texts import WORDS, some_texts
 
 
-def save_tokenizer(folder: Path, begin: bool = False, end: bool = True, words: bool = True) -> Path:
+def save_tokenizer(folder: Path, template: str = "$A", end: bool = True, words: bool = True) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
     tokenizer.decoder = decoders.ByteLevel()
@@ -21,8 +21,9 @@ def save_tokenizer(folder: Path, begin: bool = False, end: bool = True, words: b
     )
     after = "" if words else ".\n\nthe"
     tokenizer.train_from_iterator((text + after for language in WORDS for text in some_texts(language, 40)), trainer)
-    if begin:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    added = [("<s>", 0), ("</s>", 1)]
+    if template != "$A":
+        tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=added)
     special = {"bos_token": "<s>", "eos_token": "</s>"} if end else {}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return folder
@@ -35,7 +36,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def beginning_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("beginning-tokenizer"), begin=True)
+    return save_tokenizer(tmp_path_factory.mktemp("beginning-tokenizer"), "<s> $A")
 
 
 @pytest.fixture(scope="session")

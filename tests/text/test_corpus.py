@@ -20,6 +20,9 @@ WRITERS: dict[str, Writer] = {
     ".jsonl": write_jsonl,
     ".jsonl.gz": write_jsonl,
     ".jsonl.zst": write_jsonl,
+    ".json": write_jsonl,
+    ".json.gz": write_jsonl,
+    ".json.zst": write_jsonl,
     ".txt": write_txt,
 }
 
@@ -69,7 +72,7 @@ def test_shards_of_a_folder_are_read_by_name_and_units_numbered_over_them(tmp_pa
     documents = all_documents(corpus, "en")
     assert [document.text for document in documents] == texts
     assert documents[19].label == "en/a.parquet#19" and documents[20].label == "en/b.parquet#0"
-    assert [corpus.locate("en", unit) for unit in range(corpus.unit_count("en"))] == [
+    assert corpus.units("en") == [
         *((0, unit) for unit in range(3)),
         *((1, unit) for unit in range(3)),
     ]
@@ -98,7 +101,7 @@ def fails(folder: Path, languages: list[str], *parts: str, read: bool = False) -
         corpus = open_corpus(str(folder), languages)
         if read:
             for language in languages:
-                corpus.validate(language, range(corpus.unit_count(language)))
+                all_documents(corpus, language)
     message = str(error.value)
     assert "\n" not in message
     for part in parts:

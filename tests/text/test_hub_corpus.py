@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -11,6 +13,7 @@ from mbs_ray.languages.facts import PAPER_LANGUAGES
 from mbs_ray.text.corpus import open_corpus, parse_location
 from mbs_ray.text.hub_corpus import KNOWN, HubCorpus
 from mbs_ray.text.segment_draw import draw_segments
+from mbs_ray.text.shards import Wanted
 from tests.support.texts import drawn_here, request, rows_of, some_texts, write_jsonl, write_parquet
 
 
@@ -44,8 +47,10 @@ def test_a_stream_gives_the_segments_of_the_same_folder(folder: Path, tokenizer:
     for language in ("en", "sw"):
         (only / f"{language}.{suffix}").write_bytes((folder / f"{language}.{suffix}").read_bytes())
     location = {"dataset": builder, "data_files": str(folder / f"{{language}}.{suffix}")}
-    streamed = drawn_here(request(location, tokenizer, {"en": 9, "sw": 6}))
-    direct = drawn_here(request(only, tokenizer, {"en": 9, "sw": 6}))
+    # Of JSON lines a stream does not tell the bytes between the texts: places are others, unless all text is taken.
+    allocation = {"parquet": {"en": 9, "sw": 6}, "json": {"en": 40, "sw": 40}}[builder]
+    streamed = drawn_here(request(location, tokenizer, allocation))
+    direct = drawn_here(request(only, tokenizer, allocation))
     assert {language: rows_of(one) for language, one in streamed.items()} == {
         language: rows_of(one) for language, one in direct.items()
     }
@@ -76,7 +81,7 @@ def test_configurations_are_named_per_language_or_by_a_pattern(folder: Path, tmp
 
 def test_one_text_is_not_taken_for_two_languages(folder: Path) -> None:
     location = {"dataset": "parquet", "data_files": str(folder / "en.parquet")}
-    assert open_corpus(location, ["en"]).unit_count("en") == 8
+    assert len(open_corpus(location, ["en"]).units("en")) == 8
     with pytest.raises(InputError, match="'en' and 'sw' read the same text"):
         open_corpus(location, ["en", "sw"])
 
@@ -133,3 +138,42 @@ def test_the_paper_s_evaluation_text_needs_no_more_than_its_name() -> None:
     assert parse_location({"dataset": "xlsum"}) == parse_location({**KNOWN["xlsum"]})
     with pytest.raises(InputError, match="language 'eu': no config of dataset csebuetnlp/xlsum"):
         open_corpus({"dataset": "xlsum"}, ["eu"])
+
+
+def test_columns_that_nobody_reads_may_be_of_any_type(tmp_path: Path) -> None:
+    """Null in one shard, text in the next; numbers, then text; the text itself absent in the first."""
+    texts = some_texts("en", 6)
+    columns = [
+        {"text": pa.nulls(3), "note": pa.nulls(3), "when": [1, 2, 3]},
+        {"text": texts[:3], "note": ["a", "b", "c"], "when": ["x", "y", "z"]},
+        {"text": pa.array(texts[3:]).dictionary_encode(), "other": [{"deep": 1}] * 3},
+    ]
+    for number, own in enumerate(columns):
+        pq.write_table(pa.table(own), tmp_path / f"en-{number}.parquet")
+    corpus = open_corpus({"dataset": "parquet", "data_files": str(tmp_path / "{language}-*.parquet")}, ["en"])
+    read = [one.text for shard in corpus.shards["en"] for unit in shard.read(range(shard.unit_count)) for one in unit]
+    assert read == texts
+    assert [len(shard.extents) for shard in corpus.shards["en"]] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("first", ['{"text": "mto", "note": null}', '{"text": "mto", "note": {"deep": 1}}'])
+def test_a_stream_that_cannot_be_read_names_shard_and_column(tmp_path: Path, tokenizer: Path, first: str) -> None:
+    lines = [first, '{"text": "umejaa", "note": [["x"], 3]}', '{"text": 3, "note": 5}']
+    for number, line in enumerate(lines):
+        (tmp_path / f"en-{number}.jsonl").write_text(line + "\n")
+    location = {"dataset": "json", "data_files": str(tmp_path / "{language}-*.jsonl")}
+    with pytest.raises(InputError, match=r"en-\*\.jsonl:train\[\d\].*column 'text'") as caught:
+        drawn_here(request(location, tokenizer, {"en": 2}))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_a_stream_weigh_as_much_as_they_hold_text_at_most(tmp_path: Path) -> None:
+    texts = some_texts("en", 30)
+    write_jsonl(tmp_path / "en-0.jsonl", texts[:5])
+    write_jsonl(tmp_path / "en-1.jsonl.gz", texts[5:])
+    corpus = open_corpus({"dataset": "json", "data_files": str(tmp_path / "{language}-*")}, ["en"])
+    (shard,) = corpus.shards["en"]
+    for part, (extent, own) in enumerate(zip(shard.extents, (texts[:5], texts[5:]), strict=True)):
+        found = list(shard.addressed(part, Wanted()))
+        assert [one.document.text for one in found] == own and found[-1].end <= extent
+    assert len(open_corpus({"dataset": "json", "data_files": str(tmp_path / "{language}-0*")}, ["en"]).units("en")) == 1

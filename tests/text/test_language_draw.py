@@ -1,5 +1,6 @@
 """What is drawn from where: uniform over all of the text, exact in number, the same whatever else is asked for."""
 
+import gzip
 from collections import Counter
 from pathlib import Path
 
@@ -7,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.ray_data import Located, read_units, unit_items
+from mbs_ray.text.ray_data import read_items, read_texts
 from mbs_ray.text.segment_draw import language_draws
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.shards import Document, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer
-from mbs_ray.text.unit_draw import UnitText, generator, shuffled_documents, unit_tokens
 from tests.support.texts import drawn_here, request, rows_of, some_texts, write_parquet
 
 LENGTH = 32
@@ -56,30 +57,53 @@ def test_positions_are_uniform_over_a_thousand_row_groups(thousand: Path, tokeni
     assert sum((in_group[place] - expected) ** 2 / expected for place in range(GROUP_ROWS)) < 11.3  # 1 %, 3 degrees
 
 
-def test_every_segment_is_of_another_row_group_and_two_seeds_hardly_share_a_document(
-    thousand: Path, tokenizer: Path
-) -> None:
+def test_two_seeds_hardly_share_a_row_group_and_one_seed_draws_the_same_again(thousand: Path, tokenizer: Path) -> None:
     first, second = (rows_drawn(request(thousand, tokenizer, {"en": 87}, seed=seed)) for seed in (0, 1))
-    assert len({row // GROUP_ROWS for row in first}) == 87
+    assert len({row // GROUP_ROWS for row in first}) >= 75  # 83.4 are expected of 87 drawn from 1,000
     assert len(set(first) & set(second)) <= 8  # 87 * 87 / 4000 = 1.9 are expected
     assert rows_drawn(request(thousand, tokenizer, {"en": 87}, seed=0)) == first
 
 
-def test_at_most_twice_the_bytes_of_the_row_groups_used_are_read(thousand: Path, tokenizer: Path) -> None:
-    """Counted by the kernel, over the reading of all units of the request, footer and all."""
+def test_of_parquet_the_row_groups_of_the_spots_are_read_and_nothing_else(thousand: Path, tokenizer: Path) -> None:
+    """Counted by the kernel, over the reading of all spots of the request, footer and all."""
     asked = request(thousand, tokenizer, {"en": 87})
     (draw,) = language_draws(asked).values()
-    wanted = [Located(ask, *asked.opened.locate("en", ask.unit)) for ask in draw.asks()]
-    table = pa.Table.from_pylist(unit_items(wanted))
+    asks = draw.asks()
+    table = pa.Table.from_pylist(read_items(asks))
     before = bytes_read()
-    texts = list(read_units(table, shards=asked.opened.shards, seed=0))
+    texts = list(read_texts(table, shards=asked.opened.shards, seed=0))
     read = bytes_read() - before
     metadata = pq.read_metadata(thousand / "en.parquet")
-    used = sum(metadata.row_group(located.shard_unit).column(1).total_compressed_size for located in wanted)
-    assert len(texts) == len(wanted) == 87
-    assert used < read - metadata.serialized_size <= 2 * used
+    used = sum(metadata.row_group(ask.number).column(1).total_compressed_size for ask in asks)
+    assert sum(len(ask.spots or ()) for ask in asks) == 87 + 87 // 4 + 1 >= len(texts)
+    assert used < read - metadata.serialized_size <= 1.5 * used
     facts = drawn_here(asked)["en"].facts
-    assert facts["units_read"] == facts["units_used"] == 87
+    assert facts["units_read"] == 109 and 70 < facts["units_used"] <= 87
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_of_text_what_stands_around_the_spots_is_read_and_of_compressed_text_their_members(
+    tmp_path: Path, tokenizer: Path, suffix: str
+) -> None:
+    """Twelve members of 2 MiB, of which four segments need at most six."""
+    random = np.random.default_rng(0)
+    compress = {"jsonl": bytes, "jsonl.gz": lambda content: gzip.compress(content, 1), "jsonl.zst": zstandard.compress}
+    members = []
+    for _ in range(12):
+        texts = (random.bytes(1000).hex() for _ in range(1000))
+        members.append(compress[suffix]("".join(f'{{"text": "{text}"}}\n' for text in texts).encode()))
+    (tmp_path / f"en.{suffix}").write_bytes(b"".join(members))
+    asked = request(tmp_path, tokenizer, {"en": 4})
+    (draw,) = language_draws(asked).values()
+    asks = draw.asks()
+    before = bytes_read()
+    texts = list(read_texts(pa.Table.from_pylist(read_items(asks)), shards=asked.opened.shards, seed=0))
+    read = bytes_read() - before
+    assert sum(len(ask.spots or ()) for ask in asks) == 6 >= len(texts)
+    if suffix == "jsonl":
+        assert len(asks) == 1 and read < 6 * 2**16
+    else:
+        assert 1 < len(asks) <= 6 and read < len(asks) * (max(map(len, members)) + 2**17)
 
 
 def bytes_read() -> int:
@@ -95,7 +119,8 @@ def test_a_language_draws_the_same_whatever_other_languages_are_asked_for(tmp_pa
     assert rows_of(alone["sw"]) == rows_of(among["sw"])
 
 
-def test_a_segment_is_a_run_of_its_documents_tokens(tmp_path: Path, tokenizer: Path) -> None:
+@pytest.mark.parametrize("asked", [5, 30])
+def test_a_segment_is_a_run_of_its_documents_tokens(tmp_path: Path, tokenizer: Path, asked: int) -> None:
     """Every segment is found again in the document it begins in, or runs over the end of it into the next."""
     texts = some_texts("hi", 60, words=100)
     write_parquet(tmp_path / "hi.parquet", texts, 10)
@@ -103,7 +128,7 @@ def test_a_segment_is_a_run_of_its_documents_tokens(tmp_path: Path, tokenizer: P
         [Document(f"hi.parquet#{row}", t, 0) for row, t in enumerate(texts)]
     )
     of_document = {stream.documents[0]: stream for stream in streams}
-    drawn = drawn_here(request(tmp_path, tokenizer, {"hi": 30}))["hi"]
+    drawn = drawn_here(request(tmp_path, tokenizer, {"hi": asked}))["hi"]
     for segment in drawn.segments:
         for index, label in enumerate(segment.documents):
             (own,) = np.nonzero(segment.document_index == index)
@@ -119,46 +144,6 @@ def test_a_segment_is_a_run_of_its_documents_tokens(tmp_path: Path, tokenizer: P
             if index:
                 assert 0 in starts
         assert set(segment.token_ids[segment.document_index == -1].tolist()) <= {1}
-
-
-def test_the_first_document_is_entered_anywhere_and_nothing_of_it_is_lost(tokenizer: Path) -> None:
-    tokenize = DocumentTokenizer(str(tokenizer)).tokenize
-    text = some_texts("en", 1, words=1500)[0]
-    document = Document("en#0", text, len(text.encode()))
-    (whole,) = tokenize([document])
-    starts = []
-    for seed in range(200):
-        result = unit_tokens(UnitText([document], True), 10**9, LENGTH, tokenize, generator(seed))
-        assert result.exhausted
-        start = next(
-            place for place in range(len(whole)) if (np.roll(whole.token_ids, -place) == result.stream.token_ids).all()
-        )
-        assert int(result.stream.bytes.sum()) == document.size
-        starts.append(start / len(whole))
-    assert farthest_from_uniform(starts) < 1.63 / np.sqrt(200)
-
-
-def test_more_bytes_give_the_same_order_continued() -> None:
-    documents = [Document(f"#{row}", "x" * (row % 7 + 1), row % 7 + 1) for row in range(200)]
-    everything = shuffled_documents(documents, 10**9, generator(3))
-    assert everything.complete and sorted(everything.documents) == sorted(documents)
-    for text_bytes in (1, 2, 50, 400):
-        some = shuffled_documents(documents, text_bytes, generator(3))
-        assert not some.complete
-        assert list(some.documents) == list(everything.documents)[: len(some.documents)]
-        sizes = [document.size for document in some.documents]
-        assert sum(sizes) >= text_bytes > sum(sizes[:-1])
-
-
-def test_fewer_tokens_are_a_prefix_of_more(tokenizer: Path) -> None:
-    tokenize = DocumentTokenizer(str(tokenizer)).tokenize
-    documents = [Document(f"#{row}", text, len(text.encode())) for row, text in enumerate(some_texts("sw", 30))]
-    whole = unit_tokens(UnitText(documents, True), 10**9, LENGTH, tokenize, generator(1))
-    assert whole.exhausted
-    for tokens in (LENGTH, 5 * LENGTH, 10 * LENGTH):
-        some = unit_tokens(UnitText(documents, True), tokens, LENGTH, tokenize, generator(1))
-        assert not some.exhausted
-        assert some.stream.token_ids.tolist() == whole.stream.token_ids[:tokens].tolist()
 
 
 def tokens_of(texts: list[str], tokenizer: Path) -> int:
@@ -234,7 +219,7 @@ def test_a_unit_of_few_tokens_per_byte_is_read_further(tmp_path: Path, tokenizer
     write_parquet(tmp_path / "en.parquet", [" ".join([long] * 5)] * 100, 100)
     drawn = drawn_here(request(tmp_path, tmp_path / "words", {"en": 2}))["en"]
     assert len(drawn.segments) == 2
-    assert drawn.facts["units_read"] == 3
+    assert drawn.facts["units_read"] == 9  # three spots, each read three times
 
 
 def test_all_the_text_in_its_order_is_taken_but_for_one_tail(tmp_path: Path, tokenizer: Path) -> None:

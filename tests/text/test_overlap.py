@@ -86,7 +86,9 @@ def test_spaces_and_decomposed_letters_make_no_other_document_and_letters_do() -
     source = Source.of(Document("label", text, 0))
     assert source.beginning == "Mto ulikuwa umejaa, café na hakuna aliyeuvuka."
     for same in (text.replace(" ", "  "), f"\n{text}\r\n", unicodedata.normalize("NFD", text)):
-        assert same != text and Source.of(Document("label", same, 0)) == source
+        other = Source.of(Document("label", same, 0))
+        assert same != text and other._replace(composed=True) == source
+        assert other.composed == unicodedata.is_normalized("NFC", same)
     assert Source.of(Document("label", text.upper(), 0)).digest != source.digest
 
 
@@ -97,3 +99,20 @@ def test_a_file_of_an_earlier_version_is_no_file_of_segments(tmp_path: Path, tok
     pq.write_table(table.drop_columns(["digests", "beginnings"]), written.path)
     with pytest.raises(InputError, match="not a file of segments"):
         SegmentSet.open(written.path)
+
+
+@pytest.mark.parametrize("blank", ["   \n\n  ", "\u3000", "\u200b\u200d\ufeff", "\x00"])
+def test_blank_documents_are_no_shared_text_whatever_they_are_made_of(
+    tmp_path: Path, tokenizer: Path, blank: str
+) -> None:
+    texts = some_texts("sw", 12)
+    sets = []
+    for folder, own in (("a", texts[:6]), ("b", texts[6:])):
+        write_parquet(tmp_path / folder / "sw.parquet", [text for one in own for text in (one, blank)], 100)
+        asked = SegmentRequest(str(tmp_path / folder), str(tokenizer), ("sw",), None, LENGTH)
+        path = tmp_path / f"{folder}.parquet"
+        sets.append(write_segments(path, "f", {"sequence_length": LENGTH}, drawn_here(asked)))
+    assert all(any(source.blank for source in one.sources()["sw"]) for one in sets)
+    refuse_overlap("x", *sets)
+    with pytest.raises(InputError, match="shares 6 of its 6 documents"):
+        refuse_overlap("x", sets[0], sets[0])

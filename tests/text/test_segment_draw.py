@@ -68,7 +68,7 @@ def test_the_file_is_named_by_its_fingerprint_and_ordered_by_language(drawn: Seg
     segments = drawn.read()
     assert len(segments) == len(drawn) == 60
     assert (segments.token_ids.dtype, segments.token_ids.shape) == (np.int32, (60, 32))
-    assert (segments.document_index.dtype, segments.bytes.dtype) == (np.int16, np.uint16)
+    assert (segments.document_index.dtype, segments.bytes.dtype) == (np.int16, np.uint32)
     for row, documents in enumerate(segments.documents):
         assert all(document.startswith(segments.language[row]) for document in documents)
         assert set(segments.document_index[row].tolist()) - {-1} == set(range(len(documents)))
@@ -95,7 +95,7 @@ def test_languages_drawn_apart_are_those_drawn_together_one_file_each_and_only_m
 def test_parallelism_changes_no_bit(ray_cluster: Cluster, drawn: SegmentSet, corpus: Path, tokenizer: Path) -> None:
     asked = request(corpus, tokenizer, ALLOCATION)
     draws = language_draws(asked)
-    fill(asked, draws, partial(gather, asked.opened.shards, Recipe(str(tokenizer), 32, 0), 2), None)
+    fill(draws, partial(gather, asked.opened.shards, Recipe(str(tokenizer), 32, 0), 2), None)
     rows = [row for draw in draws.values() for row in rows_of(draw.finish())]
     assert rows == token_rows(drawn.read())
 
@@ -137,16 +137,18 @@ def test_any_change_of_the_request_changes_the_fingerprint(
     assert replace(asked, **change).fingerprint != asked.fingerprint
 
 
-def test_a_request_of_the_time_before_blank_lines_keeps_its_fingerprint(corpus: Path, tokenizer: Path) -> None:
-    asked = SegmentRequest(corpus, str(tokenizer), ("en", "hi"), None, 32, at_most=5)
+def test_all_text_in_its_order_keeps_the_fingerprint_of_the_time_before_blank_lines(
+    corpus: Path, tokenizer: Path
+) -> None:
+    asked = SegmentRequest(corpus, str(tokenizer), ("en", "hi"), None, 32)
     then = {
         "format": 1,
         "corpus": open_corpus(corpus, ["en", "hi"]).identity,
-        "tokenizer": DocumentTokenizer(str(tokenizer)).digest(),
+        "tokenizer": DocumentTokenizer(str(tokenizer)).facts().digest,
         "allocation": None,
-        "at_most": 5,
+        "at_most": None,
         "sequence_length": 32,
-        "seed": 0,
+        "seed": None,
         "allow_repeat": None,
     }
     assert asked.fingerprint == hashlib.sha256(json.dumps(then, sort_keys=True).encode()).hexdigest()
@@ -199,13 +201,12 @@ def test_an_error_in_text_that_only_a_task_reads_reaches_the_driver_as_it_is(
     write_jsonl(tmp_path / "sw.jsonl", some_texts("sw", 20))
     with (tmp_path / "sw.jsonl").open("ab") as file:
         file.write(b'{"text": "caf\xe9"}\n')
-    asked = request(tmp_path, tokenizer, {"en": 2, "sw": 2})
+    asked = request(tmp_path, tokenizer, {"en": 2, "sw": 30})
     with pytest.raises(InputError, match=r"sw\.jsonl: line 21 is not valid UTF-8") as error:
         draw_segments(asked, tmp_path / "segments")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "segments").exists()
-    with pytest.raises(InputError, match="line 21"):
-        check_request(asked)
+    check_request(asked)  # by which only the first document is read
 
 
 def test_too_little_text_names_language_and_numbers(ray_cluster: Cluster, tmp_path: Path, tokenizer: Path) -> None:
@@ -226,7 +227,7 @@ def test_all_formats_give_the_same_segments(tmp_path: Path, tokenizer: Path) -> 
             write_txt(folder / "hi.txt", texts)
         else:
             write_jsonl(folder / f"hi{suffix}", texts)
-        drawn.append(rows_of(drawn_here(request(folder, tokenizer, {"hi": 15}))["hi"]))
+        drawn.append(rows_of(drawn_here(request(folder, tokenizer, {"hi": 60}))["hi"]))
     assert all(rows == drawn[0] for rows in drawn)
 
 

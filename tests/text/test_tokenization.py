@@ -1,11 +1,14 @@
 """Tokens of a document: special tokens respected, and bytes that add up."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.shards import Document
@@ -13,6 +16,7 @@ from mbs_ray.text.token_bytes import character_bytes, token_bytes
 from mbs_ray.text.tokenization import DocumentTokenizer
 from tests.support.examples import examples
 from tests.support.texts import some_texts
+from tests.text.conftest import save_tokenizer
 
 HARD = ["नदी चढ़ी 😀😀👩‍👩‍👧", "  two  spaces \n\n", "河水很高", "é́ \u200d \U0001f1eb\U0001f1f7", "\x00\x7f"]
 
@@ -30,7 +34,7 @@ def plain(tokenizer: Path) -> DocumentTokenizer:
 @given(text=st.text(min_size=1))
 def test_bytes_add_up_for_any_text(plain: DocumentTokenizer, text: str) -> None:
     (stream,) = plain.tokenize(documents([text]))
-    assert int(stream.bytes.sum()) == len(text.encode())
+    assert int(stream.bytes.sum()) == len(unicodedata.normalize("NFC", text).encode())
 
 
 @pytest.mark.parametrize("text", [*HARD, *some_texts("hi", 3), *some_texts("zh-Hans", 3)])
@@ -53,14 +57,61 @@ def test_a_separator_follows_each_document_and_stands_for_no_text(plain: Documen
         assert (stream.document_index[:-1] == 0).all()
 
 
-def test_the_tokenizers_own_template_is_respected(beginning_tokenizer: Path) -> None:
-    own = DocumentTokenizer(str(beginning_tokenizer))
-    text = some_texts("sw", 1)[0]
+def test_what_a_tokenizer_puts_before_a_text_is_no_part_of_a_document_and_what_it_puts_after_is(
+    beginning_tokenizer: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    own, text = DocumentTokenizer(str(beginning_tokenizer)), some_texts("sw", 1)[0]
     (stream,) = own.tokenize(documents([text]))
-    assert stream.token_ids.tolist() == [*own.tokenizer(text)["input_ids"], own.tokenizer.eos_token_id]
-    assert stream.token_ids[0] == own.tokenizer.bos_token_id
-    assert (stream.document_index[0], stream.bytes[0]) == (-1, 0)
+    assert own.begin == (own.tokenizer.bos_token_id,) and DocumentTokenizer(str(tokenizer)).begin == ()
+    assert [*own.begin, *stream.token_ids] == [*own.tokenizer(text)["input_ids"], own.tokenizer.eos_token_id]
     assert int(stream.bytes.sum()) == len(text.encode())
+    between = save_tokenizer(tmp_path, template="<s> </s> $A <s>")
+    (stream,) = DocumentTokenizer(str(between)).tokenize(documents([text]))
+    assert DocumentTokenizer(str(between)).begin == (0, 1) and stream.token_ids[-2:].tolist() == [0, 1]
+    assert stream.document_index[-2:].tolist() == [-1, -1]
+
+
+def test_text_that_the_library_cannot_tokenize_is_one_line(tmp_path: Path) -> None:
+    lacking = Tokenizer(models.WordLevel({"mto": 0, "<s>": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=lacking).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"cannot tokenize doc#0 or what follows \(.*WordLevel error"):
+        DocumentTokenizer(str(tmp_path)).tokenize(documents(["mto ulikuwa"]))
+
+
+NFC = [
+    *("é", "e\u0301", "e\u0301\u0323x", "\u1112\u1161\u11ab글", "\u0344a", "\u0f73", "\u0301a", "q\u0323\u0307"),
+    *("क़", "\u0958", "\u30cf\u309a\u30cf", "\u212b\u2126", "\u09c7\u09be", "a\u035c\u0315\u0300\u05ae\u0062"),
+]
+
+
+@pytest.mark.parametrize("text", [*NFC, "".join(NFC)])
+def test_bytes_of_characters_add_up_to_those_of_nfc_and_are_as_ever_in_nfc(text: str) -> None:
+    composed = unicodedata.normalize("NFC", text)
+    assert int(character_bytes(text).sum()) == len(composed.encode())
+    assert character_bytes(composed).tolist() == [len(one.encode()) for one in composed]
+    # Wherever a text is cut between words, its parts have the bytes that they have in it.
+    word = character_bytes(f"x{text}").tolist()
+    assert character_bytes(f"x{text} x{text}").tolist() == [*word, 1, *word]
+
+
+@examples(300)
+@given(text=st.text())
+def test_bytes_of_any_text_are_those_of_nfc(text: str) -> None:
+    assert int(character_bytes(text).sum()) == len(unicodedata.normalize("NFC", text).encode())
+    decomposed = unicodedata.normalize("NFD", text)
+    assert int(character_bytes(decomposed).sum()) == len(unicodedata.normalize("NFC", text).encode())
+
+
+def test_a_decomposed_text_has_the_bytes_of_the_composed_one_in_both_joins(plain: DocumentTokenizer) -> None:
+    composed = [unicodedata.normalize("NFC", text) for text in ("năm ấy nước sông", "\u0301 la", "nhà ở")]
+    for tokenizer in (plain, DocumentTokenizer(plain.tokenizer.name_or_path, "blank_line")):
+        one, other = (
+            tokenizer.tokenize(documents([unicodedata.normalize(form, text) for text in composed]))
+            for form in ("NFC", "NFD")
+        )
+        assert [int(stream.bytes.sum()) for stream in one] == [int(stream.bytes.sum()) for stream in other]
+        assert [stream.sources[0].composed for stream in (*one, *other)] == [True] * 3 + [False, True, False]
+        assert sum(map(len, other)) > sum(map(len, one))
 
 
 def test_no_separator_is_made_up_for_a_tokenizer_without_one(endless_tokenizer: Path) -> None:
@@ -88,5 +139,5 @@ def test_a_tokenizer_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
 
 def test_a_digest_tells_tokenizers_apart(tokenizer: Path, beginning_tokenizer: Path, endless_tokenizer: Path) -> None:
     names = [tokenizer, beginning_tokenizer, endless_tokenizer]
-    assert len({DocumentTokenizer(str(name)).digest() for name in names}) == 3
-    assert DocumentTokenizer(str(tokenizer)).digest() == DocumentTokenizer(str(tokenizer)).digest()
+    assert len({DocumentTokenizer(str(name)).facts().digest for name in names}) == 3
+    assert DocumentTokenizer(str(tokenizer)).facts().digest == DocumentTokenizer(str(tokenizer)).facts().digest

@@ -157,6 +157,18 @@ def test_the_note_says_what_the_run_directory_says_not_what_mlflow_was_told(
     assert stored.data.tags["method"] == "magnitude-50" and stored.data.params["evaluation"] == "held-out"
 
 
+def test_the_note_names_text_that_the_tokenizer_does_not_know(
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
+) -> None:
+    run, *_ = prepared([bloom], corpus, folders.cache)
+    tracked = begun(connection, folders, [run])
+    assert tracked.finish(run.label, METRICS | SUMMARIES | {"unknown_share/sw": 0.05, "unknown_share/en": 0.001})
+    (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert stored.data.metrics["unknown_share/sw"] == 0.05
+    said = "On held-out, unknown to the tokenizer: 5.0 % of sw (bytes); perplexity and bits per byte flatter there."
+    assert stored.data.tags["mlflow.note.content"].endswith(said)
+
+
 def test_a_run_without_evaluation_has_a_view_and_a_note_too(
     connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:
