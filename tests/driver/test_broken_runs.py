@@ -6,27 +6,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mbs_ray.cluster.numerics import Numerics
 from mlflow import MlflowClient
 from rich.console import Console
 
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.driver.conductor import Conductor
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import Ended
 from mbs_ray.driver.stage_spans import StageSpans
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.run.journal import Journal
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import prepare_runs
+from mbs_ray.run.signature import forward_fields, signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from mbs_ray.tracking.sweep_tracking import SweepTracking
 from mbs_ray.tracking.tracked_run import child_run, sweep_run
-from tests.support.engine import draw_here, run_here
+from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.sweeps import predrawn, prepared_runs
 
 LABELS = ["magnitude-50-equal", "rtn-4bit-equal", "wanda-50-equal"]
 
@@ -34,29 +38,26 @@ LABELS = ["magnitude-50-equal", "rtn-4bit-equal", "wanda-50-equal"]
 class DriverHere:
     """Takes jobs through the stages in this process, without Ray."""
 
-    def __init__(self, jobs: SweepJobs) -> None:
-        self.jobs, self.spans = jobs, StageSpans()
+    def __init__(self) -> None:
+        self.spans = StageSpans()
 
     def work(self, jobs: list[Job], ended: Ended, tick: Callable[[], None]) -> None:
         for job in jobs:
             run_here(1, [job])
-            assert list(ended(job.key, None)) == []
+            assert list(ended(job, None)) == []
             tick()
 
 
 def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
-    folders, specs = SweepFolders(out, sweep.name), sweep.runs()
-    labels, columns = sweep.labels(specs), sweep.columns(specs)
-    runs = prepare_runs(specs, labels, columns, folders.cache, lambda *_: None)
-    requests = {one.fingerprint: one for run in runs for one in (run.calibration, *run.evaluation.values())}
-    segments = {fingerprint: draw_here(one, folders.segments) for fingerprint, one in requests.items()}
-    jobs = SweepJobs(folders, Numerics("cpu", 1), Layout(1), segments)
+    folders, runs, numerics = SweepFolders(out, sweep.name), prepared_runs(sweep, out), Numerics("cpu", 1)
+    jobs = SweepJobs(folders, Resources(Layout(1), numerics), predrawn(runs, out), runs)
     for run in runs:
-        folders.run(run.label).claim(jobs.signature(run))
+        facts = run_facts(run, forward_fields(run, numerics), Layout(1))
+        folders.run(run.label).claim(signature(run, numerics, 1), facts)
     uri, said = database_uri(out), io.StringIO()
     tracked = SweepTracking(MlflowConnection(uri, sweep.name, folders.artifacts), folders, {})
     progress = Progress(Console(file=said, width=200))
-    return Conductor(runs, DriverHere(jobs), tracked, progress).conduct(uri), said.getvalue()
+    return Conductor(jobs, DriverHere(), tracked, progress).run(uri), said.getvalue()
 
 
 def states(result: SweepResult) -> dict[str, str]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from mbs_ray.cluster.numerics import Numerics
 
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.driver.conclusion import SweepResult, write_tables
 from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import Model, PreparedRun
 from mbs_ray.run.spec import RunSpec
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -55,7 +56,7 @@ def tables_of(
         label: {f"{metric}/{row}": value for metric, value in own.items() for row in ("en", "geomean", "worst")}
         for label, own in increases.items()
     }
-    jobs = SweepJobs(SweepFolders(folder, "tables"), Numerics("cpu", 1), Layout(1, 1), {})
+    jobs = SweepJobs(SweepFolders(folder, "tables"), Resources(Layout(1, 1), Numerics("cpu", 1)), {}, [])
     (folder / "tables" / "figures").mkdir(parents=True)
     result, said = SweepResult(), []
     write_tables(runs, metrics, jobs, parent, result, said.append)
