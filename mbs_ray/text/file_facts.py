@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mbs_ray.files import appearing
 
 #: A file this new may be written again without another time of change: nothing is kept of it.
 SETTLED_SECONDS = 2.0
@@ -64,11 +65,9 @@ class FactsCache:
             changed, self._changed = self._changed, set()
         for parent in sorted(changed):
             stored = self._stored(self._folder, parent)
-            partial = stored.with_suffix(f".{os.getpid()}.tmp")
             try:
-                stored.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_text(json.dumps(self._known[parent]))
-                partial.replace(stored)
+                with appearing(stored) as unfinished:
+                    unfinished.write_text(json.dumps(self._known[parent]))
             except OSError as error:
                 log.warning("%s: cannot be written (%s); the corpus is read again by the next command", stored, error)
 

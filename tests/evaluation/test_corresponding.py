@@ -17,6 +17,7 @@ from mbs_ray.evaluation.corresponding import (
     document_names,
 )
 from mbs_ray.evaluation.intervals import RESAMPLES, SEED, SegmentSums, bootstrap_means, percentile_interval
+from mbs_ray.evaluation.metric_names import MetricNames
 from mbs_ray.evaluation.perplexity import (
     LanguageScore,
     bootstrap_differences,
@@ -186,7 +187,7 @@ def test_the_metrics_and_the_comparison_of_files_take_the_same_documents(tmp_pat
         for key, one in {"together": together, "apart": apart}.items()
     }
     assert width["together"] > 1.2 * width["apart"]
-    metrics = evaluation_metrics(None, language_scores(b), language_scores(a), True)
+    metrics = evaluation_metrics(MetricNames(), language_scores(b), language_scores(a), True)
     assert metrics["ppl_increase_ci95_low/geomean"] == pytest.approx(math.exp(together["geomean"].interval.low))
     sums_of_b = language_scores(b)["sw"].by_document
     assert sums_of_b.tokens.tolist() == [6] * 12 and sums_of_b.nll.sum() == pytest.approx(language_scores(b)["sw"].nll)

@@ -7,6 +7,7 @@ import pytest
 
 from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import Interval, SegmentSums, percentile_interval
+from mbs_ray.evaluation.metric_names import MetricNames
 from mbs_ray.evaluation.perplexity import LanguageScore, evaluation_metrics, exponential, geometric_mean
 from mbs_ray.report.figures.difference_forest import difference_forest
 from mbs_ray.report.figures.increase_heatmap import increase_heatmap
@@ -28,7 +29,9 @@ def test_perplexity_above_709_nats_is_infinite_and_bits_per_byte_are_what_they_a
 
 
 def test_all_metrics_of_a_destroyed_model_are_there() -> None:
-    metrics = evaluation_metrics(None, {"en": score(3.0), "sw": score(800.0)}, {"en": score(2.0), "sw": score(2.0)})
+    metrics = evaluation_metrics(
+        MetricNames(), {"en": score(3.0), "sw": score(800.0)}, {"en": score(2.0), "sw": score(2.0)}
+    )
     assert metrics["ppl/sw"] == metrics["ppl_increase/sw"] == math.inf
     assert metrics["ppl_increase/worst"] == metrics["ppl_increase/geomean"] == math.inf
     assert metrics["ppl_increase/en"] == pytest.approx(math.e)
@@ -37,14 +40,16 @@ def test_all_metrics_of_a_destroyed_model_are_there() -> None:
 
 
 def test_of_two_destroyed_models_the_ratio_is_that_of_their_nll() -> None:
-    metrics = evaluation_metrics(None, {"en": score(801.0)}, {"en": score(800.0)})
+    metrics = evaluation_metrics(MetricNames(), {"en": score(801.0)}, {"en": score(800.0)})
     assert metrics["ppl_increase/en"] == pytest.approx(math.e)
-    assert evaluation_metrics(None, {"en": score(2.0)}, {"en": score(900.0)})["ppl_increase/geomean"] == 0.0
+    assert evaluation_metrics(MetricNames(), {"en": score(2.0)}, {"en": score(900.0)})["ppl_increase/geomean"] == 0.0
     assert geometric_mean({"en": 4.0, "sw": 9.0}) == pytest.approx(6.0)
 
 
 def test_what_is_not_a_number_is_the_worst_and_has_no_interval() -> None:
-    increases = evaluation_metrics(None, {"en": score(3.0), "sw": score(math.nan)}, {"en": score(2), "sw": score(2)})
+    increases = evaluation_metrics(
+        MetricNames(), {"en": score(3.0), "sw": score(math.nan)}, {"en": score(2), "sw": score(2)}
+    )
     assert math.isnan(increases["ppl_increase/worst"]) and math.isnan(increases["ppl_increase/geomean"])
     assert "ppl_increase_ci95_low/sw" not in increases
     assert percentile_interval(np.array([1.0, math.inf])) is None
