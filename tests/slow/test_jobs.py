@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from mbs_ray.cli import app
 from mbs_ray.tracking.mlflow_client import open_client
-from tests.support.mlflow_server import free_port, serving
+from tests.support.mlflow_server import free_ports, serving
 from tests.support.models import HELD_OUT, write_bloom, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -120,13 +120,13 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    dashboard, metrics = free_port(), free_port()
+    dashboard, metrics, port, agent, client = free_ports(5)
     options = {
-        "port": free_port(),
+        "port": port,
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
-        "dashboard-agent-listen-port": free_port(),
-        "ray-client-server-port": free_port(),
+        "dashboard-agent-listen-port": agent,
+        "ray-client-server-port": client,
         "metrics-export-port": metrics,
         "system-config": json.dumps({"metrics_report_interval_ms": 500}),
         "min-worker-port": 0,  # or it would share the default range with another Ray on this machine
