@@ -1,13 +1,16 @@
 """``mbs allocate``."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from mbs_ray.cli.inputs import one_line_errors
 from mbs_ray.cli.named_spec import named_spec
 from mbs_ray.cli.options import Distribution, Languages, Sampling
+from mbs_ray.languages.codes import language_name
 
 app = typer.Typer()
 
@@ -21,7 +24,6 @@ def allocate(
     distribution: Distribution = None,
 ) -> None:
     """Show how many calibration segments each language gets. Needs no Ray, and the network for a hub id alone."""
-    from mbs_ray.cli.terminal_tables import allocation_table
     from mbs_ray.driver.begin_tokens import begin_sentence
     from mbs_ray.languages.distribution import parse_languages
     from mbs_ray.languages.sampling_registry import build_sampling, distribution_for
@@ -39,3 +41,16 @@ def allocate(
         console.print(f"calibrate with it: {again}", highlight=False, markup=False, soft_wrap=True)
         if sentence := begin_sentence(model):
             console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def allocation_table(title: str, allocation: Mapping[str, int], shares: Mapping[str, float]) -> Table:
+    """Segments of each language beside its share of the model's training data, where that is known."""
+    table = Table(title=title)
+    for heading in ("language", "name", "share of training", "segments", "share of segments"):
+        table.add_column(heading, justify="left" if heading in ("language", "name") else "right")
+    segments = sum(allocation.values())
+    for code, count in allocation.items():
+        share = f"{100 * shares[code]:.3f} %" if code in shares else ""
+        table.add_row(code, language_name(code), share, str(count), f"{100 * count / segments:.3f} %")
+    table.add_row("all", "", "", str(segments), "")
+    return table

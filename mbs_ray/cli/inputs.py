@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -59,5 +60,11 @@ def one_line_errors() -> Iterator[None]:
         with told_of_interruption(lambda: "the same command begins again, with what it has kept"):
             yield
     except (InputError, StageDiedError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # No fault of a program's: a full disk, a folder that may not be read, a name that is too long.
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        raise typer.Exit(1 if error.errno == ENOSPC else 2) from None

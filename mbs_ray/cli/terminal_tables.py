@@ -13,7 +13,6 @@ from mbs_ray.evaluation.metric_names import GEOMEAN
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
-from mbs_ray.languages.codes import language_name
 
 
 def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
@@ -55,17 +54,6 @@ def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> T
         lowest = [best.at[language, method] for method, _ in columns]
         cells = [f"[bold]{v:.3f}[/]" if v == low else f"{v:.3f}" for v, low in zip(values, lowest, strict=True)]
         table.add_row(str(language), *cells)
-    return table
-
-
-def allocation_table(title: str, allocation: Mapping[str, int], shares: Mapping[str, float]) -> Table:
-    """Segments of each language beside its share of the model's training data, where that is known."""
-    table = _table(title, "language", "name", "share of training", "segments", "share of segments")
-    segments = sum(allocation.values())
-    for code, count in allocation.items():
-        share = f"{100 * shares[code]:.3f} %" if code in shares else ""
-        table.add_row(code, language_name(code), share, str(count), f"{100 * count / segments:.3f} %")
-    table.add_row("all", "", "", str(segments), "")
     return table
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, one_line
 from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import LANGUAGES, PAPER_LANGUAGES, table_order
 
@@ -134,8 +134,8 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object")
     return content

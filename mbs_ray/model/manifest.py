@@ -49,7 +49,7 @@ def verify(folder: Path) -> Verdict:
         raise InputError(
             f"{folder / MANIFEST}: cannot be read ({error.strerror}); give a checkpoint or a run"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: not a manifest, or a damaged one") from None
     wrong = []
     for name, (size, digest) in expected.items():

@@ -146,7 +146,7 @@ def cluster_file(path: Path) -> Hardware:
         items = [(kind["node_config"]["InstanceType"], kind.get("min_workers", 0)) for kind in kinds.values()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: no available_node_types with an InstanceType each; describe the nodes with --gpus, "
             "--gpu-memory and --host-memory instead"

@@ -18,4 +18,10 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str) -> Any:
     """What a text in YAML says. Raises yaml.YAMLError where it is none."""
     # Safe: the class is PyYAML's SafeLoader but for one more way to write a number.
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:
+        # PyYAML makes dates and numbers of texts that look like some, and lets the errors of that through.
+        raise yaml.YAMLError(str(error)) from None

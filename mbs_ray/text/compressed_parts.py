@@ -134,6 +134,8 @@ def _gzip_members(content: mmap.mmap) -> Iterator[CompressedPart]:
     if not _GZIP_HEADER.match(content):
         raise OSError("it is not gzip")
     begins = [match.start() for match in _GZIP_HEADER.finditer(content) if _inflates(content, match.start())]
+    if not begins or begins[0]:
+        raise OSError("its first member is damaged")
     for begin, end in zip(begins, [*begins[1:], len(content)], strict=True):
         yield CompressedPart(begin, _gzip_extent(int.from_bytes(content[end - 4 : end], "little"), end - begin))
 

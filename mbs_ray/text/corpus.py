@@ -46,7 +46,12 @@ class FolderCorpus:
 
     def files(self, language: str) -> list[Path]:
         """The files of one language, by name. InputError for none, and for one that stands there twice."""
-        folder = Path(self.folder)
+        try:
+            return self._files(Path(self.folder), language)
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    def _files(self, folder: Path, language: str) -> list[Path]:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder of a corpus")
         found = [path for suffix in ("", *SUFFIXES) if (path := folder / f"{language}{suffix}").exists()]

@@ -118,7 +118,8 @@ class TextShard:
     def _line_number(self, part: int, offset: int) -> int:
         """Number of the line at an offset of a part, counted from the beginning of the file."""
         number, read = 1, 0
-        decoder = Decoder(self.path, self.compression, 0, self.parts[part][0]) if self.compression else None
+        offset_of_part = self.parts[part][0] if part else 0  # while it is opened it has no parts yet
+        decoder = Decoder(self.path, self.compression, 0, offset_of_part) if self.compression else None
         with io.BufferedReader(decoder) if decoder else self.path.open("rb") as stream:
             for line in stream:
                 read += len(line)

@@ -13,7 +13,7 @@ from mbs_ray.text.blank_lines import blank_line_streams
 from mbs_ray.text.shards import Document, Source
 from mbs_ray.text.token_bytes import character_bytes, checked, token_bytes
 from mbs_ray.text.token_stream import TokenStream
-from mbs_ray.text.tokenizer_files import embedding_rows, load_tokenizer
+from mbs_ray.text.tokenizer_files import as_input_error, embedding_rows, load_tokenizer
 
 Join = Literal["end_token", "blank_line"]
 
@@ -65,7 +65,8 @@ class DocumentTokenizer:
         """
         if not documents:
             return []
-        try:
+        where = f"tokenizer {self.tokenizer.name_or_path}: cannot tokenize {documents[0].label} or what follows"
+        with as_input_error(where):
             if self._join == "blank_line":
                 return blank_line_streams(self.tokenizer, documents)
             encoded = self.tokenizer(
@@ -77,11 +78,6 @@ class DocumentTokenizer:
                 return_token_type_ids=False,
                 return_offsets_mapping=True,
             )
-        except InputError:
-            raise
-        except Exception as error:  # the library raises a plain one, for instance where it lacks an unknown token
-            where = f"tokenizer {self.tokenizer.name_or_path}: cannot tokenize {documents[0].label} or what follows"
-            raise InputError(f"{where} ({str(error).strip().partition(chr(10))[0]})") from error
         return [
             self._stream(document, token_ids, offsets)
             for document, token_ids, offsets in zip(
@@ -111,8 +107,9 @@ class DocumentTokenizer:
     @cached_property
     def _added(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the tokenizer itself adds before and after a text: it is asked, whatever family it is of."""
-        text = self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-        whole = self.tokenizer(_PROBE)["input_ids"]
+        with as_input_error(f"tokenizer {self.tokenizer.name_or_path}: cannot tokenize a text"):
+            text = self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+            whole = self.tokenizer(_PROBE)["input_ids"]
         for start in range(len(whole) - len(text) + 1):
             if whole[start : start + len(text)] == text:
                 return tuple(whole[:start]), tuple(whole[start + len(text) :])

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +26,7 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cl
 _PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor")
 # Below this share of the embedding's rows a vocabulary is not that of the model, however its rows are padded.
 _LEAST_SHARE = 0.5
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "*.model")
 
 
@@ -35,22 +39,31 @@ def load_tokenizer(name: str, **options: Any) -> Any:
     """
     from transformers import AutoTokenizer  # slow to import, and only needed where text is tokenized
 
-    try:
+    _check_merges(Path(name) / "tokenizer.json")
+    with as_input_error(f"tokenizer {name}: cannot be loaded", lambda: _hint(Path(name), loads=False)):
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if hasattr(tokenizer, "backend_tokenizer"):
             tokenizer = _as_in_file(tokenizer, Path(name), options)
-    except Exception as error:  # transformers, tokenizers and json each raise their own, some a plain Exception
-        # What the library says of a missing file is more of its own search than of the file.
-        reason = _hint(Path(name), loads=False) or f" ({_reason(error)})"
-        raise InputError(f"tokenizer {name}: cannot be loaded{reason}") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise InputError(f"tokenizer {name}: has no tokenizer.json, whose offsets are needed to count bytes")
     _check_vocabulary(tokenizer, Path(name))
     return tokenizer
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].strip() or type(error).__name__
+@contextmanager
+def as_input_error(said: str, hint: Callable[[], str] = str) -> Iterator[None]:
+    """Raise :class:`InputError` in the place of what the libraries raise, with their reason where there is no hint.
+
+    transformers, tokenizers and json each raise their own, some a plain Exception; a panic of tokenizers is none.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = str(error).strip().partition("\n")[0].strip() or type(error).__name__
+        # What a library says of a missing file is more of its own search than of the file.
+        raise InputError(f"{said}{hint() or f' ({reason})'}") from error
 
 
 def _as_in_file(tokenizer: Any, folder: Path, options: dict[str, Any]) -> Any:
@@ -98,6 +111,25 @@ def _state(tokenizer: Any, part: str) -> bytes | None:
     return state
 
 
+def _check_merges(file: Path) -> None:
+    """Refuse merges without the prefix that the file names for them; tokenizers 0.23 takes them for granted."""
+    try:
+        content = file.read_bytes()
+        if not _PREFIX.search(content):
+            return
+        model = json.loads(content)["model"]
+        prefix, merges = model["continuing_subword_prefix"], model["merges"]
+        second = [one.partition(" ")[2] if isinstance(one, str) else one[1] for one in merges]
+        wrong = next((one for one in second if not one.startswith(prefix)), None)
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return  # whatever else is wrong with it, the library says
+    if wrong is not None:
+        raise InputError(
+            f"tokenizer {file.parent}: tokenizer.json: model.merges: {wrong!r} does not begin with "
+            f"continuing_subword_prefix {prefix!r}; fetch the file again"
+        )
+
+
 def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
     """Refuse a vocabulary that is empty, or far below the embedding's rows."""
     size, rows = len(tokenizer), embedding_rows(folder)
@@ -117,7 +149,7 @@ def embedding_rows(folder: Path) -> int | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         return None
     return rows if isinstance(rows, int) else None
 

@@ -67,7 +67,9 @@ def test_allocate_needs_no_distribution_where_the_sampling_needs_none(sampling: 
 def test_allocate_takes_numbers_with_an_exponent_and_languages_outside_the_table() -> None:
     given = ("allocate", "--model", "bigscience/bloom-560m", "--segments", 4, "--languages")
     plain, exponent = (
-        invoke(*given, "en,sw", "--sampling", f"temperature:alpha={one}").stdout.splitlines()[2:]  # after the title
+        invoke(*given, "en,sw", "--sampling", f"temperature:alpha={one}").stdout.splitlines()[
+            2:-1
+        ]  # after the title, before how to go on
         for one in ("0.3", "3e-1")
     )
     assert plain == exponent and any("sw" in line for line in plain)
@@ -184,8 +186,6 @@ BAD = {
     "empty corpus file": Bad(_empty, "sw.txt", "empty"),
     "truncated parquet": Bad(_truncated, "sw.parquet"),
     "parquet without text": Bad(_no_column, "sw.parquet", "text"),
-    "invalid UTF-8 in jsonl": Bad(_invalid_utf8, "sw.jsonl", "line 42", "UTF-8"),
-    "invalid JSON in jsonl": Bad(_invalid_json, "sw.jsonl.gz", "line 42"),
     "missing shard": Bad(_missing_shard, "model-00003-of-00003.safetensors", "missing"),
     "NaN in a weight": Bad(_nan, "dense_h_to_4h.weight", "NaN"),
     "misspelt key": Bad(_set(segmants=3), "sweep.yaml", "segmants", "no such field"),
@@ -199,31 +199,53 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_code_2_before_any_actor_starts(
-    case: str, ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
-) -> None:
-    model = Path(shutil.copytree(hub_bloom, tmp_path / "model"))
-    corpus = write_corpus(tmp_path / "corpus")
+#: Text is read, and so checked, where it is drawn.
+BAD_TEXT = {
+    "invalid UTF-8 in jsonl": Bad(_invalid_utf8, "sw.jsonl", "line 42", "UTF-8"),
+    "invalid JSON in jsonl": Bad(_invalid_json, "sw.jsonl.gz", "line 42"),
+}
+
+
+def refused(bad: Bad, model: Path, folder: Path, segments: int) -> set[str]:
+    """The classes of the actors that a sweep over spoilt input has started before it ends in one line."""
+    model = Path(shutil.copytree(model, folder / "model"))
+    corpus = write_corpus(folder / "corpus")
     sweep: dict[str, Any] = {
         "name": "bad",
         "model": "model",
         "corpus": "corpus",
         "languages": ["en", "fr", "hi", "sw"],
-        "segments": 8,
+        "segments": segments,
         "sequence_length": 32,
         "grid": {"method": ["wanda"], "sampling": ["equal"]},
     }
-    BAD[case].spoil(model, corpus, sweep)
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    bad.spoil(model, corpus, sweep)
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     before = set(actors())
-    result = invoke("sweep", tmp_path / "sweep.yaml", "--out", tmp_path / "out")
+    result = invoke("sweep", folder / "sweep.yaml", "--out", folder / "out")
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
-    for name in BAD[case].names:
+    for name in bad.names:
         assert name in result.stderr
-    assert set(actors()) == before
+    return {actor["ActorClassName"] for key, actor in actors().items() if key not in before}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_code_2_before_any_actor_starts(
+    case: str, ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
+) -> None:
+    assert refused(BAD[case], hub_bloom, tmp_path, segments=8) == set()
     assert not (tmp_path / "out" / "bad").exists()
+
+
+@pytest.mark.parametrize("case", BAD_TEXT)
+def test_bad_text_is_one_line_and_code_2_before_any_stage_starts(
+    case: str, ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
+) -> None:
+    # So many segments that all text is read.
+    started = refused(BAD_TEXT[case], hub_bloom, tmp_path, segments=400)
+    assert "StageActor" not in started and any("TokenizeTexts" in name for name in started)
+    assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").rglob("*.parquet"))
 
 
 def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path) -> None:

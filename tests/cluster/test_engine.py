@@ -25,6 +25,7 @@ from mbs_ray.text.segment_file import SegmentSet
 from tests.conftest import OBJECT_STORE_BYTES
 from tests.support.engine import assemble_run, compress_in_sequence, compress_plainly, digest, draw, make_job, run_all
 from tests.support.models import write_bloom, write_corpus
+from tests.support.stages import WARM
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 
@@ -240,5 +241,6 @@ def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Clust
 
     assert [threads(stages) for stages in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 1]
     assert threads(2, 5) == 5
+    WARM.rest()
     with Pipeline(Layout(3), 2) as pipeline:
         assert len(pipeline.process_ids) == 3

@@ -15,7 +15,8 @@ OWN = tuple(
         r"\S+: done in \d+ s \(\d+ of \d+\)",
         r"stage \d+: computing \d+ %, .+",
         r"all runs are finished; nothing to compute",
-        r" *perplexity increase: \S+ *",
+        r" *perplexity increase:( \S+)? *",
+        r" +\S+-evaluation +",  # the rest of that title above a narrow table
         r"[┏┡└┃│].*",
         r"written: /.+",
         r"tracking: sqlite:////.+   \(mbs ui .+\)",

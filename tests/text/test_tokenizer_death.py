@@ -15,7 +15,7 @@ from tests.support.texts import drawn_here, request, rows_of, some_texts, write_
 def _kill_first_tokenizer(killed: list[str], before: set[str], stop: threading.Event) -> None:
     while not stop.wait(0.01):
         for key, actor in actors().items():
-            tokenizes = "TokenizeUnits" in str(actor)
+            tokenizes = "TokenizeTexts" in str(actor)
             if key not in before and tokenizes and actor["State"] == "ALIVE" and actor.get("Pid"):
                 os.kill(actor["Pid"], signal.SIGKILL)
                 killed.append(key)

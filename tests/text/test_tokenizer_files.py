@@ -128,6 +128,16 @@ def test_a_tokenizer_config_of_other_types_is_one_line_or_read(tokenizer: Path, 
     assert "cannot be loaded (" in lines(folder)
 
 
+def test_merges_without_the_prefix_that_the_file_names_are_refused_before_the_library_reads_them(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tokenizer, tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= {"continuing_subword_prefix": "##", "merges": [["a", "##b"], ["a", "bc"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert "model.merges: 'bc' does not begin with continuing_subword_prefix '##'" in lines(folder)
+
+
 def test_a_vocabulary_far_below_the_rows_of_the_embedding_is_of_another_model(tokenizer: Path, tmp_path: Path) -> None:
     folder = tmp_path / "other"
     shutil.copytree(tokenizer, folder)
