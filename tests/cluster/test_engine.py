@@ -23,8 +23,9 @@ from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
 from mbs_ray.text.segment_file import SegmentSet
 from tests.conftest import OBJECT_STORE_BYTES
-from tests.support.engine import assemble_run, compress_in_sequence, compress_plainly, digest, draw, make_job, run_all
+from tests.support.engine import assemble_run, digest, draw, make_job, run_all
 from tests.support.models import write_bloom, write_corpus
+from tests.support.plain import compress_plainly
 from tests.support.stages import WARM
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
@@ -75,7 +76,7 @@ def test_in_a_true_sequence_every_linear_sees_those_before_it_compressed(
     written = {
         name: tensor for index in range(4) for name, tensor in (read_block(job.blocks_folder, index) or {}).items()
     }
-    in_sequence = compress_in_sequence(bloom, calibration, SPARSE, microbatch=3)
+    in_sequence = compress_plainly(bloom, calibration, SPARSE, microbatch=3, in_sequence=True)
     for name, weight in in_sequence.items():
         assert torch.equal(written[name], weight), name
     at_once = compress_plainly(bloom, calibration, SPARSE, microbatch=3)

@@ -20,7 +20,8 @@ from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
 from mbs_ray.text.segment_file import SegmentSet
-from tests.support.engine import compress_in_parts, digest, draw, make_job, run_all
+from tests.support.engine import digest, draw, make_job, run_all
+from tests.support.plain import compress_plainly
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 METHODS = {
@@ -58,7 +59,7 @@ def test_two_replicas_give_the_bits_of_two_sums_that_are_added(
             for name, tensor in (read_block(tmp_path / "1" / key / "blocks", index) or {}).items()
         }
         # Seven microbatches: three for the first replica, four for the second.
-        plain = compress_in_parts(bloom, calibration, METHODS[key], [range(9), range(9, 20)], microbatch=3)
+        plain = compress_plainly(bloom, calibration, METHODS[key], 3, parts=[range(9), range(9, 20)])
         for name, weight in plain.items():
             assert torch.equal(written[name], weight), name
 

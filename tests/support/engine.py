@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
@@ -17,7 +16,6 @@ from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.pipeline import Outcome
 from mbs_ray.cluster.sharding import shard_blocks
 from mbs_ray.cluster.stage.worker import Worker
-from mbs_ray.methods import Moment, build_method
 from mbs_ray.model.assemble import assemble
 from mbs_ray.model.block_files import write_outside
 from mbs_ray.model.checkpoint import Checkpoint
@@ -122,98 +120,3 @@ def assemble_run(model: Path, directory: Path, target: Path) -> Checkpoint:
     outside = write_outside(source, Decoder(source, torch.float32), target.with_suffix(".safetensors"))
     blocks = sorted((directory / "blocks").glob("*.safetensors"))
     return Checkpoint(assemble(source, [outside, *blocks], target, "card"))
-
-
-def compress_plainly(
-    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int, path: str = "transformer.h"
-) -> dict[str, torch.Tensor]:
-    """The obvious way: the whole model in memory, block after block, hooks on its linears."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    stored = AutoModelForCausalLM.from_pretrained(model_folder)
-    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
-    solver = build_method(method)
-    result = {}
-    for index, block in enumerate(model.get_submodule(path)):
-        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
-        moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
-        hooks = [
-            module.register_forward_pre_hook(lambda _, inputs, own=moments[name]: own.add(inputs[0]))
-            for name, module in linears.items()
-        ]
-        with torch.no_grad():
-            for rows in token_ids.split(microbatch):
-                model(rows)
-        for hook in hooks:
-            hook.remove()
-        for name, module in linears.items():
-            weight = stored.get_submodule(f"{path}.{index}.{name}").weight.detach()
-            compressed = solver.compress(weight, moments[name]).weight
-            module.weight.data = compressed.float()
-            result[f"{path}.{index}.{name}.weight"] = compressed
-    return result
-
-
-def compress_in_sequence(
-    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], microbatch: int
-) -> dict[str, torch.Tensor]:
-    """The obvious way for a BLOOM, whose linears have an input each: the whole model anew for every linear."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    stored = AutoModelForCausalLM.from_pretrained(model_folder)
-    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
-    solver = build_method(method)
-    result = {}
-    for index in range(len(model.transformer.h)):
-        for part in (
-            "self_attention.query_key_value",
-            "self_attention.dense",
-            "mlp.dense_h_to_4h",
-            "mlp.dense_4h_to_h",
-        ):
-            name = f"transformer.h.{index}.{part}"
-            linear = model.get_submodule(name)
-            moment = Moment.zeros(linear.in_features, solver.statistic)
-            hook = linear.register_forward_pre_hook(lambda _, inputs, own=moment: own.add(inputs[0]))
-            with torch.no_grad():
-                for rows in token_ids.split(microbatch):
-                    model(rows)
-            hook.remove()
-            compressed = solver.compress(stored.get_submodule(name).weight.detach(), moment).weight
-            linear.weight.data = compressed.float()
-            result[f"{name}.weight"] = compressed
-    return result
-
-
-def compress_in_parts(
-    model_folder: Path, calibration: SegmentSet, method: dict[str, Any], parts: list[range], microbatch: int
-) -> dict[str, torch.Tensor]:
-    """The plain way with the segments in parts: a moment of each, added at the end."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    stored = AutoModelForCausalLM.from_pretrained(model_folder)
-    token_ids = torch.from_numpy(calibration.read().token_ids.astype("int64"))
-    solver = build_method(method)
-    result = {}
-    for index, block in enumerate(model.transformer.h):
-        linears = {name: module for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
-        sums: dict[str, list[Moment]] = {name: [] for name in linears}
-        for part in parts:
-            moments = {name: Moment.zeros(module.in_features, solver.statistic) for name, module in linears.items()}
-            hooks = [
-                module.register_forward_pre_hook(lambda _, inputs, own=moments[name]: own.add(inputs[0]))
-                for name, module in linears.items()
-            ]
-            with torch.no_grad():
-                for rows in token_ids[part.start : part.stop].split(microbatch):
-                    model(rows)
-            for hook in hooks:
-                hook.remove()
-            for name, moment in moments.items():
-                sums[name].append(moment)
-        for name, module in linears.items():
-            whole, *others = sums[name]
-            for other in others:
-                whole.merge(other)
-            weight = stored.get_submodule(f"transformer.h.{index}.{name}").weight.detach()
-            compressed = solver.compress(weight, whole).weight
-            module.weight.data = compressed.float()
-            result[f"transformer.h.{index}.{name}.weight"] = compressed
-    return result
