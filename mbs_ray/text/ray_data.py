@@ -1,33 +1,32 @@
-"""The drawing as one Ray Data pipeline: tasks read units, actors tokenize, the driver collects by unit."""
+"""The drawing as one Ray Data pipeline: tasks read units, others tokenize them, the driver collects by unit.
+
+A task whose process or node dies is given to another by Ray; all of them give the same rows every time.
+"""
 
 import json
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-from ray.exceptions import RayActorError
-from ray.util.annotations import RayDeprecationWarning
+from ray.data import DataContext, TaskPoolStrategy
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.shards import Document, Shard, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
-from mbs_ray.text.unit_draw import COPIES, Ask, Excerpt, Passage, Spot, UnitTokens, excerpts, passages, unit_tokens
+from mbs_ray.text.unit_draw import Ask, Excerpt, Passage, Spot, UnitTokens, excerpts, passages, unit_tokens
 
-# Together one CPU, so that neither waits for ever for the other; unequal, else Ray Data fuses readers into the actors.
+# Together one CPU, so that neither waits for ever for the other; unequal, else Ray Data makes one task of both.
 READER_CPUS, TOKENIZER_CPUS = 0.4, 0.6
 # Reading is far faster than tokenizing; many small tasks on few workers, since each new worker takes seconds to start.
 TASKS_PER_TOKENIZER, READERS_PER_TOKENIZER = 8, 2
-#: Of actors during one drawing.
-DEATHS_ALLOWED = 4
 TEXT = pa.schema(
     {
         "language": pa.string(),
@@ -73,18 +72,18 @@ TOKENS = pa.schema(
 _OF_EXCERPTS = ("spot", "copy", "begin", "mass", "tokens", "start", "complete")
 #: Language, number of the unit or part, what was found in it.
 Found = tuple[str, int, UnitTokens | Excerpt]
-#: Language, number of the unit or part, spot and copy of an excerpt.
-Arrival = tuple[str, int, int | None, int]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What the tokens of a unit depend on besides its text and what is asked of it.
 
-    `text_length`: tokens of a segment besides those that begin it.
+    `text_length`: tokens of a segment besides those that begin it; `tokenizer_digest`: of what the tokenizer makes of
+    a text, as :class:`~mbs_ray.text.tokenization.TokenizerFacts` has it.
     """
 
     tokenizer: str
+    tokenizer_digest: str
     text_length: int
     seed: int
     join: Join = "end_token"
@@ -98,43 +97,9 @@ def gather(
 ) -> Iterator[Found]:
     """Yield the tokens of every unit and spot asked for, in whatever order they arrive.
 
-    `tokenizers` actors share the tokenizing, and in proportion tasks the reading; that changes no token. Where an
-    actor dies, what has not arrived is read again. InputError as the reader raised it.
+    `tokenizers` tasks at a time share the tokenizing, and in proportion others the reading; that changes no token.
+    InputError as the reader raised it.
     """
-    arrived: set[Arrival] = set()
-    for deaths in range(1, DEATHS_ALLOWED + 1):
-        owed = [ask for ask in asks if not arrived.issuperset(_wanted(ask))]
-        if not owed:
-            return
-        try:
-            for found in _stream(shards, recipe, tokenizers, owed):
-                # What was asked for together is read again together, and what has arrived of it counts once.
-                if not arrived.issuperset(new := _arrivals(found)):
-                    arrived |= new
-                    yield found
-            return
-        except RayActorError:
-            if deaths == DEATHS_ALLOWED:
-                raise
-
-
-def _wanted(ask: Ask) -> set[Arrival]:
-    if ask.spots is None:
-        return {(ask.language, ask.number, None, 0)}
-    return {(ask.language, ask.number, spot.number, copy) for spot in ask.spots for copy in range(COPIES)}
-
-
-def _arrivals(found: Found) -> set[Arrival]:
-    """What this was all, or a part, of: where a spot has no tokens, nothing else comes of it."""
-    language, number, result = found
-    if isinstance(result, UnitTokens):
-        return {(language, number, None, 0)}
-    return {(language, number, result.spot, copy) for copy in ([result.copy] if result.tokens else range(COPIES))}
-
-
-def _stream(
-    shards: Mapping[str, tuple[Shard, ...]], recipe: Recipe, tokenizers: int, asks: Sequence[Ask]
-) -> Iterator[Found]:
     items = read_items(asks)
     tokenizers = min(tokenizers, len(items))
     tasks = min(TASKS_PER_TOKENIZER * tokenizers, len(items))
@@ -147,19 +112,14 @@ def _stream(
             compute=TaskPoolStrategy(size=min(READERS_PER_TOKENIZER * tokenizers, tasks)),
             num_cpus=READER_CPUS,
         )
-        with warnings.catch_warnings():
-            # Ray 2.60 has no other way to say max_restarts, and tells to use one.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            rows = rows.map_batches(
-                TokenizeTexts,
-                fn_constructor_args=(recipe,),
-                compute=ActorPoolStrategy(size=tokenizers),
-                batch_format="pyarrow",
-                batch_size=None,
-                num_cpus=TOKENIZER_CPUS,
-                # Ray would restart them, but prints for each, past all log levels, that this may fail some day.
-                max_restarts=0,
-            )
+        rows = rows.map_batches(
+            tokenize_texts,
+            fn_kwargs={"recipe": recipe},
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=TaskPoolStrategy(size=tokenizers),
+            num_cpus=TOKENIZER_CPUS,
+        )
         for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
             yield from results(table)
 
@@ -221,40 +181,40 @@ def _texts(documents: Sequence[Document]) -> dict[str, Any]:
     }
 
 
-class TokenizeTexts:
-    """An actor that holds the tokenizer: a row of TOKENS for each unit, and for each excerpt of a passage."""
+def tokenize_texts(rows: pa.Table, *, recipe: Recipe) -> Iterator[pa.Table]:
+    """A row of TOKENS for each unit, and for each excerpt of a passage."""
+    for row in rows.to_pylist():
+        for tokens in _tokens(row, recipe):
+            result = {**dict.fromkeys(TOKENS.names), "language": row["language"], "number": row["number"], **tokens}
+            yield pa.Table.from_pydict({name: [value] for name, value in result.items()}, schema=TOKENS)
 
-    def __init__(self, recipe: Recipe) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the actor has a part of a CPU, not all of the node's
-        self.recipe = recipe
-        self.tokenizer = DocumentTokenizer(recipe.tokenizer, recipe.join)
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        for row in rows.to_pylist():
-            for tokens in self._tokens(row):
-                result = {**dict.fromkeys(TOKENS.names), "language": row["language"], "number": row["number"], **tokens}
-                yield pa.Table.from_pydict({name: [value] for name, value in result.items()}, schema=TOKENS)
-
-    def _tokens(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        if row["error"] is not None:
-            yield {"error": row["error"]}
+def _tokens(row: dict[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
+    if row["error"] is not None:
+        yield {"error": row["error"]}
+        return
+    texts = zip(row["labels"], row["texts"], strict=True)
+    documents = [Document(label, text, len(text.encode())) for label, text in texts]
+    try:
+        tokenize = _tokenizer(recipe.tokenizer, recipe.join, recipe.tokenizer_digest).tokenize
+        if row["spots"] is None:
+            unit = unit_tokens(documents, tokenize)
+            yield {**_columns(unit.stream), "lost_bytes": unit.lost_bytes}
             return
-        texts = zip(row["labels"], row["texts"], strict=True)
-        documents = [Document(label, text, len(text.encode())) for label, text in texts]
-        try:
-            if row["spots"] is None:
-                unit = unit_tokens(documents, self.tokenizer.tokenize)
-                yield {**_columns(unit.stream), "lost_bytes": unit.lost_bytes}
-                return
-            spots = [Spot(number, 0.0) for number in row["spots"]]
-            passage = Passage(spots, row["begin"], row["mass"], documents, row["complete"])
-            recipe = self.recipe
-            found = excerpts(passage, recipe.text_length, self.tokenizer.tokenize, row["language"], recipe.seed)
-            for excerpt in found:
-                own = {name: getattr(excerpt, name) for name in _OF_EXCERPTS}
-                yield {**_columns(excerpt.stream), **own, "documents": excerpt.labels, "lengths": excerpt.lengths}
-        except InputError as error:
-            yield {"error": str(error)}
+        spots = [Spot(number, 0.0) for number in row["spots"]]
+        passage = Passage(spots, row["begin"], row["mass"], documents, row["complete"])
+        for excerpt in excerpts(passage, recipe.text_length, tokenize, row["language"], recipe.seed):
+            own = {name: getattr(excerpt, name) for name in _OF_EXCERPTS}
+            yield {**_columns(excerpt.stream), **own, "documents": excerpt.labels, "lengths": excerpt.lengths}
+    except InputError as error:
+        yield {"error": str(error)}
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(name: str, join: Join, digest: str) -> DocumentTokenizer:
+    """Kept by the process from one task to the next, and from one drawing to the next as long as it is the same."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has a part of a CPU, not all of the node's
+    return DocumentTokenizer(name, join)
 
 
 def _columns(stream: TokenStream) -> dict[str, Any]:

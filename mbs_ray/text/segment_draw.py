@@ -66,9 +66,14 @@ def _drawn(request: SegmentRequest, progress: Notify | None) -> dict[str, Langua
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
     draws = language_draws(request)
-    recipe = Recipe(request.tokenizer, request.text_length, request.seed, request.join)
-    fill(draws, partial(gather, request.opened.shards, recipe, _tokenizers()), progress)
+    fill(draws, partial(gather, request.opened.shards, recipe_of(request), _tokenizers()), progress)
     return finished(request, draws)
+
+
+def recipe_of(request: SegmentRequest) -> Recipe:
+    """What the tokens of the request depend on besides its text."""
+    digest = request.tokenizer_facts.digest
+    return Recipe(request.tokenizer, digest, request.text_length, request.seed, request.join)
 
 
 def finished(request: SegmentRequest, draws: Mapping[str, LanguageDraw]) -> dict[str, LanguageSegments]:
@@ -136,5 +141,5 @@ def fill(draws: Mapping[str, LanguageDraw], read: Reader, progress: Notify | Non
 
 
 def _tokenizers() -> int:
-    """Choose the number of tokenizing actors by the cluster's CPUs; it changes the time, not the result."""
+    """Choose the number of tokenizing tasks by the cluster's CPUs; it changes the time, not the result."""
     return 1 if ray.cluster_resources().get("CPU", 1) < 8 else 2

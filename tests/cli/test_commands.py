@@ -244,7 +244,7 @@ def test_bad_text_is_one_line_and_code_2_before_any_stage_starts(
 ) -> None:
     # So many segments that all text is read.
     started = refused(BAD_TEXT[case], hub_bloom, tmp_path, segments=400)
-    assert "StageActor" not in started and any("TokenizeTexts" in name for name in started)
+    assert "Stage" not in started
     assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").rglob("*.parquet"))
 
 
@@ -255,7 +255,7 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     before = set(actors())
     measured = ("--method", "wanda:pattern=2:4", "--per-language", "--true-sequential")
     result = invoke("compress", *common, *options, *measured, "--out", tmp_path / "out")
-    assert set(actors()) - before
+    assert "Stage" in {actor["ActorClassName"] for key, actor in actors().items() if key not in before}
     assert result.exit_code == 0, result.output
     run = tmp_path / "out" / "compress" / "runs" / "wanda-2-4-proportional"
     assert (run / "checkpoint" / "config.json").is_file()

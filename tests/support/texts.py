@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import zstandard
 
 from mbs_ray.text.language_draw import LanguageSegments
-from mbs_ray.text.ray_data import Found, Recipe, TokenizeTexts, read_items, read_texts, results
-from mbs_ray.text.segment_draw import fill, finished, language_draws
+from mbs_ray.text.ray_data import Found, read_items, read_texts, results, tokenize_texts
+from mbs_ray.text.segment_draw import fill, finished, language_draws, recipe_of
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.unit_draw import Ask
 
@@ -68,12 +68,12 @@ def request(corpus: object, tokenizer: Path, allocation: Mapping[str, int], **op
 
 def drawn_here(asked: SegmentRequest) -> dict[str, LanguageSegments]:
     """The segments of a request, one unit after the other in this process, without Ray."""
-    tokenize = TokenizeTexts(Recipe(asked.tokenizer, asked.text_length, asked.seed, asked.join))
+    recipe = recipe_of(asked)
 
     def read(asks: Sequence[Ask]) -> Iterator[Found]:
         for item in read_items(asks):
             for text in read_texts(pa.Table.from_pylist([item]), shards=asked.opened.shards, seed=asked.seed):
-                for table in tokenize(text):
+                for table in tokenize_texts(text, recipe=recipe):
                     yield from results(table)
 
     draws = language_draws(asked)

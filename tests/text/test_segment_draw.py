@@ -16,8 +16,8 @@ from ray.cluster_utils import Cluster
 from mbs_ray.errors import InputError
 from mbs_ray.text import segment_file
 from mbs_ray.text.corpus import open_corpus
-from mbs_ray.text.ray_data import Recipe, gather
-from mbs_ray.text.segment_draw import check_request, draw_per_language, draw_segments, fill, language_draws
+from mbs_ray.text.ray_data import gather
+from mbs_ray.text.segment_draw import check_request, draw_per_language, draw_segments, fill, language_draws, recipe_of
 from mbs_ray.text.segment_file import Segments, SegmentSet
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.tokenization import DocumentTokenizer
@@ -95,7 +95,7 @@ def test_languages_drawn_apart_are_those_drawn_together_one_file_each_and_only_m
 def test_parallelism_changes_no_bit(ray_cluster: Cluster, drawn: SegmentSet, corpus: Path, tokenizer: Path) -> None:
     asked = request(corpus, tokenizer, ALLOCATION)
     draws = language_draws(asked)
-    fill(draws, partial(gather, asked.opened.shards, Recipe(str(tokenizer), 32, 0), 2), None)
+    fill(draws, partial(gather, asked.opened.shards, recipe_of(asked), 2), None)
     rows = [row for draw in draws.values() for row in rows_of(draw.finish())]
     assert rows == token_rows(drawn.read())
 
