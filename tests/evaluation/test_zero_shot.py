@@ -60,7 +60,6 @@ from tests.support.models import TEXTS
 from tests.support.stages import WARM
 from tests.support.task_files import write_tasks
 
-pytest.importorskip("lm_eval")
 MAX_LENGTH = 40
 
 

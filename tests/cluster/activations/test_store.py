@@ -116,7 +116,6 @@ def test_host_memory_of_a_cpu_stage_imports_no_deepspeed() -> None:
 
 
 def test_pinned_memory_comes_from_the_accelerator() -> None:
-    pytest.importorskip("deepspeed")
     store = ActivationStore(MemoryTier(CPU, pinned=True))
     hidden = torch.randn(2, 3, 4).bfloat16()
     store.put(0, 0, hidden)
