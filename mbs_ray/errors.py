@@ -22,6 +22,13 @@ class StageDiedError(RuntimeError):
         self.run = run
 
 
+class LeaseLostError(RuntimeError):
+    """Another command works on what this one worked on; it writes nothing more.
+
+    The command line prints the line and exits with code 1.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """Put what an error of a library says on one line of at most 300 characters; its type, where the words need it."""
     said = " ".join(str(error).split())

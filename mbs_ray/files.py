@@ -1,23 +1,28 @@
 """Files and folders that appear whole or not at all, and digests.
 
-The one rule of unfinished names: ``.NAME.HOST.PROCESS.UNIQUE.unfinished`` beside the final NAME. It begins with a dot
-and ends in no suffix that any reader looks for, so what a killed writer leaves is never taken for a result; it
-names its writer, so that two processes, or two hosts that share a folder, never write the same one.
+The one rule of unfinished names: ``.NAME.MACHINE.PROCESS.UNIQUE.unfinished`` beside the final NAME. It begins with a
+dot and ends in no suffix that any reader looks for, so what a killed writer leaves is never taken for a result; its
+unique part is no other's on any host. Machine and process say whose it is, so that only what is dead is cleared up.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import shutil
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished"
 #: Bytes of the final name that an unfinished one repeats; a longer name is repeated as its digest.
 _LONGEST_NAME = 100
+#: Seconds without a change after which nobody writes an unfinished file of another machine any more. No clocks of two
+#: hosts differ by that much, and no writer rests that long.
+_ABANDONED = 7 * 24 * 3600.0
 
 
 @contextmanager
@@ -36,6 +41,22 @@ def appearing(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
+    _flush_folder(path.parent)
+
+
+@contextmanager
+def appearing_first(path: Path) -> Iterator[Path]:
+    """Yield the unfinished file that the body writes; it becomes ``path`` if there is none by then.
+
+    Raises FileExistsError where another was first: of all processes of all hosts that try at once, one succeeds.
+    """
+    unfinished = _begin(path)
+    try:
+        yield unfinished
+        _flush(unfinished)
+        _give_name(unfinished, path)
+    finally:
+        _remove(unfinished)
     _flush_folder(path.parent)
 
 
@@ -85,34 +106,23 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _begin(path: Path) -> Path:
-    """Return a new unfinished name beside ``path``; what killed writers of ``path`` left on this machine is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ours = _ours(path)
-    for one in path.parent.iterdir():
-        if one.name.startswith(ours) and one.name.endswith(UNFINISHED):
-            process = one.name.removeprefix(ours).partition(".")[0]
-            if process.isdecimal() and not _lives(int(process)):
-                _remove(one)
-    return _unfinished(path)
+@cache
+def machine() -> str:
+    """Name whatever has one table of processes: this host since it was started, or this container on it.
+
+    The name of the host, and a digest, as hosts of a cluster may share their names.
+    """
+    boot = table = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    with suppress(OSError):
+        # Containers may share name and boot of their host, but each has a table of processes of its own.
+        table = str(Path("/proc/self/ns/pid").stat().st_ino)
+    return f"{os.uname().nodename}-{digest(boot, table)[:8]}"
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{_ours(path)}{os.getpid()}.{secrets.token_hex(4)}{UNFINISHED}")
-
-
-def _ours(path: Path) -> str:
-    """How all unfinished names of ``path`` begin that processes of this machine give."""
-    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else digest(path.name)
-    try:
-        # Containers may share the name of their host, but each has a table of processes of its own.
-        table = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        table = 0
-    return f".{name}.{os.uname().nodename}-{table}."
-
-
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Check whether this machine has a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -120,6 +130,54 @@ def _lives(process: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
+
+
+def _begin(path: Path) -> Path:
+    """Return a new unfinished name beside ``path``; what dead writers of ``path`` left there is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beginning = f".{_shown_name(path)}."
+    for one in path.parent.iterdir():
+        if one.name.startswith(beginning) and one.name.endswith(UNFINISHED) and _is_left(one, path):
+            _remove(one)
+    return _unfinished(path)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{_ours(path)}{os.getpid()}.{uuid.uuid4().hex}{UNFINISHED}")
+
+
+def _ours(path: Path) -> str:
+    """How all unfinished names of ``path`` begin that processes of this machine give."""
+    return f".{_shown_name(path)}.{machine()}."
+
+
+def _shown_name(path: Path) -> str:
+    return path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME else digest(path.name)
+
+
+def _is_left(unfinished: Path, path: Path) -> bool:
+    """Check whether nobody writes an unfinished file of ``path`` any more."""
+    ours = _ours(path)
+    if unfinished.name.startswith(ours):
+        process = unfinished.name.removeprefix(ours).partition(".")[0]
+        return process.isdecimal() and not lives(int(process))
+    try:
+        return time.time() - unfinished.stat().st_mtime > _ABANDONED
+    except OSError:
+        return False
+
+
+def _give_name(unfinished: Path, path: Path) -> None:
+    """Link a file to a name that must be free, where the file system knows links, or copy it to a new file."""
+    try:
+        os.link(unfinished, path)
+    except OSError as error:
+        if unfinished.stat().st_nlink == 2:
+            return  # NFS asks twice where its first answer was lost: the name is taken, by this very file
+        if isinstance(error, FileExistsError):
+            raise
+        with path.open("xb") as file:
+            file.write(unfinished.read_bytes())
 
 
 def _put_in_place(folder: Path, path: Path) -> None:

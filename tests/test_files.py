@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from mbs_ray.compression.block_report import BlockReport, read_block_reports, write_block_report
-from mbs_ray.files import UNFINISHED, appearing, appearing_folder, write_json
+from mbs_ray.files import UNFINISHED, appearing, appearing_first, appearing_folder, machine, write_json
 from mbs_ray.model.block_files import block_file, read_block, write_block
 from mbs_ray.run.directory import RunDirectory
 from mbs_ray.text.corpus import FolderCorpus
@@ -106,13 +107,50 @@ def test_a_killed_writer_leaves_what_was_there_and_the_next_one_clears_up(tmp_pa
 def test_what_another_host_or_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     elsewhere = leave_killed(path)
-    host = os.uname().nodename
-    elsewhere = elsewhere.rename(elsewhere.with_name(elsewhere.name.replace(host, "another-host")))
+    # Of a host with the same name, too: nodes of a cluster may all be called alike.
+    another = machine()[:-8] + "01234567"
+    elsewhere = elsewhere.rename(elsewhere.with_name(elsewhere.name.replace(machine(), another)))
     with appearing(path) as one, appearing(path) as other:
         assert one != other
         one.write_text("one")
         other.write_text("other")
     assert path.read_text() == "one" and set(tmp_path.iterdir()) == {path, elsewhere}
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_another_host_left_a_week_ago_is_cleared_up(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "model"
+    for days in (8, 6):
+        left = leave_killed(path, folder=folder)
+        left = left.rename(left.with_name(left.name.replace(machine(), f"another-{days}")))
+        os.utime(left, (0, time.time() - days * 24 * 3600))
+    write_json(path, {})
+    assert set(tmp_path.iterdir()) == {path, left}
+
+
+def test_a_name_that_must_be_free_goes_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "a"
+    with appearing_first(path) as unfinished:
+        unfinished.write_text("first")
+        assert not path.exists()
+    with pytest.raises(FileExistsError), appearing_first(path) as unfinished:
+        unfinished.write_text("second")
+    with pytest.raises(ValueError, match="half"), appearing_first(path.with_name("b")):
+        raise ValueError("half way")
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+    def asked_twice(source: Path, target: Path) -> None:
+        """As NFS does where its first answer is lost."""
+        link(source, target)
+        link(source, target)
+
+    link = os.link
+    monkeypatch.setattr(os, "link", asked_twice)
+    with appearing_first(path.with_name("b")) as unfinished:
+        unfinished.write_text("ours")
+    with pytest.raises(FileExistsError), appearing_first(path) as unfinished:
+        unfinished.write_text("third")
+    assert (path.with_name("b")).read_text() == "ours" and path.read_text() == "first"
 
 
 def test_no_reader_takes_what_a_killed_writer_left_for_a_result(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from mbs_ray.cli.interruption import told_of_interruption
-from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.errors import InputError, LeaseLostError, StageDiedError
 
 TEXT_COLUMN = "text"
 
@@ -55,11 +55,11 @@ def absolute(out: Path) -> Path:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Say in one line what went wrong: exit code 2 for bad input, 1 where a stage died, 130 after Ctrl-C."""
+    """Say in one line what went wrong: exit code 2 for bad input, 1 for what happened meanwhile, 130 after Ctrl-C."""
     try:
         with told_of_interruption(lambda: "the same command begins again, with what it has kept"):
             yield
-    except (InputError, StageDiedError) as error:
+    except (InputError, LeaseLostError, StageDiedError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
     except OSError as error:

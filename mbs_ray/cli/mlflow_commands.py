@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mbs_ray.cli.inputs import one_line_errors
+from mbs_ray.cli.options import TakeOver
 from mbs_ray.errors import InputError
 
 app = typer.Typer()
@@ -19,13 +20,17 @@ def track(
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="Default: MLFLOW_TRACKING_URI, or the sweep's own database.")
     ] = None,
+    take_over: TakeOver = False,
 ) -> None:
-    """Tell MLflow what a sweep measured while it was away. What it knows already is not doubled."""
+    """Tell MLflow what a sweep measured while it was away. What it knows already is not doubled.
+
+    Not while the sweep runs: it tells MLflow itself.
+    """
     with one_line_errors():
         from mbs_ray.tracking.mlflow_client import default_tracking_uri
         from mbs_ray.tracking.replay import track_runs
 
-        taken = dict(track_runs(folder, tracking_uri))
+        taken = dict(track_runs(folder, tracking_uri, take_over, typer.echo))
         for run, whole in taken.items():
             typer.echo(f"{run}: {'up to date' if whole else 'not taken whole; try again'}")
         # <out>/<sweep>, or <out>/<sweep>/runs/<run>.

@@ -20,6 +20,13 @@ Sampling = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it does not fit.")]
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over",
+        help="Take the sweep over from a command elsewhere that died: after 120 s without a sign of its life.",
+    ),
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")]
 SequenceLength = Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")]
 ComputeDtype = Annotated[str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import FILE_OFFLOAD, Address, with_cluster, without
 from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, one_line_errors, with_text_column
-from mbs_ray.cli.options import Force, Out, TextColumn
+from mbs_ray.cli.options import Force, Out, TakeOver, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
 from mbs_ray.cluster.cluster_options import ClusterOptions
 
@@ -38,6 +38,7 @@ def compress(
     ] = "compress",
     cluster: ClusterOptions,
     force: Force = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Compress one model with one method and one sampling: a sweep of a single run."""
     with one_line_errors():
@@ -46,7 +47,8 @@ def compress(
         run = run_fields(context.obj)
         run["corpus"] = with_text_column(run["corpus"], text_column)
         run["evaluation"] = evaluation_sets(evaluate or [], evaluation_segments, text_column)
-        _conduct(validated(SweepSpec, {"name": name, "run": run, **_arranged(cluster)}), out, cluster.address, force)
+        spec = validated(SweepSpec, {"name": name, "run": run, **_arranged(cluster)})
+        _conduct(spec, out, cluster.address, force, take_over)
 
 
 @app.command(
@@ -59,6 +61,7 @@ def sweep(
     out: Out,
     cluster: ClusterOptions,
     force: Force = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
     with one_line_errors():
@@ -67,7 +70,7 @@ def sweep(
         content = load_sweep(file).model_dump()
         arranged = _arranged(cluster)
         content |= arranged | {"layout": content["layout"] | arranged["layout"]}
-        _conduct(validated(SweepSpec, content), out, cluster.address, force)
+        _conduct(validated(SweepSpec, content), out, cluster.address, force, take_over)
 
 
 @app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")
@@ -75,12 +78,14 @@ def demo(
     out: Out = Path("mbs-demo"),
     model: Annotated[list[Path] | None, typer.Option("--model", help="Instead of the package's; repeatable.")] = None,
     address: Address = None,
+    take_over: TakeOver = False,
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
     with one_line_errors():
         from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_tables
 
-        _conduct(demo_sweep(model or packaged_models()), out, address, conclusion=demo_sentence, shown=shown_tables)
+        spec = demo_sweep(model or packaged_models())
+        _conduct(spec, out, address, take_over=take_over, conclusion=demo_sentence, shown=shown_tables)
 
 
 def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
@@ -92,7 +97,13 @@ def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
 
 
 def _conduct(
-    spec: Any, out: Path, address: str | None, force: bool = False, conclusion: Any = None, shown: Any = None
+    spec: Any,
+    out: Path,
+    address: str | None,
+    force: bool = False,
+    take_over: bool = False,
+    conclusion: Any = None,
+    shown: Any = None,
 ) -> None:
     """Conduct a sweep and show its results: tables that ``shown`` picks, the sentence that ``conclusion`` makes."""
     from mbs_ray.cli.interruption import finished_runs, told_of_interruption
@@ -101,7 +112,7 @@ def _conduct(
 
     console, folder = Console(), absolute(out)
     with told_of_interruption(lambda: finished_runs(spec, folder)):
-        result = conduct(spec, folder, address, Progress(console), force)
+        result = conduct(spec, folder, address, Progress(console), force, take_over)
         tables = shown(result) if shown else result.tables
         _show(result, tables, out, console, conclusion(result) if conclusion else "")
 

@@ -11,7 +11,7 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, LeaseLostError
 from mbs_ray.evaluation.metric_names import MetricNames
 from mbs_ray.evaluation.perplexity import evaluation_metrics, language_scores
 from mbs_ray.report.page import write_report_page
@@ -43,7 +43,7 @@ class Conductor:
 
     def run(self, uri: str) -> SweepResult:
         """Take the open runs through the stages, then write tables, timeline and report page; ``uri`` is MLflow's."""
-        status: Ending = "FAILED"
+        status: Ending | None = "FAILED"
         try:
             todo = self._open_jobs()
             if todo:
@@ -64,8 +64,11 @@ class Conductor:
             # Ray, once connected, turns SIGTERM into the second.
             status = "KILLED"
             raise
+        except LeaseLostError:
+            status = None  # its runs in MLflow are another command's now
+            raise
         finally:
-            if not self._tracked.close(status):
+            if status is not None and not self._tracked.close(status):
                 self._progress.say(f"MLflow at {uri} has not taken everything yet; the same command tries again")
 
     def _write_page(self, result: SweepResult) -> None:

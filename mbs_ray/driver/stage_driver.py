@@ -21,12 +21,20 @@ class StageDriver:
     """The driver of a command's stages, which its ``pool`` keeps running from one call of :meth:`work` to the next.
 
     ``resources`` hold the layout, shrunk when the cluster has lost nodes; ``spans`` record what the stages did.
+    ``check`` is called before anything follows from what they did, and raises where the command is to stop.
     """
 
-    def __init__(self, resources: Resources, pool: StagePool, offload: Offload, progress: Progress) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        pool: StagePool,
+        offload: Offload,
+        progress: Progress,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.resources = resources
         self.spans = StageSpans()
-        self._pool, self._offload, self._progress = pool, offload, progress
+        self._pool, self._offload, self._progress, self._check = pool, offload, progress, check
 
     def work(self, jobs: Iterable[Job], ended: Ended, tick: Callable[[], None] = lambda: None) -> None:
         """Take all jobs and what follows them through the stages; ``tick`` is called now and then.
@@ -71,6 +79,7 @@ class StageDriver:
                 pipeline.submit(job)
             while pipeline.busy:
                 for outcome in pipeline.outcomes(POLL_SECONDS):
+                    self._check()
                     show.ended(outcome.key, outcome.error)
                     for job in ended(todo.pop(outcome.key), outcome.error):
                         todo[job.key] = job
@@ -78,4 +87,5 @@ class StageDriver:
                         pipeline.submit(self.resources.sharded(job))
                 show.stages(pipeline.statuses())
                 self.spans.add(pipeline.spans())
+                self._check()
                 tick()

@@ -20,6 +20,7 @@ from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
+from mbs_ray.run.lease import Lease, leased
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
 from mbs_ray.run.signature import finished_result, forward_fields, signature
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -34,32 +35,48 @@ def conduct(
     address: str | None,
     progress: Progress,
     force: bool = False,
+    take_over: bool = False,
     pool: StagePool | None = None,
 ) -> SweepResult:
     """Run a sweep, or resume it: finished runs are kept, begun ones continued.
 
     Stages are started once, unless ``pool`` lends warm ones. Raises :class:`InputError` before any actor starts where
-    something in the sweep cannot work, or does not fit by its plan and ``force`` is not given.
+    something in the sweep cannot work, does not fit by its plan and ``force`` is not given, or another command conducts
+    it; ``take_over`` as for :func:`leased`.
     """
     folders = SweepFolders(out.resolve(), sweep.name)
     with interrupted_by_sigterm():
         check_ray(address)
-        runs = _prepared(sweep, folders, progress)
-        uri = default_tracking_uri(folders.out)
-        connection = _connection(uri, folders, runs)
-        options = _options(sweep, address, folders, runs)
-        with connected(address, options.cpus), nullcontext(pool) if pool else StagePool() as stages:
-            resources = _settled(options, runs)
-            progress.say(f"layout: {resources}")
-            _refuse_changed(runs, resources, folders)
-            offload = checked_plan(options.tiers, runs, folders, resources, progress.say, force)
-            refuse_moments_without_room(runs, folders, resources)
-            jobs = SweepJobs(folders, resources, draw_texts(runs, folders, progress), runs)
-            driver = StageDriver(resources, stages, offload, progress)
-            jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
-            _claim(jobs)
-            tracked = SweepTracking(connection, folders, {"layout": vars(resources.layout), "runs": len(runs)})
-            return Conductor(jobs, driver, tracked, progress).run(uri)
+        with leased(folders.sweep, take_over, progress.say) as lease:
+            return _conduct(sweep, folders, address, progress, force, pool, lease)
+
+
+def _conduct(
+    sweep: SweepSpec,
+    folders: SweepFolders,
+    address: str | None,
+    progress: Progress,
+    force: bool,
+    pool: StagePool | None,
+    lease: Lease,
+) -> SweepResult:
+    runs = _prepared(sweep, folders, progress)
+    uri = default_tracking_uri(folders.out)
+    connection = _connection(uri, folders, runs)
+    options = _options(sweep, address, folders, runs)
+    with connected(address, options.cpus), nullcontext(pool) if pool else StagePool() as stages:
+        resources = _settled(options, runs)
+        progress.say(f"layout: {resources}")
+        _refuse_changed(runs, resources, folders)
+        offload = checked_plan(options.tiers, runs, folders, resources, progress.say, force)
+        refuse_moments_without_room(runs, folders, resources)
+        jobs = SweepJobs(folders, resources, draw_texts(runs, folders, progress), runs)
+        driver = StageDriver(resources, stages, offload, progress, lease.check)
+        jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
+        lease.check()
+        _claim(jobs)
+        tracked = SweepTracking(connection, folders, {"layout": vars(resources.layout), "runs": len(runs)})
+        return Conductor(jobs, driver, tracked, progress).run(uri)
 
 
 def _prepared(sweep: SweepSpec, folders: SweepFolders, progress: Progress) -> list[PreparedRun]:

@@ -1,5 +1,6 @@
 """The metrics of a run as an append-only file of its run directory: the truth that MLflow is filled from."""
 
+import errno
 import json
 import math
 import os
@@ -14,6 +15,8 @@ from mbs_ray.errors import InputError
 
 _NAME = re.compile(r"[/\w.\- :]*")
 _LONGEST_NAME = 250
+#: End of a line that a killed writer left half-written; no whole line ends so.
+_CUT_OFF = b" <cut off>\n"
 
 
 class Entry(NamedTuple):
@@ -30,7 +33,8 @@ class Journal:
 
     NaN is `null`; an infinite value, such as the perplexity of a destroyed model, the text `Infinity`.
 
-    It has one writer, the driver of the run.
+    Its writer is the driver of the run, which holds the lease of the sweep. What is written stays: two writers on one
+    host would mix their lines, and lose none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,11 +54,7 @@ class Journal:
             fields = {"key": key, "value": _plain(float(number))}
             lines.append(json.dumps(fields | {"step": int(step), "timestamp": int(timestamp)}) + "\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            os.ftruncate(file.fileno(), self._complete_bytes())
-            file.write("".join(lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.path, "".join(lines).encode())
 
     def append_missing(self, values: Mapping[int, Mapping[str, float]]) -> None:
         """Write metrics by step, except those it holds: a command that resumes after it was killed doubles nothing."""
@@ -75,14 +75,15 @@ class Journal:
             self.append(new, step)
 
     def entries(self) -> list[Entry]:
-        """Read everything written so far, in order, without a last line that its killed writer left half-written.
+        """Read everything written so far, in order, without the lines that killed writers left half-written.
 
         Raises InputError for a line that no writer of this class can have left behind.
         """
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]
-        return [self._parse(line, number) for number, line in enumerate(lines, start=1)]
+        cut_off = _CUT_OFF.rstrip(b"\n")
+        return [self._parse(line, number) for number, line in enumerate(lines, start=1) if not line.endswith(cut_off)]
 
     def _parse(self, line: bytes, number: int) -> Entry:
         try:
@@ -92,8 +93,20 @@ class Journal:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path}: line {number} is damaged ({error}); remove the line") from error
 
-    def _complete_bytes(self) -> int:
-        return self.path.read_bytes().rfind(b"\n") + 1
+
+def _append(path: Path, lines: bytes) -> None:
+    """Put whole lines at the end of a file, on the disk, in one write, so that they stay together."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            # Left by a killed writer, or just being written by another: nothing is cut from the file for that.
+            lines = _CUT_OFF + lines
+        if os.write(file, lines) != len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _plain(value: float) -> float | str | None:

@@ -1,30 +1,43 @@
 """Bring MLflow up to date with what the folder of a sweep holds, without Ray and without the model."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mbs_ray.errors import InputError
 from mbs_ray.run.directory import ALLOCATION, SPEC, RunDirectory
 from mbs_ray.run.journal import Journal
+from mbs_ray.run.lease import Lease, leased
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.tracking.mlflow_client import DATABASE, MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking.tracked_run import child_run, sweep_run
 
 
-def track_runs(folder: Path, uri: str | None) -> Iterator[tuple[str, bool]]:
+def track_runs(
+    folder: Path, uri: str | None, take_over: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[str, bool]]:
     """Replay what a run, or all runs of a sweep, measured; yield (run, whether MLflow has taken everything).
 
-    What MLflow already has is not doubled. Raises :class:`InputError` where the folder is neither, or the server
-    at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
+    What MLflow already has is not doubled. Raises :class:`InputError` where the folder is neither, another command
+    works on the sweep (``take_over`` and ``say`` as for :func:`leased`), or the server at ``uri`` cannot be used;
+    default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
     """
     path = folder.resolve()
     directories = _tracked([RunDirectory(path)]) or _tracked(RunDirectory.all_of(path))
     if not directories:
         raise InputError(f"{folder}: neither the folder of a run nor that of a sweep; give <out>/<sweep>[/runs/<run>]")
-    for directory in directories:
-        yield directory.path.name, _track(directory, uri)
+    with _alone(directories[0].sweep, take_over, say) as lease:
+        for directory in directories:
+            if lease is not None:
+                lease.check()
+            yield directory.path.name, _track(directory, uri)
+
+
+def _alone(sweep: Path, take_over: bool, say: Callable[[str], None]) -> AbstractContextManager[Lease | None]:
+    """Hold the lease of a sweep: its driver writes the same journals. Not where nothing can be written."""
+    return leased(sweep, take_over, say) if os.access(sweep, os.W_OK) else nullcontext()
 
 
 def track_report(folder: Path, page: Path) -> str:

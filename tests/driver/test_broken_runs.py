@@ -19,6 +19,7 @@ from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import Ended
 from mbs_ray.driver.stage_spans import StageSpans
 from mbs_ray.driver.sweep_jobs import SweepJobs
+from mbs_ray.errors import LeaseLostError
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import prepare_runs
@@ -48,7 +49,14 @@ class DriverHere:
             tick()
 
 
-def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
+class DriverReplaced(DriverHere):
+    """Finds the lease of the sweep lost."""
+
+    def work(self, jobs: list[Job], ended: Ended, tick: Callable[[], None]) -> None:
+        raise LeaseLostError("taken over")
+
+
+def run_sweep(sweep: SweepSpec, out: Path, driver: DriverHere | None = None) -> tuple[SweepResult, str]:
     folders, runs, numerics = SweepFolders(out, sweep.name), prepared_runs(sweep, out), Numerics("cpu", 1)
     jobs = SweepJobs(folders, Resources(Layout(1), numerics), predrawn(runs, out), runs)
     for run in runs:
@@ -57,7 +65,7 @@ def run_sweep(sweep: SweepSpec, out: Path) -> tuple[SweepResult, str]:
     uri, said = database_uri(out), io.StringIO()
     tracked = SweepTracking(MlflowConnection(uri, sweep.name, folders.artifacts), folders, {})
     progress = Progress(Console(file=said, width=200))
-    return Conductor(jobs, DriverHere(), tracked, progress).run(uri), said.getvalue()
+    return Conductor(jobs, driver or DriverHere(), tracked, progress).run(uri), said.getvalue()
 
 
 def states(result: SweepResult) -> dict[str, str]:
@@ -97,6 +105,18 @@ def test_errors_at_the_end_of_two_runs_leave_the_third_alone(bloom: Path, corpus
     result, said = run_sweep(sweep, out)
     assert result.failed == {} and set(states(result).values()) == {"FINISHED"}
     assert len(next(iter(result.tables.values())).columns) == 3
+
+
+def test_whoever_was_replaced_ends_no_run_in_mlflow(bloom: Path, corpus: Path, tmp_path: Path) -> None:
+    """They are those of the command that took over, and it is at work on them."""
+    run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en", "sw"], "segments": 4, "sequence_length": 32}
+    sweep = validated(SweepSpec, {"name": "broken", "run": {**run, "sampling": "equal", "method": "magnitude"}})
+    with pytest.raises(LeaseLostError):
+        run_sweep(sweep, tmp_path, DriverReplaced())
+    client = MlflowClient(database_uri(tmp_path))
+    experiment = client.get_experiment_by_name("broken")
+    stored = client.search_runs([experiment.experiment_id])
+    assert [one.info.status for one in stored] == ["RUNNING"] * 2
 
 
 @pytest.fixture

@@ -125,8 +125,8 @@ def rayjob() -> dict[str, Any]:
 def test_the_rayjob_runs_a_sweep_with_a_gpu_per_stage() -> None:
     job = rayjob()
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    python, script, sweep, out, results = job["spec"]["entrypoint"].split()
-    assert (python, out) == ("python", "--out")
+    python, script, sweep, out, results, option = job["spec"]["entrypoint"].split()
+    assert (python, out, option) == ("python", "--out", "--take-over")
     assert Path(results).is_absolute()
     assert (ROOT / Path(script).relative_to("/opt/mbs_ray")) == ROOT / "jobs" / "sweep.py"
     assert Path(sweep).parent == Path("/opt/mbs_ray/jobs/sweeps")

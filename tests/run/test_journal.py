@@ -64,6 +64,66 @@ def test_a_line_cut_at_any_byte_is_ignored_and_then_replaced(tmp_path: Path) -> 
         assert cut.entries() == [*whole.entries()[:complete], Entry("ppl/sw", 3.5, 0, 2)]
 
 
+@examples(60)
+@given(
+    st.lists(
+        st.one_of(
+            st.dictionaries(NAMES, VALUES, min_size=1, max_size=3),
+            # How much of an entry a writer that is killed has written: at most all but the end of the line.
+            st.integers(0, 55),
+        ),
+        max_size=6,
+    )
+)
+def test_half_lines_of_killed_writers_stay_and_hide_no_whole_one(
+    tmp_path_factory: pytest.TempPathFactory, writers: list[dict[str, float] | int]
+) -> None:
+    journal = Journal(tmp_path_factory.mktemp("journal") / "metrics.jsonl")
+    line = b'{"key": "ppl/en", "value": 1.5, "step": 0, "timestamp": 1}'
+    expected, before = [], b""
+    for written in writers:
+        if isinstance(written, int):
+            with journal.path.open("ab") as file:
+                file.write(line[:written])
+        else:
+            journal.append(written, timestamp=1)
+            expected += [Entry(key, value, 0, 1) for key, value in written.items()]
+        content = journal.path.read_bytes() if journal.path.exists() else b""
+        assert content.startswith(before) and same(journal.entries(), expected)
+        before = content
+
+
+def test_two_writers_at_once_lose_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    program = (
+        "import pathlib, sys\n"
+        "from mbs_ray.run.journal import Journal\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read(1)\n"
+        "for step in range(300):\n"
+        "    Journal(pathlib.Path(sys.argv[1])).append({sys.argv[2]: step}, step)\n"
+    )
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in ("one", "other")
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=120)
+        assert writer.returncode == 0
+    entries = Journal(path).entries()
+    for name in ("one", "other"):
+        assert [entry.step for entry in entries if entry.key == name] == [*range(300)]
+    assert len(entries) == 600 and path.read_bytes().count(b"\n") >= 600
+
+
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     program = (

@@ -9,12 +9,16 @@ from typing import Any
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
+from mbs_ray.cli import app
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.compression.block_report import BlockReport, LinearReport, write_block_report
 from mbs_ray.compression.layer_error import LayerError
 from mbs_ray.driver.run_card import run_facts
 from mbs_ray.model.manifest import MANIFEST
+from mbs_ray.run.directory import RunDirectory
+from mbs_ray.run.lease import leased
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
@@ -289,3 +293,14 @@ def artefacts(client: MlflowClient, run_id: str, folder: str | None = None) -> d
         else:
             found[one.path] = Path(client.download_artifacts(run_id, one.path)).read_bytes()
     return found
+
+
+def test_a_sweep_under_way_is_tracked_by_nobody_else(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "sweep" / "runs" / "a")
+    directory.path.mkdir(parents=True)
+    directory.keep_tracking_identity({})
+    for folder in (tmp_path / "sweep", directory.path):
+        with leased(tmp_path / "sweep"):
+            result = CliRunner().invoke(app, ["track", str(folder)])
+        assert result.exit_code == 2 and result.output.startswith(f"error: {tmp_path / 'sweep'}: held by ")
+        assert result.output.count("\n") == 1 and not directory.journal.exists()
