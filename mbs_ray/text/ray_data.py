@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
-from ray.exceptions import RayActorError
 from ray.util.annotations import RayDeprecationWarning
 
 from mbs_ray.errors import InputError
+from mbs_ray.ray_deaths import DEATHS, stage_died
 from mbs_ray.text.shards import Document, Shard, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
@@ -26,7 +26,7 @@ from mbs_ray.text.unit_draw import COPIES, Ask, Excerpt, Passage, Spot, UnitToke
 READER_CPUS, TOKENIZER_CPUS = 0.4, 0.6
 # Reading is far faster than tokenizing; many small tasks on few workers, since each new worker takes seconds to start.
 TASKS_PER_TOKENIZER, READERS_PER_TOKENIZER = 8, 2
-#: Of actors during one drawing.
+#: Of processes during one drawing.
 DEATHS_ALLOWED = 4
 TEXT = pa.schema(
     {
@@ -99,7 +99,7 @@ def gather(
     """Yield the tokens of every unit and spot asked for, in whatever order they arrive.
 
     `tokenizers` actors share the tokenizing, and in proportion tasks the reading; that changes no token. Where an
-    actor dies, what has not arrived is read again. InputError as the reader raised it.
+    process dies, what has not arrived is read again. InputError as the reader raised it; StageDiedError.
     """
     arrived: set[Arrival] = set()
     for deaths in range(1, DEATHS_ALLOWED + 1):
@@ -113,9 +113,9 @@ def gather(
                     arrived |= new
                     yield found
             return
-        except RayActorError:
+        except DEATHS as error:
             if deaths == DEATHS_ALLOWED:
-                raise
+                raise stage_died(f"processes that draw text died {deaths} times", error) from error
 
 
 def _wanted(ask: Ask) -> set[Arrival]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from ray.exceptions import RayActorError
 
+from mbs_ray.errors import StageDiedError
 from mbs_ray.text import ray_data
 from mbs_ray.text.ray_data import DEATHS_ALLOWED, Found, Recipe, TokenizeTexts, gather, read_items, read_texts, results
 from mbs_ray.text.segment_draw import fill, finished, language_draws
@@ -79,6 +80,6 @@ def test_one_death_more_than_is_allowed_ends_the_drawing(
     asked = request(corpus, tokenizer, {"en": 12}, sequence_length=LENGTH)
     monkeypatch.setattr(ray_data, "_stream", dying := Dying(DEATHS_ALLOWED, 1))
     read = partial(gather, asked.opened.shards, Recipe(asked.tokenizer, asked.text_length, asked.seed), 1)
-    with pytest.raises(RayActorError):
+    with pytest.raises(StageDiedError, match=f"processes that draw text died {DEATHS_ALLOWED} times"):
         fill(language_draws(asked), read, None)
     assert dying.pipelines == DEATHS_ALLOWED
