@@ -12,7 +12,8 @@ from mbs_ray.driver.stage_spans import StageSpans
 from mbs_ray.errors import Shortage, StageDiedError
 
 POLL_SECONDS = 0.5
-_GIVEN_UP: dict[Shortage, str] = {
+#: Why a run is given up, by what its stage died of.
+GIVEN_UP: dict[Shortage, str] = {
     "": "its stage died {times} times at one point; out of memory is the likely cause: take fewer segments, another "
     "offload, or see the logs of Ray",
     "host memory": "memory: Ray's memory monitor killed its stage {times} times at one point; take a smaller "
@@ -49,7 +50,7 @@ class StageDriver:
                 if deaths.give_up(death.run, todo.get(death.run)):
                     if death.run not in todo:
                         raise
-                    reason = RuntimeError(_GIVEN_UP[death.shortage].format(times=DEATHS_ALLOWED))
+                    reason = RuntimeError(GIVEN_UP[death.shortage].format(times=DEATHS_ALLOWED))
                     todo |= {job.key: job for job in ended(todo.pop(death.run), reason)}
                 else:
                     self._progress.say(f"{death}: starting the stages anew")

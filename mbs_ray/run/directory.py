@@ -151,7 +151,7 @@ class RunDirectory:
         if result is None:
             return None
         with own_content(path):
-            _ = result["evaluation"], result["metrics"]
+            _ = result["metrics"]
         if "dense" not in result:
             older = self._older()
             result["dense"] = {} if older is None else older.dense

@@ -1,10 +1,15 @@
 """Passwords and signatures in addresses reach no file and no tracker."""
 
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mbs_ray.text.redaction import all_without_secrets, without_secrets
+from mbs_ray.text.segment_file import METADATA_KEY, write_segments
 
 ADDRESSES = {
     "https://me:hunter2@host/bucket": "https://host/bucket",
@@ -33,3 +38,11 @@ def test_of_an_address_only_what_leads_to_it_is_left(address: str) -> None:
 @given(st.text(alphabet="abc/:.-_ ?#@", max_size=30).filter(lambda text: "://" not in text))
 def test_what_is_no_address_stays(text: str) -> None:
     assert without_secrets(text) == text
+
+
+def test_the_file_of_segments_holds_no_secret(tmp_path: Path) -> None:
+    corpus = {"dataset": "json", "data_files": "https://me:hunter2@host/{language}.jsonl?sig=hunter2"}
+    written = write_segments(tmp_path / "x.parquet", "f", {"sequence_length": 8, "corpus": corpus}, {})
+    assert b"hunter2" not in written.path.read_bytes()
+    metadata = json.loads(pq.read_schema(written.path).metadata[METADATA_KEY])
+    assert metadata["request"]["corpus"] == {"dataset": "json", "data_files": "https://host/{language}.jsonl"}
