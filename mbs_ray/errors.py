@@ -1,6 +1,10 @@
 """The errors a user is told of in one line."""
 
+from typing import Literal
+
 LONGEST_REASON = 300
+#: What a process that died had too little of; empty where that is not known.
+Shortage = Literal["", "host memory", "device memory"]
 
 
 class InputError(ValueError):
@@ -13,13 +17,13 @@ class InputError(ValueError):
 class StageDiedError(RuntimeError):
     """A stage's process or node is gone; what was finished lies in the run directories.
 
-    ``run`` is what the stage was last seen to work on, or empty. The command line prints the line and exits with
-    code 1: the same command goes on.
+    ``run`` is what the stage was last seen to work on, or empty; ``shortage`` is what it died of, where that is known.
+    The command line prints the line and exits with code 1: the same command goes on.
     """
 
-    def __init__(self, message: str, run: str = "") -> None:
+    def __init__(self, message: str, run: str = "", shortage: Shortage = "") -> None:
         super().__init__(message)
-        self.run = run
+        self.run, self.shortage = run, shortage
 
 
 class LeaseLostError(RuntimeError):

@@ -10,3 +10,6 @@ CREDITS = 2
 
 #: Runs whose activations a stage holds: the one it computes and the one it is receiving.
 RUNS_HELD = 2
+
+#: The next stage may be busy for hours with the two runs it holds; one that takes nothing for so long hangs.
+HANDOVER_SECONDS = 3 * 24 * 3600.0

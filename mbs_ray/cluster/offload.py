@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mbs_ray.cluster.activations.aio import check_lockable, padded
 from mbs_ray.cluster.activations.aio_op import BUILD_SECONDS, is_built, load_aio
@@ -22,8 +22,9 @@ from mbs_ray.cluster.activations.slot_file import BUFFERS
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.bounds import RUNS_HELD, TierName
 from mbs_ray.cluster.job import Job
-from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.ray_deaths import DEATHS, stage_died
 from mbs_ray.text.segment_file import SegmentSet
 
 #: Share of free memory that activations may use unless a tier is requested; without a plan, blocks, moments and
@@ -113,12 +114,12 @@ def choose_tiers(offload: Offload, stages: Sequence[Any], say: Callable[[str], N
             say(f"building DeepSpeed's async_io on {len(set(unbuilt))} node(s): about five minutes, once")
         ready = [stage.offload.remote(offload, tier) for stage, tier in zip(stages, tiers, strict=True)]
         ray.get(ready, timeout=BUILD_SECONDS)
+    except DEATHS as error:
+        raise stage_died("a stage died while it made its activation tier ready", error) from error
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, InputError) else error from None
     except GetTimeoutError as error:
         raise InputError(f"offload: a stage was not ready after {BUILD_SECONDS:.0f} s; see the logs of Ray") from error
-    except RayActorError as error:
-        raise StageDiedError(f"a stage died while it made its activation tier ready: {error}") from error
 
 
 class StoreMaker:

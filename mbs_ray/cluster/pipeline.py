@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -16,17 +16,23 @@ from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, StagePlace
 from mbs_ray.cluster.offload import AUTO, Offload, choose_tiers
 from mbs_ray.cluster.stage.actor import Stage
-from mbs_ray.cluster.stage.replicas import START_SECONDS as GROUP_SECONDS
-from mbs_ray.cluster.stage.replicas import ReplicaLostError
+from mbs_ray.cluster.stage.replica_store import START_SECONDS as GROUP_SECONDS
+from mbs_ray.cluster.stage.replicas import ReplicaLostError, ReplicaMemoryError
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
-from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.errors import InputError, Shortage, StageDiedError, one_line
+from mbs_ray.ray_deaths import DEATHS, fetched, shortage, stage_died
 
 PLACE_SECONDS = 30.0
 START_SECONDS = 180.0
 #: A stage that does not answer for this long counts as dead: it is stopped, or its node is cut off.
 ANSWER_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
+_ENDED: dict[Shortage, str] = {
+    "": "died",
+    "host memory": "was killed by Ray's memory monitor",
+    "device memory": "ran out of device memory",
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Pipeline:
         """Return whether every actor is alive and answers at once."""
         try:
             ray.get([stage.look.remote() for stage in self._stages], timeout=_LOOK_SECONDS)
-        except (RayActorError, GetTimeoutError):
+        except (*DEATHS, GetTimeoutError):
             return False
         return True
 
@@ -132,8 +138,8 @@ class Pipeline:
                 f"layout: {count} actors of {self.threads} CPUs did not start within "
                 f"{START_SECONDS:.0f} s; see the logs of Ray"
             ) from error
-        except RayActorError as error:
-            raise StageDiedError(f"a stage did not start: {error}") from error
+        except DEATHS as error:
+            raise stage_died("a stage did not start", error) from error
 
     def _check_resources(self, gpus: int) -> None:
         count, resources = len(self._places), ray.cluster_resources()
@@ -176,11 +182,13 @@ class Pipeline:
                 [stage.host.remote() for stage in self._stages[:: self.layout.replicas]], timeout=GROUP_SECONDS
             )
             joined = [
-                stage.join.remote(*addresses[place.stage])
+                stage.join.remote(addresses[place.stage])
                 for stage, place in zip(self._stages, self._places, strict=True)
             ]
             ray.get(joined, timeout=GROUP_SECONDS)
         except (RayTaskError, GetTimeoutError) as error:
+            if isinstance(error, DEATHS):
+                raise
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else "no answer"
             raise StageDiedError(
                 f"the replicas of a stage did not find each other within {GROUP_SECONDS} s ({reason}); "
@@ -200,13 +208,13 @@ class Pipeline:
         for reference in ready:
             number, key, stage = self._pending.pop(reference)
             try:
-                ray.get(reference)
-            except RayActorError as error:
+                fetched(reference)
+            except (*DEATHS, GetTimeoutError) as error:
                 # Also raised by a stage that could not hand over to one that died.
-                raise self._death(stage, key) from error
+                raise self._death(stage, key, error) from error
             except RayTaskError as error:
                 if isinstance(error.cause, ReplicaLostError):
-                    raise self._death(stage, key) from error
+                    raise self._death(stage, key, error) from error
                 self._fail(number, key, stage, error)
             self._open[number] -= 1
             if self._open[number] == 0:
@@ -226,9 +234,9 @@ class Pipeline:
         for reference in ready:
             index = self._looking.pop(reference)
             try:
-                self._seen[index], spans = ray.get(reference)
-            except RayActorError:
-                continue  # its run ends with the same error
+                self._seen[index], spans = fetched(reference)
+            except (*DEATHS, GetTimeoutError):
+                continue  # its run ends with the same error, or it does not answer in time
             self._answered[index] = time.monotonic()
             self._spans += [(self._places[index], span) for span in spans]
         for place, answered, seen in zip(self._places, self._answered, self._seen, strict=True):
@@ -249,18 +257,25 @@ class Pipeline:
         if number not in self._errors:
             self._errors[number] = cause
             try:
-                ray.get([one.abandon.remote(number) for one in self._stages])
-            except RayActorError as death:
-                raise self._death(stage, key) from death
+                ray.get([one.abandon.remote(number) for one in self._stages], timeout=ANSWER_SECONDS)
+            except DEATHS as death:
+                raise self._death(stage, key, death) from death
+            except GetTimeoutError as silence:
+                raise StageDiedError(
+                    f"a stage did not give {key} up within {ANSWER_SECONDS:.0f} s ({one_line(cause)})", key
+                ) from silence
 
-    def _death(self, index: int, key: str) -> StageDiedError:
+    def _death(self, index: int, key: str, error: Exception) -> StageDiedError:
         """Name the actor that died and the run it was last seen in; ``index`` and ``key`` where none is found dead."""
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        short = cause.shortage if isinstance(cause, ReplicaMemoryError) else shortage(error)
         for other, one in enumerate(self._stages):
             try:
                 ray.get(one.look.remote(), timeout=_LOOK_SECONDS)
-            except RayActorError:
-                index, key = other, self._seen[other].run or key
+            except DEATHS as death:
+                index, key, short = other, self._seen[other].run or key, short or shortage(death)
                 break
             except GetTimeoutError:
                 continue
-        return StageDiedError(f"{self._places[index]} died during {key}; the same command goes on from here", key)
+        ended = f"{self._places[index]} {_ENDED[short]} during {key}"
+        return StageDiedError(f"{ended}; the same command goes on from here", key, short)

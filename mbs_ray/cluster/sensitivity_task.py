@@ -7,17 +7,20 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mbs_ray.cluster.activations.host_memory import available_host_memory
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity
-from mbs_ray.errors import InputError, StageDiedError
+from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.ray_deaths import DEATHS, fetched, stage_died
 from mbs_ray.text.segment_file import SegmentSet
 
 _TIMES_TOLD = 100
+#: It tells of each hundredth part of its work; one that says nothing for so long hangs.
+SILENCE_SECONDS = 4 * 3600.0
 
 
 def sensitivity_on_cluster(
@@ -43,21 +46,32 @@ def sensitivity_on_cluster(
     )
     dtype = "float32" if compute_dtype == "float16" else compute_dtype
     try:
-        for reference in task.remote(model, dtype, microbatch, dict(texts), segments, threads):
-            told = ray.get(reference)
+        for told in _answers(task.remote(model, dtype, microbatch, dict(texts), segments, threads)):
             if isinstance(told, dict):
                 return told
             notify(*told)
+    except (*DEATHS, GetTimeoutError) as error:
+        cure = "; the same command begins it anew; where memory is short, take fewer sensitivity_segments"
+        raise stage_died("the process that measures sensitivities died", error, cure) from error
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from error
         raise
-    except RayError as error:
-        raise StageDiedError(
-            f"the process that measures sensitivities died ({str(error).splitlines()[0]}); the same command begins it "
-            "anew; where memory is short, take fewer sensitivity_segments"
-        ) from error
     raise RuntimeError("the task that measures sensitivity ended without a result")
+
+
+def _answers(task: Any) -> Iterator[Any]:
+    """Yield what a streaming task yields. Raises GetTimeoutError where it says nothing for a long time."""
+    while True:
+        ready, _ = ray.wait([task], timeout=SILENCE_SECONDS)
+        if not ready:
+            ray.cancel(task, force=True)
+            raise GetTimeoutError(f"it has said nothing for {SILENCE_SECONDS:.0f} s")
+        try:
+            reference = next(task)
+        except StopIteration:
+            return
+        yield fetched(reference)
 
 
 def measure_files(

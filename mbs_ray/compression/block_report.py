@@ -10,6 +10,7 @@ from typing import Any
 
 from mbs_ray.compression.layer_error import LayerError
 from mbs_ray.files import appearing
+from mbs_ray.json_files import own_content, read_json
 
 
 @dataclass(frozen=True)
@@ -98,4 +99,10 @@ def write_block_report(folder: Path, report: BlockReport) -> None:
 
 def read_block_reports(folder: Path) -> list[BlockReport]:
     """Read the reports of all finished blocks, in the order of the blocks."""
-    return [BlockReport.from_json(json.loads(path.read_text())) for path in sorted(folder.glob("block-*.json"))]
+    return [_read_block_report(path) for path in sorted(folder.glob("block-*.json"))]
+
+
+def _read_block_report(path: Path) -> BlockReport:
+    content = read_json(path)
+    with own_content(path):
+        return BlockReport.from_json(content)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from mbs_ray.compression.collect import Collected
 from mbs_ray.errors import InputError
+from mbs_ray.json_files import own_content
 from mbs_ray.methods import Moment, Statistic, moment_bytes
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.model.block_files import block_file, write_tensors
@@ -110,6 +111,14 @@ class MomentSum:
             self._sums[group][rows] += piece.to(self._device) * coefficient
 
 
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata())
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
 class StoredMoments:
     """Moments of one block in a file. Raises :class:`InputError` where there is none.
 
@@ -120,10 +129,10 @@ class StoredMoments:
         self._path = folder / block_file(index)
         if not self._path.is_file():
             raise InputError(f"{self._path}: not there; the second moments of this block could not be collected")
-        with safe_open(self._path, framework="pt") as file:
-            facts = json.loads(file.metadata()[_METADATA])
-        self.inputs: dict[tuple[str, ...], float] = {tuple(group): tokens for group, tokens in facts["inputs"]}
-        self.energies: dict[str, float] = facts["energies"]
+        with own_content(self._path):
+            facts = json.loads(_metadata(self._path)[_METADATA])
+            self.inputs: dict[tuple[str, ...], float] = {tuple(group): tokens for group, tokens in facts["inputs"]}
+            self.energies: dict[str, float] = facts["energies"]
 
     def shape(self, group: tuple[str, ...]) -> torch.Size:
         with safe_open(self._path, framework="pt") as file:

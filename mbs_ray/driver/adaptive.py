@@ -18,6 +18,7 @@ from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.files import digest, write_json
+from mbs_ray.json_files import own_content, read_json, read_json_if_there
 from mbs_ray.languages.sampling_registry import distribution_for, sampling_spec
 from mbs_ray.languages.samplings import Proportional
 from mbs_ray.languages.search import Search, Trial, sensitive_weights
@@ -87,8 +88,7 @@ class _RunSearch:
 
     def found(self) -> dict[str, Any] | None:
         """Return all trials with their values, and the index of the best; None while the search is not over."""
-        path = self._folder / _FOUND
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json_if_there(self._folder / _FOUND)
 
     def begin(self) -> list[Job]:
         """Return the job of the first trial that is missing; none where the search is over."""
@@ -163,5 +163,6 @@ class _RunSearch:
                     notify,
                 )
             write_json(self._sensitivity_file, {str(block): linears for block, linears in found.items()})
-        content: Mapping[str, Any] = json.loads(self._sensitivity_file.read_text())
-        return {int(block): linears for block, linears in content.items()}
+        content: Mapping[str, Any] = read_json(self._sensitivity_file)
+        with own_content(self._sensitivity_file):
+            return {int(block): linears for block, linears in content.items()}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mbs_ray.cluster.job import Job
@@ -38,6 +39,8 @@ class Conductor:
         self._jobs, self._driver, self._tracked, self._progress = jobs, driver, tracked, progress
         self._synced = time.monotonic()
         self._scored: list[str] = []
+        #: Folders of dense evaluations that are still to come: their files are not asked for before.
+        self._awaited: set[Path] = set()
         self._failed: dict[str, str] = {}
         self._metrics: dict[str, Mapping[str, float]] = {}
 
@@ -85,6 +88,7 @@ class Conductor:
         for run in self._runs.values():
             for job in self._jobs.dense_jobs(run):
                 todo.setdefault(job.key, job)
+                self._awaited.add(job.directory)
         todo |= {job.key: job for job in self._jobs.collecting_jobs()}
         for label, run in self._runs.items():
             if self._alone(label, partial(self._open_run, run)) and label not in self._metrics:
@@ -111,6 +115,8 @@ class Conductor:
             self._fail(job.key, error)
         elif job.key in self._runs:
             self._scored.append(job.key)
+        else:
+            self._awaited.discard(job.directory)
         self._scored = [label for label in self._scored if not self._finish_if_comparable(self._runs[label])]
         return ()
 
@@ -121,7 +127,7 @@ class Conductor:
 
     def _finish_if_comparable(self, run: PreparedRun) -> bool:
         """Finish a run the stages are through with, once the dense scores it is compared with are there."""
-        if not all(self._jobs.dense_scores(run, name).is_file() for name in run.evaluation):
+        if any(self._jobs.dense_directory(run, name) in self._awaited for name in run.evaluation):
             return False
         self._alone(run.label, partial(self._finish, run))
         return True

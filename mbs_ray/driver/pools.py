@@ -17,7 +17,7 @@ from mbs_ray.methods import Statistic
 from mbs_ray.model.block_files import block_file
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.signature import finished_result, forward_fields
-from mbs_ray.run.sweep_folders import SweepFolders
+from mbs_ray.run.sweep_folders import SweepFolders, is_listed
 from mbs_ray.text.segment_request import SegmentRequest
 
 FORMAT = 1  # raise it with any change that gives other moments for the same text
@@ -173,7 +173,7 @@ def is_unsolved(folders: SweepFolders, run: PreparedRun) -> bool:
     if finished_result(folders, run) is not None:
         return False
     blocks = folders.run(run.label).blocks
-    return not all((blocks / block_file(index)).is_file() for index in range(run.model.decoder.blocks))
+    return not all(is_listed(blocks / block_file(index), folders.out) for index in range(run.model.decoder.blocks))
 
 
 def refuse_moments_without_room(runs: Sequence[PreparedRun], folders: SweepFolders, resources: Resources) -> None:

@@ -9,10 +9,18 @@ from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.deaths import DEATHS_ALLOWED, StageDeaths
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_spans import StageSpans
-from mbs_ray.errors import StageDiedError
+from mbs_ray.errors import Shortage, StageDiedError
 
 POLL_SECONDS = 0.5
-_LIKELY = "out of memory is the likely cause: take fewer segments, another offload, or see the logs of Ray"
+#: Why a run is given up, by what its stage died of.
+GIVEN_UP: dict[Shortage, str] = {
+    "": "its stage died {times} times at one point; out of memory is the likely cause: take fewer segments, another "
+    "offload, or see the logs of Ray",
+    "host memory": "memory: Ray's memory monitor killed its stage {times} times at one point; take a smaller "
+    "microbatch, fewer segments or actors on a node, offload: nvme, or nodes with more memory",
+    "device memory": "memory: its stage ran out of device memory {times} times at one point; take a smaller "
+    "microbatch, or offload: host or nvme",
+}
 #: Told how a job ended; gives the jobs that are to follow.
 Ended = Callable[[Job, Exception | None], Iterable[Job]]
 
@@ -50,7 +58,7 @@ class StageDriver:
                 if deaths.give_up(death.run, todo.get(death.run)):
                     if death.run not in todo:
                         raise
-                    reason = RuntimeError(f"its stage died {DEATHS_ALLOWED} times at one point; {_LIKELY}")
+                    reason = RuntimeError(GIVEN_UP[death.shortage].format(times=DEATHS_ALLOWED))
                     todo |= {job.key: job for job in ended(todo.pop(death.run), reason)}
                 else:
                     self._progress.say(f"{death}: starting the stages anew")

@@ -14,7 +14,7 @@ from mbs_ray.methods import method_spec
 from mbs_ray.run.directory import scores_file
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.signature import forward_fields
-from mbs_ray.run.sweep_folders import SweepFolders
+from mbs_ray.run.sweep_folders import SweepFolders, is_listed
 from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.text.segment_request import SegmentRequest
 
@@ -78,10 +78,10 @@ class SweepJobs:
         """Make jobs that evaluate the run's dense model, where no earlier run or sweep has done it."""
         jobs = []
         for name, text in run.evaluation.items():
-            if self.dense_scores(run, name).is_file():
+            if is_listed(self.dense_scores(run, name), self.folders.out):
                 continue
             evaluation = (self._file(name, text),)
-            key, directory = f"dense-{run.model.name}-{name}", self._dense_directory(run, name)
+            key, directory = f"dense-{run.model.name}-{name}", self.dense_directory(run, name)
             shards = self._shards(run, None, evaluation)
             jobs.append(self._job(run, key, directory, shards, Score(), evaluation))
         return jobs
@@ -92,9 +92,10 @@ class SweepJobs:
 
     def dense_scores(self, run: PreparedRun, name: str) -> Path:
         """Return the file of the dense model's token scores on the same set."""
-        return scores_file(self._dense_directory(run, name), name)
+        return scores_file(self.dense_directory(run, name), name)
 
-    def _dense_directory(self, run: PreparedRun, name: str) -> Path:
+    def dense_directory(self, run: PreparedRun, name: str) -> Path:
+        """Return the folder of the dense model's evaluation on one set."""
         fields = forward_fields(run, self.resources.numerics)
         return self.folders.dense(run.model.fingerprint, run.evaluation[name].fingerprint, fields)
 

@@ -14,10 +14,11 @@ from mbs_ray.files import appearing_folder
 from mbs_ray.model.block_files import block_file
 from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.manifest import write_manifest
+from mbs_ray.model.manifest import TEMPLATES, write_manifest
 from mbs_ray.model.packed import IntegerScheme, check_loadable, write_quantization
 
 CARD = "README.md"
+_TEMPLATE = ".jinja"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf", INDEX)
 
 Headers = Mapping[Path, Mapping[str, TensorInfo]]
@@ -99,7 +100,18 @@ def _fill(folder: Path, headers: Headers, source: Path, card: str) -> None:
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS) and not file.name.startswith("."):
             shutil.copyfile(file, folder / file.name)
+    _copy_templates(source / TEMPLATES, folder / TEMPLATES)
     (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _copy_templates(source: Path, target: Path) -> None:
+    """Copy the further chat templates of a tokenizer: files of this one folder, and of none below it."""
+    if not source.is_dir() or source.is_symlink():
+        return
+    files = [file for file in source.glob(f"*{_TEMPLATE}") if file.is_file() and not file.name.startswith(".")]
+    for file in files:
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(file, target / file.name)
 
 
 def _link(source: Path, target: Path) -> None:

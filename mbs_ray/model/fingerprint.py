@@ -10,8 +10,10 @@ from safetensors import safe_open
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import appearing
+from mbs_ray.json_files import own_content, read_json
 from mbs_ray.model.checkpoint import Checkpoint
 
+_CURE = "remove it, what it holds is found again"
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -32,7 +34,8 @@ def fingerprint(
     key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
     stored = cache / f"{key}.json"
     if stored.is_file():
-        return str(json.loads(stored.read_text(encoding="utf-8"))["fingerprint"])
+        with own_content(stored, _CURE):
+            return str(read_json(stored, _CURE)["fingerprint"])
     result = _scan(checkpoint, parameters, progress)
     with appearing(stored) as unfinished:
         unfinished.write_text(json.dumps({"fingerprint": result, "files": states}), encoding="utf-8")

@@ -9,14 +9,16 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import SINGLE
 
 MANIFEST = "manifest.json"
+#: The one folder of a checkpoint: templates besides that of ``chat_template.jinja``, one file each.
+TEMPLATES = "additional_chat_templates"
 
 
 def write_manifest(folder: Path) -> Path:
     """Write ``manifest.json`` of all other files of a folder."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for name, path in sorted(_files(folder).items())
+        if name != MANIFEST
     }
     target = folder / MANIFEST
     target.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
@@ -54,7 +56,7 @@ def verify(folder: Path) -> Verdict:
     wrong = []
     for name, (size, digest) in expected.items():
         path = folder / name
-        if Path(name).name != name:
+        if name not in (Path(name).name, f"{TEMPLATES}/{Path(name).name}"):
             wrong.append(f"{name}: the manifest names a file of another folder")
         elif not path.is_file():
             wrong.append(f"{name}: missing")
@@ -62,11 +64,18 @@ def verify(folder: Path) -> Verdict:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {size}")
         elif _sha256(path) != digest:
             wrong.append(f"{name}: other content")
-    beside = sorted({path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST} - expected.keys())
+    beside = sorted(_files(folder).keys() - {MANIFEST} - expected.keys())
     if SINGLE in beside:
         beside.remove(SINGLE)
         wrong.append(f"{SINGLE}: not in the manifest, but would be loaded in the place of the shards")
     return Verdict(len(expected), wrong, beside)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Find the files of a checkpoint, by the names that its manifest has for them."""
+    here = [path for path in folder.iterdir() if path.is_file()]
+    templates = [path for path in folder.glob(f"{TEMPLATES}/*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in (*here, *templates)}
 
 
 def _sha256(path: Path) -> str:

@@ -112,6 +112,8 @@ def live_cluster(nvme_path: Path | None = None) -> Hardware:
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from mbs_ray.ray_deaths import DEATHS, why
+
     own = ray.util.get_node_ip_address()
     ask: Any = ray.remote(this_machine)
     working = [node for node in ray.nodes() if node["Alive"] and node["Resources"].keys() & {"CPU", "GPU"}]
@@ -125,6 +127,8 @@ def live_cluster(nvme_path: Path | None = None) -> Hardware:
         answers = dict(zip(asked, ray.get(list(asked.values()), timeout=_ASK_SECONDS), strict=True))
     except GetTimeoutError as error:
         raise InputError(f"--address: a node did not say within {_ASK_SECONDS} s what it has") from error
+    except DEATHS as error:
+        raise InputError(f"--address: a node was lost while it was asked what it has ({why(error)})") from error
     here = this_machine(nvme_path) if len(asked) < len(working) else None
     nodes = []
     for node in working:

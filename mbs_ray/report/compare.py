@@ -1,6 +1,5 @@
 """``mbs compare``: two finished runs, or a run and its dense model, language by language."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.comparison import Difference, compare_scores
 from mbs_ray.files import short_name
+from mbs_ray.json_files import own_content, read_json_if_there
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.difference_forest import difference_forest
 from mbs_ray.run.directory import SPEC, RunDirectory, scores_file
@@ -70,8 +70,10 @@ def _run(run: RunDirectory) -> Side:
         raise InputError(f"{run.path}: says nowhere what the run is; give its mbs command again, which writes run.json")
     sets = {name: (text, run.scores(name)) for name, text in run.scored_sets().items()}
     spec = run.path / SPEC
-    asked = json.loads(spec.read_text())["evaluation"] if spec.is_file() else {}
-    return Side(run.path.name, sets, {name: asked.get(name, {}).get("parallel") for name in sets})
+    content = read_json_if_there(spec, "remove it: only whether its texts are parallel is read there")
+    with own_content(spec):
+        asked = {} if content is None else content["evaluation"]
+        return Side(run.path.name, sets, {name: asked.get(name, {}).get("parallel") for name in sets})
 
 
 def _dense(run: RunDirectory) -> Side:

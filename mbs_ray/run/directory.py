@@ -9,6 +9,7 @@ from typing import Any
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import UNFINISHED, write_json
+from mbs_ray.json_files import own_content, read_json_if_there
 from mbs_ray.model.block_files import BLOCK_SUFFIX
 from mbs_ray.run.card import CardFacts
 from mbs_ray.run.older_directory import OlderRun, older_run
@@ -40,6 +41,9 @@ ALLOCATION = "allocation.json"
 WEIGHTS = "weights.json"
 SEARCH = "search.json"
 SPEC = "spec.json"
+
+#: What to do about a file that only a command writes that has work left to do in the run.
+_WITH_RESULT = f"remove it, and {RESULT} beside it, and give the mbs command of the run again"
 
 #: Value of the field ``keep`` of a run that removes its weights.
 METRICS = "metrics"
@@ -73,8 +77,7 @@ class RunDirectory:
 
     def stored_signature(self) -> dict[str, Any] | None:
         """Read the signature the run was begun with; None where no run was begun."""
-        path = self.path / SIGNATURE
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json_if_there(self.path / SIGNATURE)
 
     def refuse_changed(self, signature: Mapping[str, Any]) -> None:
         """Raise :class:`InputError` naming a field in which the run that was begun here differs.
@@ -119,8 +122,9 @@ class RunDirectory:
     def facts(self) -> RunFacts | None:
         """Read the facts of the run; None where no run was begun."""
         path = self.path / FACTS
-        if path.is_file():
-            return RunFacts.from_json(json.loads(path.read_text()))
+        if (content := read_json_if_there(path)) is not None:
+            with own_content(path):
+                return RunFacts.from_json(content)
         older = self._older()
         return None if older is None else older.facts
 
@@ -133,7 +137,8 @@ class RunDirectory:
         told = self.tracking_identity()
         if told is None:
             return None
-        return older_run(self.path.name, told, self.card(), self.allocation(), weighed=bool(self.weights()))
+        with own_content(self.path / TRACKING, _WITH_RESULT):
+            return older_run(self.path.name, told, self.card(), self.allocation(), weighed=bool(self.weights()))
 
     def result(self) -> dict[str, Any] | None:
         """Read the result of a finished run; None while it is not finished.
@@ -142,9 +147,11 @@ class RunDirectory:
         the dense model, ``keep``, and whether MLflow has taken everything (``tracked``).
         """
         path = self.path / RESULT
-        if not path.is_file():
+        result: dict[str, Any] | None = read_json_if_there(path)
+        if result is None:
             return None
-        result = json.loads(path.read_text())
+        with own_content(path):
+            _ = result["metrics"]
         if "dense" not in result:
             older = self._older()
             result["dense"] = {} if older is None else older.dense
@@ -171,7 +178,9 @@ class RunDirectory:
     def card(self) -> CardFacts | None:
         """Read the content of a finished run's model card; None where no run was finished."""
         path = self.path / CARD
-        return CardFacts.from_json(json.loads(path.read_text())) if path.is_file() else None
+        content = read_json_if_there(path, _WITH_RESULT)
+        with own_content(path, _WITH_RESULT):
+            return None if content is None else CardFacts.from_json(content)
 
     def finished(self) -> CardFacts:
         """Read the card of a run that is finished and kept its weights. Raises :class:`InputError` for any other."""
@@ -195,18 +204,15 @@ class RunDirectory:
 
     def tracking_identity(self) -> dict[str, Any] | None:
         """Read the keys and names under which MLflow knows the run and its sweep; None where it was never tracked."""
-        path = self.path / TRACKING
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json_if_there(self.path / TRACKING, _WITH_RESULT)
 
     def allocation(self) -> dict[str, int]:
         """Read the calibration segments by language; empty where the command was killed before it wrote them."""
-        path = self.path / ALLOCATION
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json_if_there(self.path / ALLOCATION, _WITH_RESULT) or {}
 
     def weights(self) -> dict[str, float]:
         """Read the weights of the languages, with dense statistics; empty where the run has none."""
-        path = self.path / WEIGHTS
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json_if_there(self.path / WEIGHTS, _WITH_RESULT) or {}
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, which makes the run a finished one."""

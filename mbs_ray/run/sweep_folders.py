@@ -19,6 +19,23 @@ FOLDERS_OF_OUT = (
 )  # fmt: skip
 
 
+def is_listed(path: Path, out: Path) -> bool:
+    """Return whether a file below ``out`` is there, for one that another node may be about to write.
+
+    Its folders are listed and its name is not asked for: NFS would keep a *no such file* for up to a minute, and the
+    file that a stage wrote meanwhile would count as missing.
+    """
+    folder = out
+    for name in path.relative_to(out).parts:
+        try:
+            if folder / name not in folder.iterdir():
+                return False
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        folder /= name
+    return True
+
+
 @dataclass(frozen=True)
 class SweepFolders:
     """The folders of a sweep; sweeps under one ``out`` share segments, dense evaluations and untouched tensors."""

@@ -20,6 +20,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import LANGUAGES
 from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
 from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
+from mbs_ray.text.redaction import without_secrets
 from mbs_ray.text.shards import Addressed, Document, Shard, Wanted
 
 PLACE = "{language}"
@@ -63,7 +64,8 @@ class HubCorpus:
         data_files = self.data_files.replace(PLACE, language) if self.data_files else None
         config = self._config(language)
         where = f"language {language!r}: dataset {self.dataset}" + (f"/{config}" if config else "")
-        name = f"{config or Path(data_files or self.dataset).name}:{self.split}"
+        # What errors and the files of segments call its documents.
+        name = f"{config or Path(without_secrets(data_files or self.dataset)).name}:{self.split}"
         identity = (self.dataset, str(self.revision), str(config), self.split)
         try:
             builder = datasets.load_dataset_builder(
@@ -216,4 +218,4 @@ def _extents(shard: StreamShard, locations: Sequence[str]) -> tuple[int, ...]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    return without_secrets(str(error).strip().partition("\n")[0])

@@ -18,6 +18,7 @@ import ray.data
 from ray.data import DataContext, TaskPoolStrategy
 
 from mbs_ray.errors import InputError
+from mbs_ray.ray_deaths import DEATHS, stage_died
 from mbs_ray.text.shards import Document, Shard, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
@@ -98,7 +99,7 @@ def gather(
     """Yield the tokens of every unit and spot asked for, in whatever order they arrive.
 
     `tokenizers` tasks at a time share the tokenizing, and in proportion others the reading; that changes no token.
-    InputError as the reader raised it.
+    InputError as the reader raised it. StageDiedError where Ray has given up to repeat what dies.
     """
     items = read_items(asks)
     tokenizers = min(tokenizers, len(items))
@@ -120,8 +121,11 @@ def gather(
             compute=TaskPoolStrategy(size=tokenizers),
             num_cpus=TOKENIZER_CPUS,
         )
-        for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
-            yield from results(table)
+        try:
+            for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
+                yield from results(table)
+        except DEATHS as error:
+            raise stage_died("processes that draw text died again and again", error) from error
 
 
 def read_items(asks: Sequence[Ask]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mbs_ray.errors import InputError
 from mbs_ray.files import appearing
 from mbs_ray.text.language_draw import LanguageSegments
+from mbs_ray.text.redaction import all_without_secrets
 from mbs_ray.text.shards import DIGEST_BYTES, Source
 
 METADATA_KEY = b"mbs_ray"
@@ -113,7 +114,7 @@ def write_segments(
     length = request["sequence_length"]
     metadata = {
         "fingerprint": fingerprint,
-        "request": request,
+        "request": all_without_secrets(request),
         "allocation": {language: len(result.segments) for language, result in drawn.items()},
         "facts": {language: result.facts for language, result in drawn.items()},
     }

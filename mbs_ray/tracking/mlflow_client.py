@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mbs_ray.errors import InputError
-from mbs_ray.tracking.parameters import without_credentials
+from mbs_ray.text.redaction import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,7 @@ class MlflowConnection:
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None, patient: bool = False) -> None:
-        self._address = without_credentials(uri)
+        self._address = without_secrets(uri)
         self._away = False
         self._resume_at = 0.0
         database = uri.startswith("sqlite:////")
@@ -152,4 +152,4 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 def _one_line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split()))
+    return without_secrets(" ".join(str(error).split()))

@@ -7,6 +7,7 @@ from typing import Any
 
 from mbs_ray.errors import InputError
 from mbs_ray.run.journal import check_name
+from mbs_ray.text.redaction import without_secrets
 
 _LOG = logging.getLogger(__name__)
 
@@ -15,7 +16,6 @@ _LONGEST_VALUE = 6000
 _SECRET = re.compile(
     r"pass(word|wd|phrase)|secret|credential|(api|access|private)[_-]?key|token(?![si])", re.IGNORECASE
 )
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, str]:
@@ -31,18 +31,13 @@ def flatten(params: Mapping[str, Any]) -> dict[str, str]:
         if looks_secret(key):
             _LOG.info("parameter %s is not logged: its name looks like a secret", key)
         else:
-            flat[key] = without_credentials(str(value))[:_LONGEST_VALUE]
+            flat[key] = without_secrets(str(value))[:_LONGEST_VALUE]
     return flat
 
 
 def looks_secret(key: str) -> bool:
     """Return whether a value of this name may be a password, a token or a key."""
     return _SECRET.search(key) is not None
-
-
-def without_credentials(text: str) -> str:
-    """Remove `user:password@` from every address in the text."""
-    return _USERINFO.sub("", text)
 
 
 def _leaves(params: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from mbs_ray.run.directory import ALLOCATION, SEARCH, SPEC, WEIGHTS
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
+from mbs_ray.text.redaction import all_without_secrets, without_secrets
 from mbs_ray.tracking.mlflow_client import MlflowConnection
 from mbs_ray.tracking.shown_names import shown_run
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
@@ -48,7 +49,7 @@ class SweepTracking:
     def begin(self, run: PreparedRun, signature: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         """Open, or find again, the MLflow run of a run that is about to be worked on."""
         directory = self._folders.run(run.label)
-        spec = run.spec.model_dump(mode="json")
+        spec = all_without_secrets(run.spec.model_dump(mode="json"))
         told: dict[str, Any] = {
             "key": digest(str(directory.path), str(sorted(signature.items()))),
             "name": shown_run(run),
@@ -120,7 +121,7 @@ class SweepTracking:
         tracked = self._open.pop(label, None)
         if tracked is None:
             return
-        tracked.note(f"failed: {reason}")
+        tracked.note(f"failed: {without_secrets(reason)}")
         tracked.finish("FAILED")
 
     def close(self, status: Ending) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.text.redaction import all_without_secrets
 from mbs_ray.text.segment_request import SegmentRequest
-from mbs_ray.tracking.parameters import without_credentials
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -39,7 +39,7 @@ def dataset_input(name: str, text: SegmentRequest, context: str) -> "DatasetInpu
         name=name,
         digest=text.fingerprint[:_DIGITS],
         source_type="hugging_face" if on_the_hub else "local",
-        source=without_credentials(json.dumps(source)),
+        source=json.dumps(all_without_secrets(source)),
         profile=json.dumps(drawn),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])

@@ -24,7 +24,7 @@ from mbs_ray.run.journal import Journal
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import prepare_runs
 from mbs_ray.run.signature import forward_fields, signature
-from mbs_ray.run.sweep_folders import SweepFolders
+from mbs_ray.run.sweep_folders import SweepFolders, is_listed
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from mbs_ray.tracking.sweep_tracking import SweepTracking
@@ -68,6 +68,50 @@ def run_sweep(sweep: SweepSpec, out: Path, driver: DriverHere | None = None) -> 
     return Conductor(jobs, driver or DriverHere(), tracked, progress).run(uri), said.getvalue()
 
 
+def test_no_dense_score_is_asked_for_before_a_stage_can_have_written_it(
+    bloom: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a *no such file* for up to a minute: the sweep would take a dense evaluation for a missing one."""
+    missed: list[Path] = []
+    is_file = Path.is_file
+
+    def noted(path: Path, **options: bool) -> bool:
+        found = is_file(path, **options)
+        if not found:
+            missed.append(path)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", noted)
+    result, _ = run_sweep(small_sweep(bloom, corpus, tmp_path, ["magnitude"]), tmp_path / "out")
+    assert result.failed == {}
+    scores = list((tmp_path / "out").rglob("evaluation/*.parquet"))
+    assert len(scores) == 2 and not set(scores) & set(missed)
+
+
+def test_what_is_listed_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert not is_listed(out / "a" / "b.parquet", out)
+    (out / "a").mkdir(parents=True)
+    assert is_listed(out / "a", out) and not is_listed(out / "a" / "b.parquet", out)
+    (out / "a" / "b.parquet").touch()
+    assert is_listed(out / "a" / "b.parquet", out) and not is_listed(out / "a" / "b.parquet" / "c", out)
+
+
+def small_sweep(bloom: Path, corpus: Path, folder: Path, methods: list[str]) -> SweepSpec:
+    run = {
+        "model": str(bloom),
+        "corpus": str(corpus),
+        "languages": ["en", "sw"],
+        "segments": 4,
+        "sequence_length": 32,
+        "evaluation": {
+            "held-out": {"corpus": str(write_corpus(folder / "held-out", 25, first=HELD_OUT)), "segments": 3}
+        },
+        "sampling": "equal",
+    }
+    return validated(SweepSpec, {"name": "broken", "run": run, "grid": {"method": methods}})
+
+
 def states(result: SweepResult) -> dict[str, str]:
     client = MlflowClient(result.tracking_uri)
     experiment = client.get_experiment_by_name("broken")
@@ -77,17 +121,8 @@ def states(result: SweepResult) -> dict[str, str]:
 
 def test_errors_at_the_end_of_two_runs_leave_the_third_alone(bloom: Path, corpus: Path, tmp_path: Path) -> None:
     """What cannot be written, as on a full disk: a table that MLflow is to get, and the facts of the card."""
-    held_out, out = write_corpus(tmp_path / "held-out", 25, first=HELD_OUT), tmp_path / "out"
-    run = {
-        "model": str(bloom),
-        "corpus": str(corpus),
-        "languages": ["en", "sw"],
-        "segments": 4,
-        "sequence_length": 32,
-        "evaluation": {"held-out": {"corpus": str(held_out), "segments": 3}},
-        "sampling": "equal",
-    }
-    sweep = validated(SweepSpec, {"name": "broken", "run": run, "grid": {"method": ["magnitude", "rtn", "wanda"]}})
+    out = tmp_path / "out"
+    sweep = small_sweep(bloom, corpus, tmp_path, ["magnitude", "rtn", "wanda"])
     runs = out / "broken" / "runs"
     obstacles = [runs / LABELS[0] / "linears.parquet", runs / LABELS[1] / "card.json"]
     for path in obstacles:

@@ -3,12 +3,15 @@
 import os
 import signal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from mbs_ray.cluster.job import Job, Score
 from mbs_ray.driver.deaths import DEATHS_ALLOWED, StageDeaths
 from mbs_ray.driver.interrupt import interrupted_by_sigterm
+from mbs_ray.driver.stage_driver import GIVEN_UP
+from mbs_ray.errors import Shortage
 
 
 def job(directory: Path) -> Job:
@@ -46,6 +49,14 @@ def test_other_runs_do_not_count() -> None:
     deaths = StageDeaths()
     assert not any(deaths.give_up(name, None) for name in ("a", "b", "", "a", "b", ""))
     assert deaths.give_up("a", None)
+
+
+def test_a_run_is_given_up_with_what_its_stage_died_of() -> None:
+    assert GIVEN_UP.keys() == set(get_args(Shortage))
+    reasons = {kind: reason.format(times=3) for kind, reason in GIVEN_UP.items()}
+    assert all(" 3 times at one point" in reason for reason in reasons.values())
+    assert reasons["host memory"].startswith("memory: Ray's memory monitor killed its stage")
+    assert reasons["device memory"].startswith("memory: its stage ran out of device memory")
 
 
 def test_sigterm_interrupts_and_is_as_it_was_afterwards() -> None:

@@ -13,6 +13,7 @@ from mbs_ray.model.assemble import assemble
 from mbs_ray.model.block_files import read_block, write_block, write_outside
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.manifest import TEMPLATES, verify
 
 
 def write_all(decoder: Decoder, blocks: Path, shift: float) -> dict[str, torch.Tensor]:
@@ -120,3 +121,34 @@ def test_a_block_is_read_back_bit_for_bit_and_a_missing_one_is_none(bloom: Path,
     assert all(torch.equal(stored[name], tensors[name]) for name in tensors)
     assert read_block(tmp_path, 4) is None
     assert [path.name for path in tmp_path.iterdir()] == ["block-00003.safetensors"]
+
+
+def test_further_chat_templates_are_copied_and_in_the_manifest(bloom: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(bloom, folder)
+    templates = {"rag.jinja": "{{ messages }}", "tool_use.jinja": "{{ tools }}"}
+    beside = {".hidden.jinja": "", "notes.txt": "", "weights.safetensors": ""}
+    (folder / TEMPLATES).mkdir()
+    for name, text in (templates | beside).items():
+        (folder / TEMPLATES / name).write_text(text)
+    (folder / TEMPLATES / "folder.jinja").mkdir()
+    (folder / "chat_template.jinja").write_text("{{ messages[0] }}")
+    source = Checkpoint(folder)
+    target = assemble(source, source.files, tmp_path / "checkpoint", "card")
+    copied = {path.name: path.read_text() for path in (target / TEMPLATES).iterdir()}
+    assert copied == templates
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert tokenizer.get_chat_template("rag") == templates["rag.jinja"]
+    assert verify(target).wrong == [] and verify(target).beside == []
+    (target / TEMPLATES / "rag.jinja").write_text("{{ other }}")
+    assert verify(target).wrong == [f"{TEMPLATES}/rag.jinja: 11 bytes instead of 14"]
+
+
+def test_a_linked_folder_of_templates_is_left_out(bloom: Path, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    shutil.copytree(bloom, folder)
+    elsewhere.mkdir()
+    (elsewhere / "secret.jinja").write_text("not of this model")
+    (folder / TEMPLATES).symlink_to(elsewhere)
+    source = Checkpoint(folder)
+    assert not (assemble(source, source.files, tmp_path / "checkpoint", "card") / TEMPLATES).exists()

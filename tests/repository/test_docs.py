@@ -216,3 +216,11 @@ def test_the_files_that_contributing_names_exist() -> None:
     )
     assert len(named) > 20
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_every_line_of_what_happens_when_names_a_test_that_is_there() -> None:
+    section = read(DOCS / "cluster.md").partition("## What happens when")[2].partition("\n## ")[0]
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/[\w/]+\.py)\) \|$", section, flags=re.MULTILINE)
+    assert len(named) == sum(line.startswith("| ") for line in section.splitlines()) - 1
+    for name, file in named:
+        assert f"def {name}(" in read(ROOT / file), f"{file}: no {name}"

@@ -101,6 +101,29 @@ def test_a_run_of_the_only_model_is_named_as_its_folder(
     assert {run.info.run_name for run in runs} == {"magnitude-50-equal", "magnitude-50-monolingual-sw"}
 
 
+def test_signatures_of_addresses_are_in_no_file_and_in_no_tracker(
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
+) -> None:
+    secret = "hunter2"
+    location = {
+        "dataset": "json",
+        "data_files": f"https://me:{secret}@host/{{language}}.jsonl?X-Amz-Signature={secret}",
+    }
+    run = prepared([bloom], corpus, folders.cache)[0]
+    calibration = replace(run.calibration, corpus=location)
+    calibration.__dict__["fingerprint"] = run.calibration.fingerprint
+    evaluation = {name: one.model_copy(update={"corpus": location}) for name, one in run.spec.evaluation.items()}
+    spec = run.spec.model_copy(update={"corpus": location, "evaluation": evaluation})
+    tracked = begun(connection, folders, [replace(run, spec=spec, calibration=calibration)])
+    tracked.fail(run.label, f"HTTPError: 403 Forbidden for url: https://host/en.jsonl?X-Amz-Signature={secret}")
+    assert tracked.close("FAILED")
+    files = [path for path in folders.out.rglob("*") if path.is_file()]
+    assert {"spec.json", "tracking.json", "mlflow.db"} <= {path.name for path in files}
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert stored.data.params["corpus.data_files"] == "https://host/{language}.jsonl"
+
+
 def test_the_texts_of_a_run_are_logged_once_with_fingerprint_and_allocation(
     connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:

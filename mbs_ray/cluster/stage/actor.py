@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mbs_ray.cluster.activations.store import ActivationStore, RunAbandonedError
-from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
+from mbs_ray.cluster.bounds import CREDITS, HANDOVER_SECONDS, RUNS_HELD, TierName
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.offload import AUTO, FreeMemory, Offload, StoreMaker, free_memory
 from mbs_ray.cluster.stage.ray_metrics import StageMetrics
+from mbs_ray.cluster.stage.replica_store import StoreAddress, hosted_store, joined_store
 from mbs_ray.cluster.stage.replicas import (
     ReplicaGaveUpError,
     ReplicaGroup,
     ReplicaLostError,
-    hosted_store,
-    joined_store,
 )
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
@@ -60,18 +59,17 @@ class Stage:
         return os.getpid()
 
     @ray.method(concurrency_group="control")
-    def host(self) -> tuple[str, int]:
-        """Serve the store through which the replicas of this stage find each other; return its (host, port)."""
-        node_ip = ray.util.get_node_ip_address()
-        self._store = hosted_store(node_ip)
-        return node_ip, self._store.port
+    def host(self) -> StoreAddress:
+        """Serve the store through which the replicas of this stage find each other; return its address."""
+        address, self._store = hosted_store(ray.util.get_node_ip_address())
+        return address
 
     @ray.method(concurrency_group="control")
-    def join(self, host: str, port: int) -> None:
+    def join(self, address: StoreAddress) -> None:
         """Join the group of this stage's replicas; returns when all have joined."""
-        store = self._store or joined_store(host, port)
+        store = self._store or joined_store(address)
         rank, size = self._place.replica, self._place.layout.replicas
-        self._worker.process.replicas = ReplicaGroup(rank, size, store, ray.util.get_node_ip_address())
+        self._worker.process.replicas = ReplicaGroup(rank, size, store, address.secret, ray.util.get_node_ip_address())
 
     @ray.method(concurrency_group="control")
     def room(self, nvme_path: Path | None) -> FreeMemory:
@@ -186,9 +184,11 @@ class _Sender:
     def _acknowledged(self) -> None:
         """Wait until the oldest microbatch is stored; an error of the receiver is raised here as it was there."""
         try:
-            ray.get(self._unacknowledged.popleft())
+            ray.get(self._unacknowledged.popleft(), timeout=HANDOVER_SECONDS)
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
+        except GetTimeoutError:
+            raise RuntimeError(f"the next stage took no microbatch for {HANDOVER_SECONDS:.0f} s") from None
 
 
 def _pack(hidden: torch.Tensor) -> np.ndarray:

@@ -1,24 +1,25 @@
 """What the replicas of a stage exchange: whether to continue, sums of moments, solved weights, scores."""
 
-import os
-import socket
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Protocol
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mbs_ray.cluster.activations.store import RunAbandonedError
+from mbs_ray.cluster.stage.replica_store import proof, talk_through
+from mbs_ray.compression.block_report import LinearReport
 from mbs_ray.compression.collect import Collected
 from mbs_ray.compression.device import forward_device
 from mbs_ray.compression.solve import Solved
+from mbs_ray.errors import Shortage, one_line
 from mbs_ray.methods import Moment
 
-START_SECONDS = 60
 #: A replica waits for the slowest solver of a block; the driver notices one that died or hangs long before.
 _WAIT_SECONDS = 24 * 3600
 #: A reduction needs a buffer as large as what is reduced, and the largest moment has 12 GiB.
@@ -27,6 +28,17 @@ _ELEMENTS_AT_ONCE = 2**24
 
 class ReplicaLostError(Exception):
     """Another replica of this stage is gone; the whole group must be rebuilt."""
+
+
+class ReplicaMemoryError(ReplicaLostError):
+    """This replica had no memory left amid an exchange; the others wait in it, so that the group must be rebuilt."""
+
+    def __init__(self, message: str, shortage: Shortage) -> None:
+        super().__init__(message, shortage)
+        self.shortage = shortage
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ReplicaGaveUpError(RunAbandonedError):
@@ -86,13 +98,15 @@ class SingleReplica:
 class ReplicaGroup:
     """The process group of a stage of several replicas (gloo, and nccl for what lies on CUDA).
 
-    ``store`` is where they find each other: the first replica serves it, see :func:`hosted_store`, the others join it.
+    ``store`` is where they find each other: the first replica serves it, see
+    :func:`~mbs_ray.cluster.stage.replica_store.hosted_store`, the others join it. Raises :class:`ReplicaLostError`
+    where one of them does not know the ``secret``. What they exchange is tensors and JSON: nothing is unpickled.
     """
 
-    def __init__(self, rank: int, size: int, store: dist.Store, node_ip: str) -> None:
+    def __init__(self, rank: int, size: int, store: dist.Store, secret: str, node_ip: str) -> None:
         self.rank, self.size = rank, size
         self._device = forward_device()
-        _talk_through(node_ip)
+        talk_through(node_ip)
         with _peers():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self._device.type == "cuda" else "gloo",
@@ -101,6 +115,7 @@ class ReplicaGroup:
                 world_size=size,
                 timeout=timedelta(seconds=_WAIT_SECONDS),
             )
+            self._refuse_strangers(secret)
 
     def agree(self, yes: bool = True) -> bool:
         going_on, agreed = self._meet(True, yes)
@@ -147,6 +162,15 @@ class ReplicaGroup:
         with _peers():
             dist.reduce(sums, 0)
 
+    def _refuse_strangers(self, secret: str) -> None:
+        """Have every replica prove that it was given the secret, as a process that only found the port was not."""
+        proofs = [torch.frombuffer(bytearray(proof(secret, str(rank))), dtype=torch.uint8) for rank in range(self.size)]
+        shown = [torch.empty_like(one) for one in proofs]
+        dist.all_gather(shown, proofs[self.rank])
+        for rank, (own, other) in enumerate(zip(proofs, shown, strict=True)):
+            if not torch.equal(own, other):
+                raise ReplicaLostError(f"what answers as replica {rank + 1} of this stage is none of it")
+
     def _meet(self, going_on: bool, yes: bool) -> tuple[bool, bool]:
         # A round: before they exchange anything all replicas come here, in the same order, each with two flags; the
         # minimum is their answer. One that fails alone enters the round that is next with going_on = 0, so that all
@@ -158,55 +182,66 @@ class ReplicaGroup:
 
     def _bring_to_first(self, solved: Solved, whole: Solved) -> None:
         """Bring reports and packed forms to replica 0; tensors one by one, so that none is held twice."""
-        shapes = {
-            name: {part: (tensor.shape, tensor.dtype) for part, tensor in parts.items()}
-            for name, parts in solved.packed.items()
-        }
-        told: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object((solved.reports, shapes), told, 0)
-        for source, (reports, parts_of) in enumerate(told or []):
-            whole.reports += reports
-            if source == 0:
-                whole.packed |= solved.packed
-                continue
-            for name, parts in parts_of.items():
-                whole.packed[name] = {}
-                for part, (shape, dtype) in parts.items():
-                    received = torch.empty(shape, dtype=dtype)
-                    dist.recv(_bytes(received), source)
-                    whole.packed[name][part] = received
         if self.rank:
+            _send_facts(solved)
             for parts in solved.packed.values():
                 for tensor in parts.values():
                     dist.send(_bytes(tensor.contiguous()), 0)
+            return
+        whole.reports += solved.reports
+        whole.packed |= solved.packed
+        for source in range(1, self.size):
+            reports, parts_of = _received_facts(source)
+            whole.reports += reports
+            for name, parts in parts_of.items():
+                whole.packed[name] = {}
+                for part, (shape, dtype) in parts.items():
+                    received = torch.empty(shape, dtype=getattr(torch, dtype))
+                    dist.recv(_bytes(received), source)
+                    whole.packed[name][part] = received
 
 
-def hosted_store(node_ip: str) -> dist.TCPStore:
-    """Serve a store on a free port of this node."""
-    return dist.TCPStore(node_ip, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=START_SECONDS))
+def _send_facts(solved: Solved) -> None:
+    """Send replica 0 the reports, and names, shapes and types of the packed parts, as JSON: its length, its bytes."""
+    shapes = {
+        name: {part: (list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for part, tensor in parts.items()}
+        for name, parts in solved.packed.items()
+    }
+    content = json.dumps({"reports": [asdict(one) for one in solved.reports], "shapes": shapes}).encode()
+    dist.send(torch.tensor([len(content)]), 0)
+    dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
 
 
-def joined_store(host: str, port: int) -> dist.TCPStore:
-    """Join the store that another process serves."""
-    return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=START_SECONDS))
+def _received_facts(source: int) -> tuple[list[LinearReport], dict[str, dict[str, Any]]]:
+    size = torch.empty(1, dtype=torch.int64)
+    dist.recv(size, source)
+    content = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(content, source)
+    facts = json.loads(content.numpy().tobytes())
+    return [LinearReport(**one) for one in facts["reports"]], facts["shapes"]
 
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """Turn an error of an exchange into :class:`ReplicaLostError`: nothing that a replica does alone fails in here."""
+    """Turn an error of an exchange into :class:`ReplicaLostError`, and say whose it is."""
     try:
         yield
-    except RuntimeError as error:
-        raise ReplicaLostError(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        raise _in_exchange(error) from error
+
+
+def _in_exchange(error: RuntimeError | MemoryError) -> ReplicaLostError:
+    """Tell memory that this replica had not, and a device of its own that failed, from another one that is gone."""
+    said = one_line(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+        return ReplicaMemoryError(f"no host memory left to exchange with other replicas ({said})", "host memory")
+    # nccl says it in an error of its own.
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in said:
+        return ReplicaMemoryError(f"no device memory left to exchange with other replicas ({said})", "device memory")
+    if isinstance(error, torch.AcceleratorError):
+        return ReplicaLostError(f"this replica's device failed ({said})")
+    return ReplicaLostError(f"another replica of this stage is gone ({said})")
 
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
-
-
-def _talk_through(node_ip: str) -> None:
-    """Have gloo and nccl use the interface of this address; by default they use the host name's, maybe the loopback."""
-    for interface, addresses in psutil.net_if_addrs().items():
-        if any(one.family in (socket.AF_INET, socket.AF_INET6) and one.address == node_ip for one in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
