@@ -1,5 +1,6 @@
 """Datasets streamed through `datasets`, tried on its builders for local files, offline."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_parquet(folder / f"{language}.parquet", some_texts(language, 40), 5)
         write_parquet(folder / "named" / name / "train.parquet", some_texts(language, 40), 5)
         write_jsonl(folder / f"{language}.jsonl", some_texts(language, 40))
+    configs = "".join(
+        f"  - config_name: {name}\n    data_files: {name}/train.parquet\n" for name in ("english", "swahili")
+    )
+    (folder / "named" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     return folder
 
 
@@ -64,11 +69,7 @@ def test_a_stream_is_drawn_through_ray(ray_cluster: Cluster, folder: Path, token
     assert segments.documents[0][0].startswith("en.parquet:train[")
 
 
-def test_configurations_are_named_per_language_or_by_a_pattern(folder: Path, tmp_path: Path) -> None:
-    yaml = "".join(
-        f"  - config_name: {name}\n    data_files: {name}/train.parquet\n" for name in ("english", "swahili")
-    )
-    (folder / "named" / "README.md").write_text(f"---\nconfigs:\n{yaml}---\n")
+def test_configurations_are_named_per_language_or_by_a_pattern(folder: Path) -> None:
     mapped = {"dataset": str(folder / "named"), "config": {"en": "english", "sw": "swahili"}}
     (shard,) = open_corpus(mapped, ["sw"]).shards["sw"]
     (documents, *_) = (list(documents) for documents in shard.read([0]))
@@ -91,9 +92,10 @@ def test_the_identity_of_local_files_is_their_content(folder: Path, tmp_path: Pa
     assert open_corpus(parquet(tmp_path), ["en"]).identity == open_corpus(parquet(folder), ["en"]).identity
     write_parquet(tmp_path / "en.parquet", some_texts("en", 40)[::-1], 5)
     assert open_corpus(parquet(tmp_path), ["en"]).identity != open_corpus(parquet(folder), ["en"]).identity
-    named = {"dataset": str(folder / "named"), "config": {"en": "english"}}
+    own = Path(shutil.copytree(folder / "named", tmp_path / "named"))
+    named = {"dataset": str(own), "config": {"en": "english"}}
     before = open_corpus(named, ["en"]).identity
-    write_parquet(folder / "named" / "english" / "train.parquet", some_texts("en", 41), 5)
+    write_parquet(own / "english" / "train.parquet", some_texts("en", 41), 5)
     assert open_corpus(named, ["en"]).identity != before
 
 
