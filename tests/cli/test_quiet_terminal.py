@@ -40,6 +40,7 @@ def wait_for(there: Callable[[], bool], process: "subprocess.Popen[str]") -> Non
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_command_that_is_stopped_says_one_line_and_the_same_command_finishes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = out / "compress" / "runs" / "wanda-50-proportional"
