@@ -22,9 +22,9 @@ _RUN = re.compile(rf"(?:.*-)?({'|'.join(_METHODS)})-({'|'.join(_SAMPLINGS)})-see
 
 def over_seeds(increases: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return mean and half the range over seeds, languages × (method, sampling), of a table languages × runs."""
-    columns = [match.groups() for match in map(_RUN.fullmatch, increases.columns) if match]
-    own = increases.loc[:, [_RUN.fullmatch(name) is not None for name in increases.columns]]
-    own.columns = pd.MultiIndex.from_tuples(columns)
+    runs = {name: match.groups() for name in increases.columns if (match := _RUN.fullmatch(name))}
+    own = increases[list(runs)]
+    own.columns = pd.MultiIndex.from_tuples(list(runs.values()))
     groups = own.T.groupby(level=[0, 1], sort=False)
     return groups.mean().T, ((groups.max() - groups.min()) / 2).T
 

@@ -1,6 +1,7 @@
 """Arguments of a command line converted to what the library takes, and its errors to one line."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOSPC
@@ -60,11 +61,17 @@ def one_line_errors() -> Iterator[None]:
         with told_of_interruption(lambda: "the same command begins again, with what it has kept"):
             yield
     except (InputError, LeaseLostError, StageDiedError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        _print_error(str(error))
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
     except OSError as error:
         if error.filename is None:
             raise
         # No fault of a program's: a full disk, a folder that may not be read, a name that is too long.
-        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        _print_error(f"{error.filename}: {error.strerror}")
         raise typer.Exit(1 if error.errno == ENOSPC else 2) from None
+
+
+def _print_error(line: str) -> None:
+    """Print it on one line, whatever line breaks names have in them."""
+    # Not by typer, which writes UTF-8 to terminals that say they know ASCII alone.
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mbs_ray.errors import InputError
+from mbs_ray.run.plain_yaml import read_yaml
 
 #: Vendor's figures of instance types with GPUs: GPUs, GB of each, its name, CPUs, GiB of host, GB of NVMe.
 _INSTANCES = {
@@ -145,12 +146,12 @@ def cluster_file(path: Path) -> Hardware:
     Raises :class:`InputError` naming the file if it cannot be read or has no known instance type.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
         kinds = content["available_node_types"]
         items = [(kind["node_config"]["InstanceType"], kind.get("min_workers", 0)) for kind in kinds.values()]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: no available_node_types with an InstanceType each; describe the nodes with --gpus, "
             "--gpu-memory and --host-memory instead"

@@ -67,9 +67,8 @@ def test_allocate_needs_no_distribution_where_the_sampling_needs_none(sampling: 
 def test_allocate_takes_numbers_with_an_exponent_and_languages_outside_the_table() -> None:
     given = ("allocate", "--model", "bigscience/bloom-560m", "--segments", 4, "--languages")
     plain, exponent = (
-        invoke(*given, "en,sw", "--sampling", f"temperature:alpha={one}").stdout.splitlines()[
-            2:-1
-        ]  # after the title, before how to go on
+        # After the title, and before the line that repeats the options.
+        invoke(*given, "en,sw", "--sampling", f"temperature:alpha={one}").stdout.splitlines()[2:-1]
         for one in ("0.3", "3e-1")
     )
     assert plain == exponent and any("sw" in line for line in plain)

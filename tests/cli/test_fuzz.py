@@ -106,8 +106,9 @@ def assert_result_or_one_line(work: Callable[[], object], *names: str) -> None:
         with redirect_stderr(said), one_line_errors():
             work()
     except typer.Exit as end:
-        (line,) = said.getvalue().splitlines()[-1:]
+        *warnings, line = said.getvalue().splitlines()
         assert end.exit_code == 2 and line.startswith("error: ")
+        assert not any("error: " in one or "Traceback" in one for one in warnings), warnings
         assert not names or any(name in line for name in names), line
 
 

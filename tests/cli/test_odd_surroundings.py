@@ -38,7 +38,7 @@ def test_an_output_that_lacks_letters_shows_others_in_their_place(encoding: str,
     assert len(rows) == 1 and "Swahili" in rows[0]
     refused = run("allocate", "--model", "bigscience/bloom", "--languages", "हिन्दी", PYTHONIOENCODING=encoding)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(b"error: ") and refused.stderr.count(b"\n") == 1
+    assert refused.stderr.decode(encoding).startswith("error: ") and refused.stderr.count(b"\n") == 1
     assert run("--help", PYTHONIOENCODING=encoding).returncode == 0
 
 
