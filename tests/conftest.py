@@ -23,6 +23,8 @@ settings.register_profile("ci", max_examples=100, deadline=None)
 settings.register_profile("default", max_examples=33, deadline=None)
 
 OBJECT_STORE_BYTES = 80 * 2**20
+#: More than there are, on three nodes: stages of several layouts stay up between tests, and a process costs no CPU.
+CPUS_OF_NODE = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,13 +47,13 @@ def ray_cluster() -> Iterator[Cluster]:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": 2,
+            "num_cpus": CPUS_OF_NODE,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         },
     )
     for _ in range(2):
-        cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE_BYTES)
+        cluster.add_node(num_cpus=CPUS_OF_NODE, object_store_memory=OBJECT_STORE_BYTES)
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
     cluster.wait_for_nodes()
     yield cluster

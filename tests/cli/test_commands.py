@@ -25,6 +25,8 @@ from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from tests.support.mlflow_server import listening, wait_until_healthy
 from tests.support.models import HELD_OUT, documents, write_corpus
 
+#: Each start of an actor takes several seconds.
+ONE_ACTOR = ("--threads", 1, "--stages", 1, "--replicas", 1)
 PAPER = [87, 47, 37, 31, 14, 13, 7, 4, 3, 3] + [1] * 10
 
 
@@ -250,7 +252,7 @@ def test_bad_text_is_one_line_and_code_2_before_any_stage_starts(
 def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path) -> None:
     corpus, held_out = write_corpus(tmp_path / "corpus"), write_corpus(tmp_path / "held-out", first=HELD_OUT)
     common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
-    options = ("--sequence-length", 32, "--threads", 1, "--evaluate", held_out, "--evaluation-segments", 2)
+    options = ("--sequence-length", 32, *ONE_ACTOR, "--evaluate", held_out, "--evaluation-segments", 2)
     before = set(actors())
     measured = ("--method", "wanda:pattern=2:4", "--per-language", "--true-sequential")
     result = invoke("compress", *common, *options, *measured, "--out", tmp_path / "out")
@@ -264,7 +266,7 @@ def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Pat
     assert "geomean" in result.stdout
     evaluated = invoke(
         "evaluate", hub_bloom, "--corpus", corpus, "--languages", "sw", "--sequence-length", 32,
-        "--threads", 1, "--out", tmp_path / "out", "--join", "blank_line",
+        *ONE_ACTOR, "--out", tmp_path / "out", "--join", "blank_line",
     )  # fmt: skip
     assert evaluated.exit_code == 0, evaluated.output
     drawn = [json.loads(pq.read_schema(path).metadata[b"mbs_ray"]) for path in tmp_path.glob("out/segments/*.parquet")]

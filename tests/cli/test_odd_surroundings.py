@@ -88,13 +88,14 @@ def test_the_text_of_another_column_is_scored_compared_and_calibrated_on(
     corpus, held_out = write_columns(tmp_path / "corpus"), write_columns(tmp_path / "held-out", HELD_OUT)
     model = Path(shutil.copytree(hub_bloom, tmp_path / "model"))
     how = ("--languages", "en,sw", "--sequence-length", 32, "--threads", 1, "--out", tmp_path / "out")
-    scored = invoke("evaluate", model, "--corpus", held_out, *how, "--text-column", "content", "--segments", 4)
+    alone = ("--stages", 1, "--replicas", 1)
+    scored = invoke("evaluate", model, "--corpus", held_out, *how, *alone, "--text-column", "content", "--segments", 4)
     assert scored.exit_code == 0, scored.output
     (file,) = (tmp_path / "out" / "evaluated").rglob("*.parquet")
     assert set(pd.read_parquet(file)["language"]) == {"en", "sw"}
     compressed = invoke(
-        "compress", "--model", model, "--corpus", corpus, "--evaluate", held_out, "--evaluation-segments", 2, *how,
-        "--method", "wanda", "--sampling", "equal", "--segments", 4, "--text-column", "content",
+        "compress", "--model", model, "--corpus", corpus, "--evaluate", held_out, "--evaluation-segments", 2,
+        *how, *alone, "--method", "wanda", "--sampling", "equal", "--segments", 4, "--text-column", "content",
     )  # fmt: skip
     assert compressed.exit_code == 0, compressed.output
     alike = invoke("similarity", model, corpus, *how, "--segments", 2, "--text-column", "content")

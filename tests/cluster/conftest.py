@@ -9,7 +9,7 @@ from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import draw
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def calibration(
     ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> SegmentSet:

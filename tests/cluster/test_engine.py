@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.resources import settle_resources
 from mbs_ray.compression.block_report import read_block_reports
@@ -230,8 +231,8 @@ def test_stages_that_no_node_can_hold_are_refused_after_a_short_wait(
     ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mbs_ray.cluster.pipeline.PLACE_SECONDS", 2.0)
-    # Six CPUs in all, but two on each node.
-    with pytest.raises(InputError, match="1 actors of 5 CPUs each found no place within 2 s on nodes of 2 CPUs"):
+    # Twelve CPUs in all, but four on each node.
+    with pytest.raises(InputError, match="1 actors of 5 CPUs each found no place within 2 s on nodes of 4 CPUs"):
         Pipeline(Layout(1), 5).__enter__()
 
 
@@ -240,8 +241,9 @@ def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Clust
         options = ClusterOptions(stages=stages, replicas=1, threads=asked)
         return settle_resources(options, runs=stages, blocks=6, microbatches=1).numerics.threads
 
-    assert [threads(stages) for stages in (1, 2, 3, 4, 6)] == [2, 2, 2, 1, 1]
+    assert [threads(stages) for stages in (1, 2, 3, 4, 6)] == [4, 4, 4, 2, 2]
     assert threads(2, 5) == 5
-    WARM.rest()
-    with Pipeline(Layout(3), 2) as pipeline:
-        assert len(pipeline.process_ids) == 3
+    with WARM.lent(Layout(3), 1, AUTO, print) as pipeline:
+        actors = ray._private.state.actors().values()
+        nodes = {one["Address"]["NodeID"] for one in actors if one["Pid"] in pipeline.process_ids}
+    assert len(nodes) == 3

@@ -38,11 +38,22 @@ def held_out(ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: 
     return draw(corpus, bloom, tmp_path_factory.mktemp("segments"), 1, seed=9)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """The bits of a run on one stage of two replicas."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = make_job("run", bloom, folder, 1, calibration, held_out, SPARSE, replicas=2)
+    assert run_all(1, [job])["run"].error is None
+    return digest(folder)
+
+
 def test_two_replicas_give_the_bits_of_two_sums_that_are_added(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
     bits = []
-    for stages, replicas in ((1, 2), (2, 2), (1, 2)):
+    for stages, replicas in ((1, 2), (1, 2), (2, 2)):
         folder = tmp_path / str(len(bits))
         jobs = [
             make_job(key, bloom, folder / key, stages, calibration, held_out, method, replicas=replicas)
@@ -56,47 +67,12 @@ def test_two_replicas_give_the_bits_of_two_sums_that_are_added(
         written = {
             name: tensor
             for index in range(4)
-            for name, tensor in (read_block(tmp_path / "1" / key / "blocks", index) or {}).items()
+            for name, tensor in (read_block(tmp_path / "2" / key / "blocks", index) or {}).items()
         }
         # Seven microbatches: three for the first replica, four for the second.
         plain = compress_plainly(bloom, calibration, METHODS[key], 3, parts=[range(9), range(9, 20)])
         for name, weight in plain.items():
             assert torch.equal(written[name], weight), name
-
-
-def test_replicas_change_no_more_than_the_order_of_sums(
-    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
-) -> None:
-    jobs = {
-        replicas: make_job("run", bloom, tmp_path / str(replicas), 1, calibration, held_out, SPARSE, replicas=replicas)
-        for replicas in (1, 3)
-    }
-    for job in jobs.values():
-        assert run_all(1, [job])["run"].error is None
-    for one, shared in zip(*(read_block_reports(job.blocks_folder) for job in jobs.values()), strict=True):
-        assert [linear.name for linear in one.linears] == [linear.name for linear in shared.linears]
-        for alone, split in zip(one.linears, shared.linears, strict=True):
-            assert split.tokens == alone.tokens == 20 * 32
-            assert split.loss == pytest.approx(alone.loss, rel=1e-3)
-            assert split.relative_loss == pytest.approx(alone.relative_loss, rel=1e-3)
-        assert {"reduce", "broadcast"} <= set(shared.seconds) - set(one.seconds)
-    alone_scores, shared_scores = (language_scores(job.scores_file("held-out")) for job in jobs.values())
-    for language, score in alone_scores.items():
-        assert shared_scores[language].tokens == score.tokens
-        assert shared_scores[language].perplexity == pytest.approx(score.perplexity, rel=5e-3)
-    alone_mask, shared_mask = (zeros(job.blocks_folder) for job in jobs.values())
-    assert (alone_mask == shared_mask).float().mean() > 0.99
-
-
-def test_replicas_score_a_dense_model_bit_for_bit(
-    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
-) -> None:
-    bits = []
-    for replicas in (1, 3):
-        job = make_job("dense", bloom, tmp_path / str(replicas), 2, None, held_out, None, replicas=replicas)
-        assert run_all(2, [job])["dense"].error is None
-        bits.append(digest(job.directory))
-    assert bits[0] == bits[1]
 
 
 def test_in_a_true_sequence_replicas_take_turns_together(
@@ -139,13 +115,14 @@ def test_a_replica_that_cannot_go_on_takes_its_run_along_and_no_other(
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_replica_costs_the_block_in_work_and_no_bit(
-    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path, killed: int
+    bloom: Path,
+    calibration: SegmentSet,
+    held_out: SegmentSet,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    killed: int,
 ) -> None:
-    undisturbed, job = (
-        make_job("run", bloom, tmp_path / name, 1, calibration, held_out, SPARSE, replicas=2)
-        for name in ("undisturbed", "killed")
-    )
-    run_all(1, [undisturbed])
+    job = make_job("run", bloom, tmp_path, 1, calibration, held_out, SPARSE, replicas=2)
     with (
         pytest.raises(StageDiedError, match=f"stage 1 replica {killed + 1} died during run"),
         Pipeline(Layout(1, 2), 1) as pipeline,
@@ -158,7 +135,7 @@ def test_a_killed_replica_costs_the_block_in_work_and_no_bit(
     finished = {path.name: path.stat().st_mtime_ns for path in job.blocks_folder.glob("*.safetensors")}
     assert 2 <= len(finished) < 4
     assert run_all(1, [job])["run"].error is None
-    assert digest(job.directory) == digest(undisturbed.directory)
+    assert digest(job.directory) == undisturbed
     for name, written in finished.items():
         assert (job.blocks_folder / name).stat().st_mtime_ns == written
 
@@ -176,6 +153,41 @@ def test_an_actor_that_hangs_counts_as_dead(
         pipeline.submit(job)
         _outcomes(pipeline)
     assert run_all(1, [job])["run"].error is None
+
+
+def test_replicas_change_no_more_than_the_order_of_sums(
+    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
+) -> None:
+    jobs = {
+        replicas: make_job("run", bloom, tmp_path / str(replicas), 2, calibration, held_out, SPARSE, replicas=replicas)
+        for replicas in (1, 3)
+    }
+    for job in jobs.values():
+        assert run_all(2, [job])["run"].error is None
+    for one, shared in zip(*(read_block_reports(job.blocks_folder) for job in jobs.values()), strict=True):
+        assert [linear.name for linear in one.linears] == [linear.name for linear in shared.linears]
+        for alone, split in zip(one.linears, shared.linears, strict=True):
+            assert split.tokens == alone.tokens == 20 * 32
+            assert split.loss == pytest.approx(alone.loss, rel=1e-3)
+            assert split.relative_loss == pytest.approx(alone.relative_loss, rel=1e-3)
+        assert {"reduce", "broadcast"} <= set(shared.seconds) - set(one.seconds)
+    alone_scores, shared_scores = (language_scores(job.scores_file("held-out")) for job in jobs.values())
+    for language, score in alone_scores.items():
+        assert shared_scores[language].tokens == score.tokens
+        assert shared_scores[language].perplexity == pytest.approx(score.perplexity, rel=5e-3)
+    alone_mask, shared_mask = (zeros(job.blocks_folder) for job in jobs.values())
+    assert (alone_mask == shared_mask).float().mean() > 0.99
+
+
+def test_replicas_score_a_dense_model_bit_for_bit(
+    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
+) -> None:
+    bits = []
+    for replicas in (1, 3):
+        job = make_job("dense", bloom, tmp_path / str(replicas), 2, None, held_out, None, replicas=replicas)
+        assert run_all(2, [job])["dense"].error is None
+        bits.append(digest(job.directory))
+    assert bits[0] == bits[1]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 3))

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,9 @@ from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.errors import StageDiedError
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import digest, make_job
-from tests.support.stages import WARM, stage_processes
+from tests.support.stages import stage_processes
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
-
-
-@pytest.fixture(autouse=True)
-def no_other_stages(ray_cluster: Cluster) -> None:
-    WARM.rest()
 
 
 def take(pipeline: Pipeline, *jobs: Job) -> list[Exception | None]:
@@ -36,6 +30,11 @@ def take(pipeline: Pipeline, *jobs: Job) -> list[Exception | None]:
     return errors
 
 
+def lend(pool: StagePool, threads: int) -> set[int]:
+    with pool.lent(Layout(1), threads, AUTO, print) as pipeline:
+        return set(pipeline.process_ids)
+
+
 def wait_until_gone(processes: set[int]) -> None:
     deadline = time.monotonic() + 30
     while stage_processes() & processes and time.monotonic() < deadline:
@@ -43,47 +42,38 @@ def wait_until_gone(processes: set[int]) -> None:
     assert not stage_processes() & processes
 
 
-def test_the_same_stages_take_one_key_twice_and_give_the_same_bits(
-    bloom: Path, calibration: SegmentSet, tmp_path: Path
+def test_the_same_stages_take_one_key_again_and_give_the_same_bits_also_after_a_job_that_failed(
+    ray_cluster: Cluster, bloom: Path, calibration: SegmentSet, tmp_path: Path
 ) -> None:
-    jobs = [make_job("run", bloom, tmp_path / name, 2, calibration, calibration, SPARSE) for name in ("one", "two")]
+    names = ("one", "broken", "two")
+    jobs = [make_job("run", bloom, tmp_path / name, 2, calibration, calibration, SPARSE) for name in names]
+    (tmp_path / "broken" / "blocks" / "block-00001.safetensors").mkdir(parents=True)
     with StagePool() as pool:
         seen = []
         for job in jobs:
             with pool.lent(Layout(2), 1, AUTO, print) as pipeline:
-                assert take(pipeline, job) == [None]
+                (error,) = take(pipeline, job)
+                assert (error is not None) == (job is jobs[1])
                 seen.append(pipeline.process_ids)
-        assert seen[0] == seen[1] and pool.starts == 1
-    assert digest(jobs[0].directory) == digest(jobs[1].directory)
+        assert seen[0] == seen[1] == seen[2] and pool.starts == 1
+    assert digest(jobs[0].directory) == digest(jobs[2].directory)
     wait_until_gone(set(seen[0]))
 
 
-def test_a_job_that_failed_leaves_nothing_to_a_later_one_of_its_key(
-    bloom: Path, calibration: SegmentSet, tmp_path: Path
-) -> None:
-    good = make_job("run", bloom, tmp_path / "good", 2, calibration, calibration, SPARSE)
-    broken = replace(good, directory=tmp_path / "broken")
-    (tmp_path / "broken" / "blocks" / "block-00001.safetensors").mkdir(parents=True)
-    with StagePool() as pool:
-        with pool.lent(Layout(2), 1, AUTO, print) as pipeline:
-            (error,) = take(pipeline, broken)
-            assert error is not None
-        with pool.lent(Layout(2), 1, AUTO, print) as pipeline:
-            assert take(pipeline, good) == [None]
-        assert pool.starts == 1
+def test_another_kind_stops_idle_stages_where_there_is_no_room_for_both(ray_cluster: Cluster) -> None:
+    with StagePool() as none_to_spare, StagePool(idle_cpus=3) as some:
+        for pool, kept in ((none_to_spare, False), (some, True)):
+            first, other = [lend(pool, threads) for threads in (1, 2)]
+            if kept:
+                assert first < stage_processes()
+            else:
+                wait_until_gone(first)
+            assert pool.starts == 2
+            assert lend(pool, 2) == other and pool.starts == 2
+        assert lend(some, 1) == first and some.starts == 2
 
 
-def test_another_layout_stops_idle_stages_where_there_is_no_room_for_both() -> None:
-    with StagePool() as none_to_spare, StagePool(idle_cpus=4) as some:
-        for pool, starts in ((none_to_spare, 3), (some, 2)):
-            for layout in (Layout(1), Layout(2), Layout(1)):
-                with pool.lent(layout, 1, AUTO, print):
-                    pass
-            assert pool.starts == starts
-            pool.rest()
-
-
-def test_stages_that_died_while_idle_or_failed_while_lent_are_not_lent_again() -> None:
+def test_stages_that_died_while_idle_or_failed_while_lent_are_not_lent_again(ray_cluster: Cluster) -> None:
     with StagePool() as pool:
         with pool.lent(Layout(1), 1, AUTO, print) as pipeline:
             (idle,) = pipeline.process_ids

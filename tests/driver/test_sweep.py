@@ -5,9 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
-import threading
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +36,7 @@ from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec, validated
 from mbs_ray.tracking.replay import track_runs
 from tests.support.models import HELD_OUT, write_corpus
-from tests.support.stages import WARM, stage_processes
+from tests.support.stages import kill_a_stage_after
 from tests.support.sweeps import run_sweep
 
 LABELS = ["magnitude-50-equal", "magnitude-50-proportional", "sparsegpt-50-equal", "sparsegpt-50-proportional"]
@@ -395,15 +392,15 @@ def test_a_single_run_is_shared_by_replicas_and_goes_on_with_as_many(
     ray_cluster: Cluster, bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
 ) -> None:
     one = {"method": [{"name": "sparsegpt", "sparsity": 0.5}], "sampling": ["equal"]}
-    whole = spec(bloom, corpus, held_out, microbatch=3, evaluation={})
+    whole = spec(bloom, corpus, held_out, microbatch=6, evaluation={})
     auto = whole.model_copy(update={"grid": one, "layout": validated(LayoutSpec, {})})
     _, printed = run_sweep(auto, tmp_path)
-    # Twelve segments in four microbatches, on six CPUs.
-    assert "layout: 1 × 4 (stages × replicas), 1 thread(s) each, on cpu" in printed
+    # Twelve segments in two microbatches, on twelve CPUs.
+    assert "layout: 1 × 2 (stages × replicas), 1 thread(s) each, on cpu" in printed
     _, printed = run_sweep(auto, tmp_path)
-    assert "layout: 1 × 4" in printed and "all runs are finished" in printed
-    fewer = auto.model_copy(update={"layout": validated(LayoutSpec, {"replicas": 2})})
-    with pytest.raises(InputError, match="was begun with replicas 4, now it is 2"):
+    assert "layout: 1 × 2" in printed and "all runs are finished" in printed
+    fewer = auto.model_copy(update={"layout": validated(LayoutSpec, {"replicas": 1})})
+    with pytest.raises(InputError, match="was begun with replicas 2, now it is 1"):
         run_sweep(fewer, tmp_path)
 
 
@@ -414,11 +411,11 @@ def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
         layout = Resources(Layout(stages, replicas), Numerics("cpu", 1)).shrunk_to_cluster(print).layout
         return layout.stages, layout.replicas
 
-    assert shrunk_to_cluster(6, 1) == (6, 1)
-    assert shrunk_to_cluster(9, 1) == (6, 1)
-    assert shrunk_to_cluster(3, 3) == (2, 3)
-    with pytest.raises(InputError, match="has room for 6 of the 7 replicas with which this was begun"):
-        shrunk_to_cluster(1, 7)
+    assert shrunk_to_cluster(12, 1) == (12, 1)
+    assert shrunk_to_cluster(15, 1) == (12, 1)
+    assert shrunk_to_cluster(5, 3) == (4, 3)
+    with pytest.raises(InputError, match="has room for 12 of the 13 replicas with which this was begun"):
+        shrunk_to_cluster(1, 13)
 
 
 def checkpoint_bits(out: Path) -> dict[str, str]:
@@ -434,15 +431,7 @@ def test_a_killed_stage_costs_no_bit_and_no_metric_and_a_run_that_cannot_be_writ
     undisturbed, _, _ = swept
     runs = tmp_path / "tiny" / "runs"
     (runs / LABELS[0] / "blocks" / "block-00001.safetensors").mkdir(parents=True)
-
-    def kill_one() -> None:
-        while not (runs / LABELS[2] / "blocks" / "block-00000.safetensors").is_file():
-            time.sleep(0.005)
-        os.kill(stage_processes().pop(), signal.SIGKILL)
-
-    WARM.rest()
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    killer = kill_a_stage_after(runs, f"{LABELS[2]}/blocks/block-00000.safetensors")
     result, printed = run_sweep(spec(bloom, corpus, held_out), tmp_path)
     killer.join()
     assert "starting the stages anew" in printed

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ray.cluster_utils import Cluster
 
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.sensitivity_task import measure_files
-from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError
 from tests.driver.test_sweep_dense import (
@@ -21,12 +22,12 @@ from tests.driver.test_sweep_dense import (
     WANDA,
     bits,
     claim,
-    kill_a_stage_after,
     prepared,
     spec,
 )
 from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.stages import WARM, kill_a_stage_after
 from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 ADAPTIVE = {"name": "adaptive", "objective": "regret", "trials": 5, "sensitivity_segments": 2}
@@ -63,12 +64,13 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
 ) -> None:
     sweep = spec(run, 2, DENSE, (WANDA, SPARSE), ("equal", ADAPTIVE))
     predrawn(prepared_runs(sweep, tmp_path), tmp_path)
+    with WARM.lent(Layout(2), 1, AUTO, print):
+        starts = WARM.starts
     killer = kill_a_stage_after(tmp_path, "adaptive/*/trial-1/blocks/*.json")
-    with StagePool() as pool:
-        result, printed = run_sweep(sweep, tmp_path, pool)
+    result, printed = run_sweep(sweep, tmp_path)
     killer.join()
     assert not result.failed and "starting the stages anew" in printed
-    assert pool.starts == 2  # once, and once more after the kill
+    assert WARM.starts == starts + 1  # search and runs on the same stages; started once, after the kill
     assert "sparsegpt-50-adaptive-regret-5: trial" in printed and "of 5 has the least regret" in printed
     assert (
         printed.count("weights sparsegpt-50-adaptive-regret-5 (dense statistics, 5 segments of each language): en") == 1

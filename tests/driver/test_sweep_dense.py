@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import threading
-import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -29,7 +25,7 @@ from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
-from tests.support.stages import WARM, stage_processes
+from tests.support.stages import kill_a_stage_after
 from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 WANDA, SPARSE = {"name": "wanda", "sparsity": 0.5}, {"name": "sparsegpt", "sparsity": 0.5}
@@ -115,20 +111,6 @@ def solve_here(sweep: SweepSpec, out: Path, stages: int) -> list[str]:
     collecting = jobs.collecting_jobs()
     run_here(stages, [*collecting, *(jobs.run_job(run) for run in jobs.runs)])
     return [job.key for job in collecting]
-
-
-def kill_a_stage_after(out: Path, pattern: str) -> threading.Thread:
-    """As soon as there is such a file."""
-
-    def kill_one() -> None:
-        while not list(out.glob(pattern)):
-            time.sleep(0.002)
-        os.kill(stage_processes().pop(), signal.SIGKILL)
-
-    WARM.rest()
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    return killer
 
 
 @pytest.fixture(scope="module")

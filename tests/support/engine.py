@@ -20,7 +20,6 @@ from mbs_ray.model.assemble import assemble
 from mbs_ray.model.block_files import write_outside
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
 from tests.support.stages import WARM
@@ -31,6 +30,7 @@ LANGUAGES = ("en", "fr", "sw", "hi")
 
 
 def draw(corpus: Path, model: Path, folder: Path, count: int, seed: int = 0, length: int = LENGTH) -> SegmentSet:
+    """Draw ``count`` segments of each language, without Ray."""
     request = SegmentRequest(
         corpus=str(corpus),
         tokenizer=str(model),
@@ -39,7 +39,7 @@ def draw(corpus: Path, model: Path, folder: Path, count: int, seed: int = 0, len
         sequence_length=length,
         seed=seed,
     )
-    return draw_segments(request, folder)
+    return draw_here(request, folder)
 
 
 def draw_here(request: SegmentRequest, folder: Path) -> SegmentSet:
