@@ -50,6 +50,8 @@ def ray_cluster() -> Iterator[Cluster]:
             "num_cpus": CPUS_OF_NODE,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
+            # No autoscaler: its process looks for nodes all the time.
+            "no_monitor": True,
         },
     )
     for _ in range(2):
