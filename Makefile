@@ -18,11 +18,14 @@ demo: .venv/installed
 ui: .venv/installed
 	$(BIN)/mbs ui mbs-demo
 
+# Processes that share the tests: one has those that need Ray, the others the rest.
+WORKERS ?= 2
+
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow" $(OPTIONS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(OPTIONS)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest --hypothesis-profile=ci $(OPTIONS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --hypothesis-profile=ci $(OPTIONS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -31,6 +31,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-aio", action="store_true", help="fail, not skip, where async_io is not built")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes that share the tests one takes all that need Ray; the others take the other files, whole."""
+    on_ray = {
+        item.path
+        for item in items
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow")
+    }
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def aio(request: pytest.FixtureRequest) -> Any:
     """DeepSpeed's async_io. Tests do not wait the minutes it takes to build it."""

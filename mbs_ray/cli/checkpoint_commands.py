@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import with_cluster, without
-from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, one_line_errors
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, on_ray
 from mbs_ray.cli.options import ComputeDtype, Languages, Out, Revision, SequenceLength, TextColumn
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
@@ -54,7 +54,7 @@ def evaluate(
 
     --corpus: perplexity and bits per byte. --tasks: accuracy.
     """
-    with one_line_errors():
+    with on_ray(cluster.address):
         from mbs_ray.cli.terminal_tables import accuracy_table, score_table
         from mbs_ray.driver.evaluate import TextQuestion
         from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
@@ -112,7 +112,7 @@ def similarity(
     cluster: ClusterOptions,
 ) -> None:
     """Measure how alike languages are inside a dense model: angles between the inputs of its blocks, and clusters."""
-    with one_line_errors():
+    with on_ray(cluster.address):
         from mbs_ray.cli.terminal_tables import similarity_table
         from mbs_ray.driver.progress import Progress
         from mbs_ray.driver.similarity import language_similarity

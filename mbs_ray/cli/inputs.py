@@ -71,6 +71,16 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(1 if error.errno == ENOSPC else 2) from None
 
 
+@contextmanager
+def on_ray(address: str | None) -> Iterator[None]:
+    """Do as :func:`one_line_errors`; where there is no Ray to work on, say so before torch is imported, for seconds."""
+    with one_line_errors():
+        from mbs_ray.cluster.connect import check_ray
+
+        check_ray(address)
+        yield
+
+
 def _print_error(line: str) -> None:
     """Print it on one line, whatever line breaks names have in them."""
     # Not by typer, which writes UTF-8 to terminals that say they know ASCII alone.

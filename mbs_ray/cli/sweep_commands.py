@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import FILE_OFFLOAD, Address, with_cluster, without
-from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, one_line_errors, with_text_column
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, on_ray, with_text_column
 from mbs_ray.cli.options import Force, Out, TakeOver, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
 from mbs_ray.cluster.cluster_options import ClusterOptions
@@ -41,7 +41,7 @@ def compress(
     take_over: TakeOver = False,
 ) -> None:
     """Compress one model with one method and one sampling: a sweep of a single run."""
-    with one_line_errors():
+    with on_ray(cluster.address):
         from mbs_ray.run.sweep_spec import SweepSpec, validated
 
         run = run_fields(context.obj)
@@ -64,7 +64,7 @@ def sweep(
     take_over: TakeOver = False,
 ) -> None:
     """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
-    with one_line_errors():
+    with on_ray(cluster.address):
         from mbs_ray.run.sweep_spec import SweepSpec, load_sweep, validated
 
         content = load_sweep(file).model_dump()
@@ -81,7 +81,7 @@ def demo(
     take_over: TakeOver = False,
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
-    with one_line_errors():
+    with on_ray(address):
         from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_tables
 
         spec = demo_sweep(model or packaged_models())

@@ -111,6 +111,7 @@ def test_a_method_without_all_three_samplings_is_not_counted() -> None:
     assert demo_sentence(result(mini={"gptq-3bit": part})).startswith("No method finished with all three samplings")
 
 
+@pytest.mark.slow
 def test_mbs_demo_ends_with_table_sentence_and_the_way_to_the_ui(ray_cluster: Cluster, tmp_path: Path) -> None:
     model = write_bloom(tmp_path / "tiny-bloom", layers=2)
     out = tmp_path / "out"

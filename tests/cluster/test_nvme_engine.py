@@ -57,6 +57,7 @@ def test_every_tier_gives_the_same_bits_whatever_the_number_of_stages(
     assert all(one == bits[0] for one in bits)
 
 
+@pytest.mark.slow
 def test_host_memory_is_bounded_by_buffers_and_nothing_is_spilled(
     ray_cluster: Cluster, nvme: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_host_memory_is_bounded_by_buffers_and_nothing_is_spilled(
     assert sampler.grown > 0.9 * held.nbytes
 
 
+@pytest.mark.slow
 def test_what_a_killed_stage_leaves_is_removed_by_the_next_start(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, nvme: Path, tmp_path: Path
 ) -> None:

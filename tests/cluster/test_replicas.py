@@ -113,6 +113,7 @@ def test_a_replica_that_cannot_go_on_takes_its_run_along_and_no_other(
     assert digest(jobs[0].directory) == digest(jobs[-1].directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_replica_costs_the_block_in_work_and_no_bit(
     bloom: Path,
@@ -140,6 +141,7 @@ def test_a_killed_replica_costs_the_block_in_work_and_no_bit(
         assert (job.blocks_folder / name).stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_an_actor_that_hangs_counts_as_dead(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +157,7 @@ def test_an_actor_that_hangs_counts_as_dead(
     assert run_all(1, [job])["run"].error is None
 
 
+@pytest.mark.slow
 def test_replicas_change_no_more_than_the_order_of_sums(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
@@ -179,6 +182,7 @@ def test_replicas_change_no_more_than_the_order_of_sums(
     assert (alone_mask == shared_mask).float().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_replicas_score_a_dense_model_bit_for_bit(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:

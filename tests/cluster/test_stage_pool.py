@@ -60,6 +60,7 @@ def test_the_same_stages_take_one_key_again_and_give_the_same_bits_also_after_a_
     wait_until_gone(set(seen[0]))
 
 
+@pytest.mark.slow
 def test_another_kind_stops_idle_stages_where_there_is_no_room_for_both(ray_cluster: Cluster) -> None:
     with StagePool() as none_to_spare, StagePool(idle_cpus=3) as some:
         for pool, kept in ((none_to_spare, False), (some, True)):
@@ -73,6 +74,7 @@ def test_another_kind_stops_idle_stages_where_there_is_no_room_for_both(ray_clus
         assert lend(some, 1) == first and some.starts == 2
 
 
+@pytest.mark.slow
 def test_stages_that_died_while_idle_or_failed_while_lent_are_not_lent_again(ray_cluster: Cluster) -> None:
     with StagePool() as pool:
         with pool.lent(Layout(1), 1, AUTO, print) as pipeline:

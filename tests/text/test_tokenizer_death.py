@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import psutil
+import pytest
 from ray.cluster_utils import Cluster
 
 from mbs_ray.text.segment_draw import draw_segments
@@ -20,6 +21,7 @@ def _kill_first_tokenizer(killed: list[int], stop: threading.Event) -> None:
                 return
 
 
+@pytest.mark.slow
 def test_a_killed_tokenizer_costs_no_bit(ray_cluster: Cluster, tokenizer: Path, tmp_path: Path) -> None:
     for language in ("en", "sw"):
         write_parquet(tmp_path / "corpus" / language / "0.parquet", some_texts(language, 400), 2)
