@@ -24,18 +24,19 @@ class Resources:
         return f"{self.layout}, {self.numerics.threads} thread(s) each, on {self.numerics.device}"
 
     def shrunk_to_cluster(self, say: Callable[[str], None]) -> "Resources":
-        """Return a copy with as many stages as the cluster, which may have lost a node, has CPUs (or GPUs) for.
+        """Return a copy with at most as many stages as the cluster, which may have lost a node, has CPUs or GPUs for.
 
-        Raises :class:`InputError` where there is no room for the replicas of one stage, on whose number the bits
-        depend.
+        The number of stages changes no bit. Raises :class:`InputError` where there is no room for the replicas of one
+        stage, on whose number the bits depend.
         """
         room, replicas = room_for_actors(self.numerics.threads), self.layout.replicas
         if room >= self.layout.actors:
             return self
         if room < replicas:
             raise InputError(
-                f"layout.replicas: the cluster has room for {room} of the {replicas} replicas with which this was "
-                "begun; bring nodes back and give the same command again"
+                f"layout.replicas: the cluster has room for {room} of the {replicas} replicas of a stage, with "
+                f"{self.numerics.threads} thread(s) each; bring nodes and give the same command again, or ask for less "
+                "where nothing is begun"
             )
         fit = Layout(room // replicas, replicas)
         say(f"the cluster has room for {fit.stages} of {self.layout.stages} stages: going on with those")

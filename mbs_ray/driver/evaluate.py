@@ -76,6 +76,7 @@ def evaluate(
             # How many requests tasks make is not known yet; a replica without any of them does nothing.
             shared.append(max(cluster.replicas or 1, room_for_actors(cluster.threads)))
         resources = settle_resources(cluster, runs=1, blocks=opened.decoder.blocks, microbatches=max(shared))
+        resources = resources.shrunk_to_cluster(progress.say)
         driver = StageDriver(resources, stages, cluster.tiers, progress)
         dtype = resources.numerics.compute_dtype(compute_dtype, opened.decoder.stored_dtype)
         scorer = CheckpointScorer(model, opened, dtype, driver, out / "evaluated", progress)

@@ -65,7 +65,7 @@ def _conduct(
     connection = _connection(uri, folders, runs)
     options = _options(sweep, address, folders, runs)
     with connected(address, options.cpus), nullcontext(pool) if pool else StagePool() as stages:
-        resources = _settled(options, runs)
+        resources = _settled(options, runs).shrunk_to_cluster(progress.say)
         progress.say(f"layout: {resources}")
         _refuse_changed(runs, resources, folders)
         offload = checked_plan(options.tiers, runs, folders, resources, progress.say, force)

@@ -404,6 +404,14 @@ def test_a_single_run_is_shared_by_replicas_and_goes_on_with_as_many(
         run_sweep(fewer, tmp_path)
 
 
+def test_where_more_stages_are_asked_for_than_there_is_room_for_those_are_taken(
+    swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path
+) -> None:
+    _, printed = run_sweep(spec(bloom, corpus, held_out, stages=13), swept[0])
+    assert "the cluster has room for 12 of 13 stages: going on with those" in printed
+    assert "layout: 12 × 1" in printed and "nothing to compute" in printed
+
+
 def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -414,7 +422,7 @@ def test_where_nodes_are_lost_there_are_fewer_stages_but_never_fewer_replicas(
     assert shrunk_to_cluster(12, 1) == (12, 1)
     assert shrunk_to_cluster(15, 1) == (12, 1)
     assert shrunk_to_cluster(5, 3) == (4, 3)
-    with pytest.raises(InputError, match="has room for 12 of the 13 replicas with which this was begun"):
+    with pytest.raises(InputError, match="has room for 12 of the 13 replicas of a stage"):
         shrunk_to_cluster(1, 13)
 
 
