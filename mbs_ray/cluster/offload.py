@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mbs_ray.cluster.activations.aio import check_lockable, padded
 from mbs_ray.cluster.activations.aio_op import BUILD_SECONDS, is_built, load_aio
-from mbs_ray.cluster.activations.host_memory import available_host_memory, pinned_size
+from mbs_ray.cluster.activations.host_memory import host_memory, pinned_size
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.nvme_tier import NvmeTier, remove_stale
 from mbs_ray.cluster.activations.slot_file import BUFFERS
@@ -29,7 +29,7 @@ from mbs_ray.text.segment_file import SegmentSet
 
 #: Share of free memory that activations may use unless a tier is requested; without a plan, blocks, moments and
 #: factors need most of the rest.
-_MEMORY_SHARE, _UNPLANNED_SHARE = 0.95, 0.6
+_DEVICE_SHARE, _UNPLANNED_SHARE = 0.95, 0.6
 _WHERE = {"none": "device memory", "host": "host memory", "nvme": "disk"}
 
 
@@ -92,7 +92,7 @@ def free_memory(nvme_path: Path | None) -> FreeMemory:
     device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     disk = shutil.disk_usage(nvme_path).free if nvme_path is not None and nvme_path.is_dir() else None
     node = ray.get_runtime_context().get_node_id()
-    return FreeMemory(node, device, available_host_memory(), disk, nvme_path is not None and is_built())
+    return FreeMemory(node, device, host_memory().budget, disk, nvme_path is not None and is_built())
 
 
 def choose(offload: Offload, rooms: Sequence[FreeMemory]) -> list[TierName]:
@@ -112,7 +112,11 @@ def choose_tiers(offload: Offload, stages: Sequence[Any], say: Callable[[str], N
         unbuilt = [room.node for room, tier in zip(rooms, tiers, strict=True) if tier == "nvme" and not room.aio_built]
         if unbuilt:
             say(f"building DeepSpeed's async_io on {len(set(unbuilt))} node(s): about five minutes, once")
-        ready = [stage.offload.remote(offload, tier) for stage, tier in zip(stages, tiers, strict=True)]
+        sharing = Counter(room.node for room in rooms)
+        ready = [
+            stage.offload.remote(offload, tier, sharing[room.node])
+            for stage, tier, room in zip(stages, tiers, rooms, strict=True)
+        ]
         ray.get(ready, timeout=BUILD_SECONDS)
     except DEATHS as error:
         raise stage_died("a stage died while it made its activation tier ready", error) from error
@@ -186,7 +190,7 @@ def _room(offload: Offload, tier: TierName, there: int, cuda: bool) -> float:
     if offload.reserved is None:
         return _UNPLANNED_SHARE * there
     device, host = offload.reserved
-    return _MEMORY_SHARE * there - (device if cuda and tier == "none" else host)
+    return _DEVICE_SHARE * there - device if cuda and tier == "none" else float(there - host)
 
 
 def _gib(size: int) -> str:

@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from mbs_ray.cluster.activations.host_memory import available_host_memory
+from mbs_ray.cluster.activations.host_memory import host_memory
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity
 from mbs_ray.errors import InputError
@@ -93,7 +93,7 @@ def measure_files(
 def _check_host_memory(decoder: Decoder, tokens: int) -> None:
     width = decoder.checkpoint.hidden_size
     needed = decoder.blocks * tokens * width * decoder.compute_dtype.itemsize
-    if needed > (free := available_host_memory()):
+    if needed > (free := host_memory().budget):
         raise InputError(
             f"sampling adaptive: inputs of all blocks need {needed / 2**30:.2f} GiB of host memory, "
             f"{free / 2**30:.2f} GiB are free; take fewer sensitivity_segments"

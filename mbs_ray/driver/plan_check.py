@@ -7,7 +7,7 @@ from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.plan.hardware import live_cluster
 from mbs_ray.plan.make_plan import make_plan, refuse, reserved_memory
-from mbs_ray.plan.plan_view import summary
+from mbs_ray.plan.plan_view import host_budget, summary
 from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.run.prepare import PreparedRun
@@ -35,6 +35,7 @@ def checked_plan(
     rates = assumed_rates(hardware.device, hardware.cuda, resources.numerics.threads, works[0].decoder.compute_dtype)
     plan = make_plan(works, hardware, resources.layout, rates, offload.asked, offload.nvme_path is not None)
     say(summary(plan))
+    say(host_budget(plan))
     if force:
         for problem in plan.problems:
             say(f"forced: {problem}")

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from mbs_ray import __version__
-from mbs_ray.cluster.activations.host_memory import available_host_memory
+from mbs_ray.cluster.activations.host_memory import host_memory
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.cluster_options import ClusterOptions
@@ -169,7 +169,7 @@ def _track(
 def _check_room(model: Model, languages: int, tokens: int, dtype: str) -> None:
     width = model.checkpoint.hidden_size
     needed = tokens * width * getattr(torch, dtype).itemsize + (languages + 1) * width**2 * 4
-    free = available_host_memory()
+    free = host_memory().budget
     if needed > free:
         raise InputError(
             f"--segments: hidden states of {tokens:,} tokens and second moments of {languages} languages need "

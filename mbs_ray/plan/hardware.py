@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mbs_ray.cluster.activations.host_memory import KILL_SHARE, HostMemory, host_memory
 from mbs_ray.errors import InputError
 from mbs_ray.run.plain_yaml import read_yaml
 
@@ -25,13 +26,12 @@ _INSTANCES = {
 #: What is usable of a device's memory: the driver, the libraries and gaps between tensors take the rest.
 _DEVICE_RESERVE = 2**30
 _USABLE_DEVICE = 0.95
-_USABLE_HOST = 0.95
 _ASK_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine; sizes in bytes. ``nvme`` 0: no local disk for activations."""
+    """One machine; sizes in bytes, of which ``host_used`` are in use. ``nvme`` 0: no local disk for activations."""
 
     gpus: int
     gpu_memory: int
@@ -39,6 +39,8 @@ class Node:
     nvme: int = 0
     cpus: int = 1
     device: str = ""
+    host_used: int = 0
+    kill_share: float = KILL_SHARE
 
     @property
     def actors(self) -> int:
@@ -51,7 +53,7 @@ class Node:
 
     @property
     def host_room(self) -> int:
-        return round(_USABLE_HOST * self.host_memory)
+        return HostMemory(self.host_memory, self.host_used, self.kill_share).budget
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,13 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     """Return the node of this process, with what is free on it now."""
     import torch
 
-    from mbs_ray.cluster.activations.host_memory import available_host_memory
-
     gpus = torch.cuda.device_count()
     memory = min((torch.cuda.mem_get_info(index)[0] for index in range(gpus)), default=0)
     name = torch.cuda.get_device_name(0) if gpus else ""
     there = nvme_path is not None and nvme_path.is_dir()
     nvme = shutil.disk_usage(nvme_path).free if nvme_path is not None and there else 0
-    return Node(gpus, memory, available_host_memory(), nvme, os.cpu_count() or 1, name)
+    host = host_memory()
+    return Node(gpus, memory, host.total, nvme, os.cpu_count() or 1, name, host.used, host.kill_share)
 
 
 def live_cluster(nvme_path: Path | None = None) -> Hardware:

@@ -19,6 +19,8 @@ from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.stage_time import stage_seconds
 from mbs_ray.plan.units import format_gib
 
+#: A stage's process before its first model: interpreter, torch, transformers, Ray (317 MiB of an import, and threads).
+PROCESS_BYTES = 384 * 2**20
 #: Libraries of a stage's process once the first model is loaded, whatever its size.
 LIBRARIES_BYTES = 64 * 2**20
 
@@ -56,7 +58,8 @@ def make_plan(
             _with_tier(stage, shards[-1][stage], tier, list(phases.values()), shares, held, cuda, layout.stages > 1)
             for tier in _tiers(offload, nvme and node.nvme > 0, cuda)
         ]
-        lacking = [_lacking(plan, node.device_room, node.host_room // sharing, node.nvme // sharing) for plan in plans]
+        host = node.host_room // sharing - PROCESS_BYTES
+        lacking = [_lacking(plan, node.device_room, host, node.nvme // sharing) for plan in plans]
         fitting = next((index for index, lacks in enumerate(lacking) if not lacks), len(plans) - 1)
         stages.append(plans[fitting])
         for lack in lacking[fitting]:

@@ -1,9 +1,12 @@
 """A plan as text and tables for the terminal."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 
+from mbs_ray.cluster.activations.host_memory import RESERVED_SHARE
+from mbs_ray.plan.make_plan import PROCESS_BYTES
 from mbs_ray.plan.stage_memory import Phase
 from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.units import duration, format_gib
@@ -25,6 +28,19 @@ def summary(plan: Plan) -> str:
     return (
         f"plan: a stage needs {memory}, results {format_gib(plan.storage)} of disk, "
         f"stages work about {duration(plan.wall)} ({plan.rates.source}), stage {stage + 1} longest, on {part}"
+    )
+
+
+def host_budget(plan: Plan) -> str:
+    """Say in one line how much host memory each stage of the fullest node has, and how that comes about."""
+    nodes = Counter(plan.hardware.node_of_actor(plan.layout.actors))
+    index = min(nodes, key=lambda one: plan.hardware.workers[one].host_room / nodes[one])
+    node, sharing = plan.hardware.workers[index], nodes[index]
+    used = f", less {format_gib(node.host_used)} in use" if node.host_used else ""
+    return (
+        f"host memory: {format_gib(max(0, node.host_room // sharing - PROCESS_BYTES))} for each stage: "
+        f"{format_gib(node.host_memory)} of its node, × {node.kill_share:.0%} above which Ray kills less "
+        f"{RESERVED_SHARE:.0%} kept free{used}, shared by {sharing}, less {format_gib(PROCESS_BYTES)} of its process"
     )
 
 
@@ -98,6 +114,7 @@ def closing_lines(plan: Plan) -> Iterable[str]:
     """Yield the lines below the tables."""
     stage, part = plan.bottleneck
     yield f"together: stages work about {duration(plan.wall)}; stage {stage + 1} works longest, most of it on {part}"
+    yield host_budget(plan)
     yield f"results: {format_gib(plan.storage)} of disk" + (
         f", {format_gib(plan.hardware.storage)} are free" if plan.hardware.storage is not None else ""
     )

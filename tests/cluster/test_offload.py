@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from mbs_ray.cluster.activations.host_memory import available_host_memory, left_by_groups
+from mbs_ray.cluster.activations.host_memory import HostMemory, host_memory, memory_of_groups
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO, FreeMemory, Offload, choose, free_memory
 from mbs_ray.cluster.pipeline import Pipeline
@@ -105,9 +105,21 @@ def test_limits_of_control_groups_are_seen(tmp_path: Path) -> None:
     group(tmp_path, "10000", 4000, 0)
     group(tmp_path / "pod", "5000", 4000, 1500)
     group(tmp_path / "pod" / "stage", "max", 3000, 0)
-    assert sorted(left_by_groups(tmp_path, "1:pids:/x\n0::/pod/stage\n")) == [2500, 6000]
-    assert list(left_by_groups(tmp_path, "9:memory:/pod\n")) == []
-    assert 2**20 < available_host_memory() < 2**50
+    assert sorted(memory_of_groups(tmp_path, "1:pids:/x\n0::/pod/stage\n")) == [(5000, 2500), (10000, 4000)]
+    assert list(memory_of_groups(tmp_path, "9:memory:/pod\n")) == []
+
+
+def test_what_may_be_used_ends_below_where_ray_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HostMemory(1000, 100).budget == 920 - 100
+    assert HostMemory(1000, 100, kill_share=0.5).budget == 470 - 100
+    assert HostMemory(1000, 990).budget == 0
+    here = host_memory()
+    assert 2**28 < here.total < 2**50 and 0 < here.used < here.total and here.kill_share == 0.95
+    for told, share in (("0.6", 0.6), ("1.5", 1.0), ("much", 0.95)):
+        monkeypatch.setenv("RAY_memory_usage_threshold", told)
+        assert host_memory().kill_share == share
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    assert host_memory().kill_share == 1.0
 
 
 def test_a_stage_looks_around_on_its_node(ray_cluster: Cluster, tmp_path: Path) -> None:

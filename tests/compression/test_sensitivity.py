@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster import sensitivity_task as gradients
+from mbs_ray.cluster.activations.host_memory import HostMemory
 from mbs_ray.compression.layer_error import LayerError
 from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity, predicted_increase
 from mbs_ray.errors import InputError, StageDiedError
@@ -136,10 +137,11 @@ def test_without_room_for_the_inputs_of_all_blocks_it_does_not_begin(
     request = SegmentRequest(corpus, str(bloom), ("en",), {"en": 3}, 16)
     texts = {"en": draw_here(request, tmp_path).path}
     # Four blocks, two segments of 16 tokens, 32 columns of float32.
-    monkeypatch.setattr(gradients, "available_host_memory", lambda: 4 * 2 * 16 * 32 * 4 - 1)
+    needed, whole = 4 * 2 * 16 * 32 * 4, HostMemory(10**6)
+    monkeypatch.setattr(gradients, "host_memory", lambda: HostMemory(10**6, whole.budget - needed + 1))
     with pytest.raises(InputError, match="take fewer sensitivity_segments"):
         next(gradients.measure_files(bloom, "float32", 1, texts, 2, 1))
-    monkeypatch.setattr(gradients, "available_host_memory", lambda: 4 * 2 * 16 * 32 * 4)
+    monkeypatch.setattr(gradients, "host_memory", lambda: HostMemory(10**6, whole.budget - needed))
     *steps, found = gradients.measure_files(bloom, "float32", 1, texts, 2, 1)
     assert steps[-1] == (18, 18) and list(found) == [0, 1, 2, 3]
 

@@ -14,7 +14,7 @@ from mbs_ray.plan.hardware import Hardware, Node, cluster_file, this_machine
 from mbs_ray.plan.make_plan import fitting_plan, make_plan, refuse, reserved_memory
 from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
-from mbs_ray.plan.plan_view import closing_lines, summary, tables
+from mbs_ray.plan.plan_view import closing_lines, host_budget, summary, tables
 from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.results_size import blocks_bytes, kept_bytes, packed_bytes, results_bytes
@@ -103,6 +103,10 @@ def test_replicas_share_activations_and_tokens(works):
 def test_stages_of_one_node_share_its_host_memory(works):
     plan = make_plan(works, Hardware((Node(8, 80 * GB, 400 * GB),)), Layout(8), RATES, nvme=False)
     assert all("of host memory" in problem for problem in plan.problems)
+    assert host_budget(plan) == (
+        "host memory: 42.5 GiB for each stage: 372.5 GiB of its node, × 95% above which Ray kills less 3% kept free, "
+        "shared by 8, less 384 MiB of its process"
+    )
     apart = Hardware((Node(1, 80 * GB, 400 * GB),) * 8)
     assert not make_plan(works, apart, Layout(8), RATES, nvme=False).problems
     assert apart.node_of_actor(8) == list(range(8))

@@ -1,13 +1,35 @@
-"""Host memory of a stage: giving freed memory back to the system, and how much is available."""
+"""Host memory of a stage: giving freed memory back to the system, and how much Ray lets a node use."""
 
 import ctypes
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _THRESHOLD_BYTES = 32 * 2**20
 #: For the processes of stages: torch asks for large pages, which cost a fraction of the faults of small ones.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+
+
+#: Above this share of a node's memory Ray's memory monitor kills, where RAY_memory_usage_threshold is not set.
+KILL_SHARE = 0.95
+#: Share that stays free below: for what comes between two looks of the monitor, and for other processes.
+RESERVED_SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """The memory of a node: bytes in all, bytes in use (file cache not counted), and the share at which Ray kills."""
+
+    total: int
+    used: int = 0
+    kill_share: float = KILL_SHARE
+
+    @property
+    def budget(self) -> int:
+        """Bytes that may still be used."""
+        return max(0, round((self.kill_share - RESERVED_SHARE) * self.total) - self.used)
 
 
 def return_large_tensors() -> bool:
@@ -37,15 +59,28 @@ def pinned_size(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def available_host_memory() -> int:
-    """Return the bytes this process may still use: the least of the machine's and what its control groups leave."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    return min([machine, *left_by_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())])
+def host_memory() -> HostMemory:
+    """Return the memory of this node, or of the control group of this process whose budget is less."""
+    share = _kill_share(os.environ)
+    sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(sizes[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    groups = memory_of_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup").read_text())
+    every = [HostMemory(total, total - free, share), *(HostMemory(*one, share) for one in groups)]
+    return min(every, key=lambda one: one.budget)
 
 
-def left_by_groups(root: Path, membership: str) -> Iterator[int]:
-    """Yield the bytes that each limited control group (version 2) of a process leaves; file cache counts as free.
+def _kill_share(environment: Mapping[str, str]) -> float:
+    """Read as Ray does what its processes, which inherit it from their node's, were started with."""
+    if environment.get("RAY_memory_monitor_refresh_ms") == "0":
+        return 1.0
+    try:
+        return min(1.0, float(environment.get("RAY_memory_usage_threshold", KILL_SHARE)))
+    except ValueError:
+        return KILL_SHARE
+
+
+def memory_of_groups(root: Path, membership: str) -> Iterator[tuple[int, int]]:
+    """Yield limit and use in bytes of each limited control group (version 2) of a process, file cache not counted.
 
     ``membership`` is the text of /proc/<process>/cgroup.
     """
@@ -58,4 +93,4 @@ def left_by_groups(root: Path, membership: str) -> Iterator[int]:
         if limit.is_file() and (most := limit.read_text().strip()) != "max":
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-            yield max(0, int(most) - used)
+            yield int(most), used

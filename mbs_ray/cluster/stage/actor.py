@@ -77,9 +77,10 @@ class Stage:
         return free_memory(nvme_path)
 
     @ray.method(concurrency_group="control")
-    def offload(self, offload: Offload, tier: TierName) -> None:
-        """Keep activations in this tier from now on."""
+    def offload(self, offload: Offload, tier: TierName, sharing: int) -> None:
+        """Keep activations in this tier from now on; ``sharing`` stages use the host memory of this node."""
         self._new_store = StoreMaker(offload, tier)
+        self._worker.process.sharing = sharing
 
     @ray.method(concurrency_group="control")
     def look(self) -> tuple[StageStatus, list[Span]]:

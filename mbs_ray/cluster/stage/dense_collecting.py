@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from mbs_ray.cluster.activations.host_memory import available_host_memory, return_freed_memory
+from mbs_ray.cluster.activations.host_memory import host_memory, return_freed_memory
 from mbs_ray.cluster.job import Collect
 from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
@@ -29,7 +29,7 @@ def collect_pool(run: StageRun, work: Collect, block: StageBlock) -> None:
     there = [run.agree(index, not run.writes or target.holds(index)) for target in work.targets]
     targets = BlockTargets([one for one, held in zip(work.targets, there, strict=True) if not held], index)
     if run.writes:
-        targets.check_host_memory(decoder)
+        targets.check_host_memory(decoder, host_memory().budget // run.process.sharing)
     linears = list(decoder.linears(index))
     last = index == job.blocks[-1][-1]
     # Nothing follows the last block: what is not collected there need not go through it.
@@ -70,12 +70,12 @@ class BlockTargets:
         """Return the statistics that targets still want of a language."""
         return list(dict.fromkeys(one.statistic for one, left in self._open.items() if language in left))
 
-    def check_host_memory(self, decoder: Decoder) -> None:
-        """Raise :class:`InputError` where the sums, and one language's moments, do not fit in host memory."""
+    def check_host_memory(self, decoder: Decoder, free: int) -> None:
+        """Raise :class:`InputError` where the sums, and one language's moments, need more than these bytes."""
         shapes = decoder.linears(self._index).values()
         held = [block_moment_bytes(shapes, one.statistic) for one in self._open if len(one.coefficients) > 1]
         needed = sum(held) + max((block_moment_bytes(shapes, one.statistic) for one in self._open), default=0)
-        if needed > (free := available_host_memory()):
+        if needed > free:
             raise InputError(
                 f"statistics.stored: sums of {len(held)} samplings in block {self._index} need "
                 f"{needed / 2**30:.2f} GiB of host memory, {free / 2**30:.2f} GiB are free; take stored: languages, "

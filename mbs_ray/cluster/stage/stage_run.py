@@ -39,7 +39,8 @@ class StageProcess:
     """The state of a stage's process, common to all runs it works on.
 
     ``ahead`` is the thread that reads blocks ahead; ``blocks_done`` counts the blocks that were written, and
-    ``tokens_done`` the tokens that were taken through a block, since the start.
+    ``tokens_done`` the tokens that were taken through a block, since the start. ``sharing`` stages use the host memory
+    of the node.
     """
 
     place: StagePlace
@@ -49,6 +50,7 @@ class StageProcess:
     status: StageStatus = StageStatus()
     blocks_done: int = 0
     tokens_done: int = 0
+    sharing: int = 1
 
 
 @dataclass(eq=False)
