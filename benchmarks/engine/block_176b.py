@@ -24,6 +24,7 @@ from mbs_ray.cluster.layout import Layout, StagePlace
 from mbs_ray.cluster.stage.stage_run import Send, StageRun
 from mbs_ray.cluster.stage.worker import Worker
 from mbs_ray.compression.block_report import BlockReport, read_block_reports
+from mbs_ray.compression.device import forward_device
 from mbs_ray.methods import Moment, Statistic, build_method
 from mbs_ray.methods.factor import inverse_factor
 from mbs_ray.plan.hardware import Hardware, this_machine
@@ -34,6 +35,7 @@ from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.solver_memory import preparing_bytes
 from mbs_ray.plan.stage_memory import hidden_bytes, phases_of
 from mbs_ray.plan.stage_time import stage_seconds
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.language_draw import LanguageSegments
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.shards import DIGEST_BYTES, Source
@@ -123,7 +125,7 @@ def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: in
         (directory / "blocks").mkdir(parents=True)
         job = Job(work.label, model, "bfloat16", MICROBATCH, spec, calibration, (evaluation,), directory, (range(1),))
         torch.cuda.empty_cache()
-        worker = WatchedWorker(StagePlace(0, 0, Layout()), 8)
+        worker = WatchedWorker(StagePlace(0, 0, Layout()), Numerics(forward_device().type, 8))
         worker.process(job, ActivationStore(MemoryTier(torch.device("cuda"))), None)
         seconds = {"evaluate": sum(one.end - one.begin for one in worker.timeline.take() if one.part == "evaluate")}
         seconds |= read_block_reports(job.blocks_folder)[0].seconds

@@ -24,7 +24,9 @@ from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.compression.block_report import read_block_reports
+from mbs_ray.compression.device import forward_device
 from mbs_ray.report.figures.canvas import save_figure
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
 
@@ -102,7 +104,7 @@ class Sampler(threading.Thread):
 
 def watched(job: Job, threads: int, offload: Offload = AUTO) -> list[tuple[float, int]]:
     """Samples of the one stage that takes a job, from its beginning to its end."""
-    with Pipeline(Layout(1), threads, offload) as pipeline:
+    with Pipeline(Layout(1), Numerics(forward_device().type, threads), offload) as pipeline:
         sampler = Sampler(pipeline.process_ids[0])
         sampler.start()
         pipeline.submit(job)

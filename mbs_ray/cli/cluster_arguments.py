@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mbs_ray.cluster.cluster_options import ClusterOptions
+from mbs_ray.cluster.cluster_options import ClusterOptions, Device
 
 Tier = Literal["auto", "none", "host", "nvme"]
 Address = Annotated[
@@ -39,6 +39,10 @@ CLUSTER: Mapping[str, tuple[Any, Any]] = MappingProxyType(
             None,
         ),
         "threads": (Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of an actor.")], None),
+        "device": (
+            Annotated[Device, typer.Option("--device", help="What actors compute on; auto: GPUs where there are any.")],
+            "auto",
+        ),
         "offload": (
             Annotated[Tier, typer.Option("--offload", help="Where activations lie; none: on the device.")],
             "auto",
@@ -53,6 +57,7 @@ CLUSTER: Mapping[str, tuple[Any, Any]] = MappingProxyType(
         "address": (Address, None),
     }
 )
+FILE_DEVICE = Annotated[Device | None, typer.Option("--device", help="Default: as the file says.")], None
 FILE_OFFLOAD = Annotated[Tier | None, typer.Option("--offload", help="Default: as the file says.")], None
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mbs_ray.cli.cluster_arguments import FILE_OFFLOAD, Address, with_cluster, without
+from mbs_ray.cli.cluster_arguments import FILE_DEVICE, FILE_OFFLOAD, Address, with_cluster, without
 from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, on_ray, with_text_column
 from mbs_ray.cli.options import Force, Out, TakeOver, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
@@ -54,7 +54,7 @@ def compress(
 @app.command(
     epilog="Example: mbs sweep jobs/sweeps/bloom-560m.yaml --out ./results   (again the same command: goes on)"
 )
-@with_cluster({**without("threads"), "offload": FILE_OFFLOAD})
+@with_cluster({**without("threads"), "device": FILE_DEVICE, "offload": FILE_OFFLOAD})
 def sweep(
     file: Annotated[Path, typer.Argument(help="Sweep file in YAML; see jobs/sweeps/.")],
     *,
@@ -92,7 +92,7 @@ def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
     """Select the given fields of a sweep that say how its actors are arranged."""
     return {
         "layout": given(stages=cluster.stages, replicas=cluster.replicas),
-        **given(threads=cluster.threads, offload=cluster.offload, nvme_path=cluster.nvme_path),
+        **given(threads=cluster.threads, device=cluster.device, offload=cluster.offload, nvme_path=cluster.nvme_path),
     }
 
 

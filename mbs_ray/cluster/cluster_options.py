@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from mbs_ray.cluster.offload import Offload
 
 
+#: What actors compute on; auto: GPUs where the cluster has any.
+Device = Literal["auto", "cuda", "cpu"]
+
+
 @dataclass(frozen=True)
 class ClusterOptions:
     """Options for the cluster; None is resolved from the sweep file, or from what the cluster has.
 
-    Only ``replicas`` and ``threads`` can change bits of the results. ``address`` is that of a Ray cluster; None starts
-    a local Ray, or uses that of the Ray job.
+    Only ``replicas``, ``threads`` and ``device`` can change bits of the results. ``address`` is that of a Ray cluster;
+    None starts a local Ray, or uses that of the Ray job.
     """
 
     stages: int | None = None
@@ -24,6 +28,7 @@ class ClusterOptions:
     offload: TierName | Literal["auto"] | None = None
     nvme_path: Path | None = None
     address: str | None = None
+    device: Device = "auto"
 
     @property
     def tiers(self) -> "Offload":

@@ -87,12 +87,12 @@ class FreeMemory:
     aio_built: bool
 
 
-def free_memory(nvme_path: Path | None) -> FreeMemory:
+def free_memory(nvme_path: Path | None, device: str) -> FreeMemory:
     """Measure the free memory on the node of the calling process."""
-    device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    on_device = torch.cuda.mem_get_info()[0] if device == "cuda" else None
     disk = shutil.disk_usage(nvme_path).free if nvme_path is not None and nvme_path.is_dir() else None
     node = ray.get_runtime_context().get_node_id()
-    return FreeMemory(node, device, host_memory().budget, disk, nvme_path is not None and is_built())
+    return FreeMemory(node, on_device, host_memory().budget, disk, nvme_path is not None and is_built())
 
 
 def choose(offload: Offload, rooms: Sequence[FreeMemory]) -> list[TierName]:
@@ -129,8 +129,8 @@ def choose_tiers(offload: Offload, stages: Sequence[Any], say: Callable[[str], N
 class StoreMaker:
     """A factory of activation stores of a stage, one per run. Raises :class:`InputError` where its tier cannot work."""
 
-    def __init__(self, offload: Offload, tier: TierName) -> None:
-        self.tier, self._nvme_path = tier, offload.nvme_path
+    def __init__(self, offload: Offload, tier: TierName, device: str) -> None:
+        self.tier, self._nvme_path, self._cuda = tier, offload.nvme_path, device == "cuda"
         try:
             if self._nvme_path is not None and self._nvme_path.is_dir():
                 remove_stale(self._nvme_path)
@@ -145,9 +145,8 @@ class StoreMaker:
         if self.tier == "nvme":
             assert self._nvme_path is not None
             return ActivationStore(NvmeTier(self._aio, self._nvme_path))
-        cuda = torch.cuda.is_available()
-        device = torch.device("cuda" if cuda and self.tier == "none" else "cpu")
-        return ActivationStore(MemoryTier(device, pinned=cuda and self.tier == "host"))
+        device = torch.device("cuda" if self._cuda and self.tier == "none" else "cpu")
+        return ActivationStore(MemoryTier(device, pinned=self._cuda and self.tier == "host"))
 
     def _try_out(self) -> None:
         with closing(self()) as store:

@@ -22,6 +22,7 @@ from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.errors import InputError, Shortage, StageDiedError, one_line
 from mbs_ray.ray_deaths import DEATHS, fetched, shortage, stage_died
+from mbs_ray.run.numerics import Numerics
 
 PLACE_SECONDS = 30.0
 START_SECONDS = 180.0
@@ -53,9 +54,9 @@ class Pipeline:
     """
 
     def __init__(
-        self, layout: Layout, threads: int, offload: Offload = AUTO, say: Callable[[str], None] = print
+        self, layout: Layout, numerics: Numerics, offload: Offload = AUTO, say: Callable[[str], None] = print
     ) -> None:
-        self.layout, self.threads = layout, threads
+        self.layout, self.numerics = layout, numerics
         self._places, self._offload, self._say = layout.places(), offload, say
         self._stages: list[Any] = []
         self._placement: PlacementGroup | None = None
@@ -116,16 +117,16 @@ class Pipeline:
 
     def _start(self) -> None:
         count = len(self._places)
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        gpus = 1 if self.numerics.device == "cuda" else 0
         self._check_resources(gpus)
         actor: Any = Stage
         actor = actor.options(
-            num_cpus=self.threads,
+            num_cpus=self.numerics.threads,
             num_gpus=gpus,
             scheduling_strategy=self._reserve(gpus),
             runtime_env={"env_vars": LARGE_PAGES},
         )
-        self._stages = [actor.remote(place, self.threads) for place in self._places]
+        self._stages = [actor.remote(place, self.numerics) for place in self._places]
         replicas = self.layout.replicas
         # Replica r of a stage hands over to replica r of the next one, which is `replicas` actors further on.
         following = [*self._stages[replicas:], *[None] * replicas]
@@ -135,15 +136,17 @@ class Pipeline:
             self._form_groups()
         except GetTimeoutError as error:
             raise InputError(
-                f"layout: {count} actors of {self.threads} CPUs did not start within "
+                f"layout: {count} actors of {self.numerics.threads} CPUs did not start within "
                 f"{START_SECONDS:.0f} s; see the logs of Ray"
             ) from error
         except DEATHS as error:
             raise stage_died("a stage did not start", error) from error
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, InputError) else error from None
 
     def _check_resources(self, gpus: int) -> None:
         count, resources = len(self._places), ray.cluster_resources()
-        wanted = count * self.threads
+        wanted = count * self.numerics.threads
         if gpus and resources["GPU"] < count:
             raise InputError(
                 f"layout: {count} actors want a GPU each, the cluster has {resources['GPU']:.0f}; "
@@ -151,7 +154,7 @@ class Pipeline:
             )
         if resources.get("CPU", 0) < wanted:
             raise InputError(
-                f"layout: {count} actors of {self.threads} threads want {wanted} CPUs, "
+                f"layout: {count} actors of {self.numerics.threads} threads want {wanted} CPUs, "
                 f"the cluster has {resources.get('CPU', 0):.0f}; ask for fewer stages, replicas or threads"
             )
 
@@ -161,12 +164,12 @@ class Pipeline:
         On GPUs neighbours share a node if they can, on CPUs they spread.
         """
         count = len(self._places)
-        bundle = {"CPU": float(self.threads)} | ({"GPU": 1.0} if gpus else {})
+        bundle = {"CPU": float(self.numerics.threads)} | ({"GPU": 1.0} if gpus else {})
         self._placement = placement_group([bundle] * count, strategy="PACK" if gpus else "SPREAD")
         if not self._placement.wait(PLACE_SECONDS):
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
-            each = f"{self.threads} CPUs{' and a GPU' if gpus else ''} each"
+            each = f"{self.numerics.threads} CPUs{' and a GPU' if gpus else ''} each"
             raise InputError(
                 f"layout: {count} actors of {each} found no place within {PLACE_SECONDS:.0f} s "
                 f"on nodes of {there}; free the cluster, or ask for fewer stages, replicas or threads"

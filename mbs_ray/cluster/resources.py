@@ -29,7 +29,8 @@ class Resources:
         The number of stages changes no bit. Raises :class:`InputError` where there is no room for the replicas of one
         stage, on whose number the bits depend.
         """
-        room, replicas = room_for_actors(self.numerics.threads), self.layout.replicas
+        room = room_for_actors(self.numerics.threads, self.numerics.device)
+        replicas = self.layout.replicas
         if room >= self.layout.actors:
             return self
         if room < replicas:
@@ -50,32 +51,55 @@ class Resources:
 
 
 def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microbatches: int) -> Resources:
-    """Resolve options that are None by what the connected Ray has: see :func:`resolve_layout`."""
+    """Resolve options that are None by what the connected Ray has: see :func:`resolve_layout`.
+
+    The kind of device is decided here, for driver and stages alike. Raises :class:`InputError` where there is none of
+    the kind that is asked for.
+    """
+    device = _device(options.device)
     layout = resolve_layout(
         options.stages,
         options.replicas,
-        actors=room_for_actors(options.threads),
+        actors=room_for_actors(options.threads, device),
         runs=runs,
         blocks=blocks,
         microbatches=microbatches,
     )
-    threads = options.threads or _threads_of_each(layout.actors)
-    return Resources(layout, Numerics("cuda" if _gpus() else "cpu", threads))
+    threads = options.threads or (_threads_of_a_gpu() if device == "cuda" else _threads_of_each(layout.actors))
+    return Resources(layout, Numerics(device, threads))
 
 
-def room_for_actors(threads: int | None) -> int:
-    """Count the actors the connected Ray has room for: one per GPU, else one per node, or per ``threads`` CPUs."""
-    return _gpus() or sum(cpus // threads if threads else 1 for cpus in _cpus_of_nodes())
+def room_for_actors(threads: int | None, asked: str) -> int:
+    """Count the actors the connected Ray has room for: one per GPU with CPUs, else one per node or ``threads`` CPUs."""
+    if _device(asked) == "cuda":
+        return sum(min(gpus, cpus // (threads or 1)) for cpus, gpus in _nodes_with_gpus())
+    return sum(cpus // threads if threads else 1 for cpus in _cpus_of_nodes())
 
 
-def _gpus() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))
+def _device(asked: str) -> str:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if asked == "cuda" and not gpus:
+        raise InputError("device: cuda: Ray knows of no GPU in this cluster; add nodes with one, or give device: auto")
+    if asked == "auto":
+        return "cuda" if gpus else "cpu"
+    return asked
+
+
+def _nodes_with_gpus() -> list[tuple[int, int]]:
+    """List CPUs and GPUs of each node that has a GPU."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(int(one.get("CPU", 0)), int(one["GPU"])) for one in nodes if one.get("GPU", 0) >= 1]
 
 
 def _cpus_of_nodes() -> list[int]:
     """Return the CPUs of each node that has any, largest first."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return sorted((cpus for cpus in nodes if cpus), reverse=True)
+
+
+def _threads_of_a_gpu() -> int:
+    """Compute the CPUs that each GPU has on its node, on whichever has the fewest."""
+    return max(1, min(cpus // gpus for cpus, gpus in _nodes_with_gpus()))
 
 
 def _threads_of_each(actors: int) -> int:

@@ -16,6 +16,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.ray_deaths import DEATHS, fetched, stage_died
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.segment_file import SegmentSet
 
 _TIMES_TOLD = 100
@@ -29,7 +30,7 @@ def sensitivity_on_cluster(
     microbatch: int,
     texts: Mapping[str, Path],
     segments: int,
-    threads: int,
+    numerics: Numerics,
     notify: Callable[[int, int], None],
 ) -> Sensitivity:
     """Measure sensitivities on the first ``segments`` of every language's file, in a process on the cluster.
@@ -39,14 +40,14 @@ def sensitivity_on_cluster(
     and where the inputs of all blocks do not fit in host memory, :class:`StageDiedError` where the process is killed.
     """
     task: Any = ray.remote(measure_files).options(
-        num_cpus=threads,
-        num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0,
+        num_cpus=numerics.threads,
+        num_gpus=1 if numerics.device == "cuda" else 0,
         num_returns="streaming",
         max_retries=0,
     )
     dtype = "float32" if compute_dtype == "float16" else compute_dtype
     try:
-        for told in _answers(task.remote(model, dtype, microbatch, dict(texts), segments, threads)):
+        for told in _answers(task.remote(model, dtype, microbatch, dict(texts), segments, numerics)):
             if isinstance(told, dict):
                 return told
             notify(*told)
@@ -75,16 +76,16 @@ def _answers(task: Any) -> Iterator[Any]:
 
 
 def measure_files(
-    model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, threads: int
+    model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, numerics: Numerics
 ) -> Iterator[tuple[int, int] | Sensitivity]:
     """Yield (done, total) about a hundred times, then the sensitivities; computes on the device of this process."""
-    exact_forward(threads)
+    exact_forward(numerics.threads)
     token_ids = {}
     for language, path in texts.items():
         rows = SegmentSet.open(path)
         ids = rows.rows(0, min(segments, len(rows))).token_ids
         token_ids[language] = torch.from_numpy(ids.astype(np.int64))
-    decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), forward_device().type)
+    decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), forward_device(numerics.device).type)
     _check_host_memory(decoder, sum(ids.numel() for ids in token_ids.values()))
     found = yield from _now_and_then(measure_sensitivity(decoder, token_ids, microbatch))
     yield found

@@ -7,10 +7,11 @@ from types import TracebackType
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.run.numerics import Numerics
 
 
 class StagePool:
-    """A pool that lends pipelines by layout and threads; as a context manager it stops all of them at its end.
+    """A pool that lends pipelines by layout and numerics; as a context manager it stops all of them at its end.
 
     A pipeline that comes back whole waits for the next request of its kind; one that failed while lent is stopped.
     ``idle_cpus``: CPUs that idle pipelines may hold together with one being started; a command has none to spare.
@@ -35,12 +36,14 @@ class StagePool:
         self._stop_idle(0)
 
     @contextmanager
-    def lent(self, layout: Layout, threads: int, offload: Offload, say: Callable[[str], None]) -> Iterator[Pipeline]:
+    def lent(
+        self, layout: Layout, numerics: Numerics, offload: Offload, say: Callable[[str], None]
+    ) -> Iterator[Pipeline]:
         """Lend a pipeline without runs, whose stages keep activations as ``offload`` says.
 
         ``say`` is called before long preparations. Raises what entering a :class:`Pipeline` does.
         """
-        pipeline = self._idle_one(layout, threads) or self._start(layout, threads)
+        pipeline = self._idle_one(layout, numerics) or self._start(layout, numerics)
         try:
             pipeline.make_ready(offload, say)
             yield pipeline
@@ -49,9 +52,9 @@ class StagePool:
             raise
         self._idle.append(pipeline)
 
-    def _idle_one(self, layout: Layout, threads: int) -> Pipeline | None:
+    def _idle_one(self, layout: Layout, numerics: Numerics) -> Pipeline | None:
         """Take an idle pipeline whose actors still answer; those that do not are stopped."""
-        alike = [one for one in self._idle if (one.layout, one.threads) == (layout, threads)]
+        alike = [one for one in self._idle if (one.layout, one.numerics) == (layout, numerics)]
         for pipeline in reversed(alike):
             self._idle.remove(pipeline)
             if not pipeline.busy and pipeline.answers():
@@ -59,14 +62,14 @@ class StagePool:
             pipeline.stop()
         return None
 
-    def _start(self, layout: Layout, threads: int) -> Pipeline:
-        self._stop_idle(max(0, self._idle_cpus - layout.actors * threads))
-        pipeline = Pipeline(layout, threads)
+    def _start(self, layout: Layout, numerics: Numerics) -> Pipeline:
+        self._stop_idle(max(0, self._idle_cpus - layout.actors * numerics.threads))
+        pipeline = Pipeline(layout, numerics)
         pipeline.start()
         self.starts += 1
         return pipeline
 
     def _stop_idle(self, cpus: int) -> None:
         """Stop the pipelines that have waited longest, until the others hold at most this many CPUs."""
-        while self._idle and sum(one.layout.actors * one.threads for one in self._idle) > cpus:
+        while self._idle and sum(one.layout.actors * one.numerics.threads for one in self._idle) > cpus:
             self._idle.pop(0).stop()

@@ -2,10 +2,32 @@
 
 import torch
 
+from mbs_ray.errors import InputError, one_line
 
-def forward_device() -> torch.device:
-    """Return the device that this process computes on: its GPU, or the CPU if it has none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def forward_device(kind: str = "auto") -> torch.device:
+    """Return the device that this process computes on: ``cpu``, ``cuda``, or for ``auto`` its GPU if it has one.
+
+    Raises :class:`InputError` with the reason where it has no GPU that torch can use.
+    """
+    if kind == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and (reason := why_no_cuda()):
+        raise InputError(f"device: cuda: {reason}; mend that, or give device: cpu")
+    return torch.device(kind)
+
+
+def why_no_cuda() -> str:
+    """Say why torch can use no GPU in this process; empty where it can."""
+    if torch.cuda.is_available():
+        return ""
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is a build for CPUs"
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        return f"torch {torch.__version__} cannot use CUDA ({one_line(error)})"
+    return "CUDA_VISIBLE_DEVICES shows it no GPU"
 
 
 def exact_forward(threads: int | None) -> None:

@@ -159,7 +159,7 @@ class _RunSearch:
                     run.microbatch,
                     {code: jobs.segments[text.fingerprint].path for code, text in self._texts.items()},
                     self._sampling.sensitivity_segments,
-                    jobs.resources.numerics.threads,
+                    jobs.resources.numerics,
                     notify,
                 )
             write_json(self._sensitivity_file, {str(block): linears for block, linears in found.items()})

@@ -74,7 +74,7 @@ def evaluate(
         shared = [-(-len(file.languages) // together) for file in files.values()]
         if opened_tasks is not None:
             # How many requests tasks make is not known yet; a replica without any of them does nothing.
-            shared.append(max(cluster.replicas or 1, room_for_actors(cluster.threads)))
+            shared.append(max(cluster.replicas or 1, room_for_actors(cluster.threads, cluster.device)))
         resources = settle_resources(cluster, runs=1, blocks=opened.decoder.blocks, microbatches=max(shared))
         resources = resources.shrunk_to_cluster(progress.say)
         driver = StageDriver(resources, stages, cluster.tiers, progress)

@@ -30,7 +30,7 @@ def checked_plan(
     todo = [run for run in runs if finished_result(folders, run) is None]
     if not todo:
         return offload
-    hardware = live_cluster(offload.nvme_path).storing(folders.out)
+    hardware = live_cluster(offload.nvme_path).storing(folders.out).for_device(resources.numerics.device)
     works = planned_runs([run.spec for run in todo], [run.label for run in todo], MetaDecoders(hardware.cuda))
     rates = assumed_rates(hardware.device, hardware.cuda, resources.numerics.threads, works[0].decoder.compute_dtype)
     plan = make_plan(works, hardware, resources.layout, rates, offload.asked, offload.nvme_path is not None)

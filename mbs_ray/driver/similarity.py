@@ -75,7 +75,7 @@ def language_similarity(
 ) -> SimilarityResult:
     """Draw ``segments`` of each language and take them through the dense model in this process, block by block.
 
-    Ray only draws the text: of ``cluster`` the threads and the address count. Raises :class:`InputError` before it is
+    Ray only draws the text: of ``cluster`` threads, device and address count. Raises :class:`InputError` before it is
     drawn where the model, the text, or the host's memory does not suffice.
     """
     asked = languages_of(model, languages, revision)
@@ -97,7 +97,7 @@ def language_similarity(
             seed=seed,
         )
     )
-    device = forward_device().type
+    device = forward_device(cluster.device).type
     dtype = Numerics(device, cluster.threads or torch.get_num_threads()).compute_dtype(
         compute_dtype, opened.decoder.stored_dtype
     )

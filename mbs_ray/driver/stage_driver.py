@@ -76,11 +76,11 @@ class StageDriver:
 
     def _drive(self, todo: dict[str, Job], ended: Ended, tick: Callable[[], None]) -> None:
         """Run the jobs of ``todo``, removing those that end and adding those that follow."""
-        layout, threads = self.resources.layout, self.resources.numerics.threads
+        layout, numerics = self.resources.layout, self.resources.numerics
         jobs = {key: self.resources.sharded(job) for key, job in todo.items()}
         offload = self._offload.of(jobs.values(), layout.stages)
         with (
-            self._pool.lent(layout, threads, offload, self._progress.say) as pipeline,
+            self._pool.lent(layout, numerics, offload, self._progress.say) as pipeline,
             self._progress.runs(jobs) as show,
         ):
             for job in jobs.values():

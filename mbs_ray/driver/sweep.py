@@ -111,6 +111,7 @@ def _options(
         offload=sweep.offload,
         nvme_path=sweep.nvme_path,
         address=address,
+        device=sweep.device,
     )
 
 

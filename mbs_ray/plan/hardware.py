@@ -41,6 +41,8 @@ class Node:
     device: str = ""
     host_used: int = 0
     kill_share: float = KILL_SHARE
+    no_cuda: str = ""
+    """Why torch cannot use the GPUs that Ray counts on it."""
 
     @property
     def actors(self) -> int:
@@ -89,6 +91,15 @@ class Hardware:
         places = [index for index, node in enumerate(workers) for _ in range(node.actors)]
         return [places[actor % len(places)] for actor in range(actors)]
 
+    def for_device(self, kind: str) -> "Hardware":
+        """Return what stages on ``cuda`` or ``cpu`` have of this; raise :class:`InputError` where torch has no GPU."""
+        if kind == "cpu":
+            return replace(self, nodes=tuple(replace(node, gpus=0) for node in self.nodes))
+        reason = next((node.no_cuda for node in self.nodes if node.no_cuda), "")
+        if reason:
+            raise InputError(f"device: cuda: on a node with GPUs {reason}; mend that, or give device: cpu")
+        return self
+
     def storing(self, folder: Path) -> "Hardware":
         """Return a copy with the space free in the folder, or in the nearest one above that exists."""
         existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
@@ -99,13 +110,15 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     """Return the node of this process, with what is free on it now."""
     import torch
 
+    from mbs_ray.compression.device import why_no_cuda
+
     gpus = torch.cuda.device_count()
     memory = min((torch.cuda.mem_get_info(index)[0] for index in range(gpus)), default=0)
     name = torch.cuda.get_device_name(0) if gpus else ""
     there = nvme_path is not None and nvme_path.is_dir()
     nvme = shutil.disk_usage(nvme_path).free if nvme_path is not None and there else 0
     host = host_memory()
-    return Node(gpus, memory, host.total, nvme, os.cpu_count() or 1, name, host.used, host.kill_share)
+    return Node(gpus, memory, host.total, nvme, os.cpu_count() or 1, name, host.used, host.kill_share, why_no_cuda())
 
 
 def live_cluster(nvme_path: Path | None = None) -> Hardware:
@@ -136,8 +149,10 @@ def live_cluster(nvme_path: Path | None = None) -> Hardware:
     for node in working:
         found, resources = answers.get(node["NodeID"], here), node["Resources"]
         assert found is not None
-        gpus = int(resources.get("GPU", 0)) if found.gpu_memory else 0
-        nodes.append(replace(found, gpus=gpus, cpus=int(resources.get("CPU", 0))))
+        gpus = int(resources.get("GPU", 0))
+        usable = gpus if found.gpu_memory else 0
+        no_cuda = found.no_cuda if gpus and not usable else ""
+        nodes.append(replace(found, gpus=usable, cpus=int(resources.get("CPU", 0)), no_cuda=no_cuda))
     return Hardware(tuple(nodes))
 
 

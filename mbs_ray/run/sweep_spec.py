@@ -51,6 +51,9 @@ class SweepSpec(FrozenSpec):
         default_factory=lambda: LayoutSpec.model_validate({}), description="stages and replicas, or auto"
     )
     threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads of an actor")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="what actors compute on; auto: GPUs where the cluster has any, else CPUs"
+    )
     offload: Literal["auto", "none", "host", "nvme"] = Field(
         "auto",
         description="where activations lie: device memory (none), host memory, a disk; auto: the first with room",

@@ -22,12 +22,13 @@ from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.model.block_files import read_block
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.segment_file import SegmentSet
 from tests.conftest import OBJECT_STORE_BYTES
 from tests.support.engine import assemble_run, digest, draw, make_job, run_all
 from tests.support.models import write_bloom, write_corpus
 from tests.support.plain import compress_plainly
-from tests.support.stages import WARM
+from tests.support.stages import ONE, WARM
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 
@@ -163,7 +164,7 @@ def test_a_killed_stage_costs_the_block_in_work_and_no_bit(
     undisturbed = make_job("run", bloom, tmp_path / "undisturbed", 2, calibration, held_out, SPARSE)
     run_all(2, [undisturbed])
     job = make_job("run", bloom, tmp_path / "killed", 2, calibration, held_out, SPARSE)
-    with pytest.raises(StageDiedError), Pipeline(Layout(2), 1) as pipeline:
+    with pytest.raises(StageDiedError), Pipeline(Layout(2), ONE) as pipeline:
         pipeline.submit(job)
         while not (job.blocks_folder / "block-00001.safetensors").is_file():
             time.sleep(0.005)
@@ -221,7 +222,10 @@ def test_activations_eight_times_the_object_store_are_handed_over_without_spilli
 def test_more_stages_than_cpus_and_than_blocks_are_refused(
     ray_cluster: Cluster, bloom: Path, held_out: SegmentSet, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="layout: 4 actors of 9 threads want 36 CPUs"), Pipeline(Layout(4), 9):
+    with (
+        pytest.raises(InputError, match="layout: 4 actors of 9 threads want 36 CPUs"),
+        Pipeline(Layout(4), Numerics("cpu", 9)),
+    ):
         pass
     with pytest.raises(InputError, match="5 stages are more than the 4 blocks"):
         make_job("run", bloom, tmp_path, 5, None, held_out, None)
@@ -233,7 +237,7 @@ def test_stages_that_no_node_can_hold_are_refused_after_a_short_wait(
     monkeypatch.setattr("mbs_ray.cluster.pipeline.PLACE_SECONDS", 2.0)
     # Twelve CPUs in all, but four on each node.
     with pytest.raises(InputError, match="1 actors of 5 CPUs each found no place within 2 s on nodes of 4 CPUs"):
-        Pipeline(Layout(1), 5).__enter__()
+        Pipeline(Layout(1), Numerics("cpu", 5)).__enter__()
 
 
 def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Cluster) -> None:
@@ -243,7 +247,7 @@ def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Clust
 
     assert [threads(stages) for stages in (1, 2, 3, 4, 6)] == [4, 4, 4, 2, 2]
     assert threads(2, 5) == 5
-    with WARM.lent(Layout(3), 1, AUTO, print) as pipeline:
+    with WARM.lent(Layout(3), ONE, AUTO, print) as pipeline:
         actors = ray._private.state.actors().values()
         nodes = {one["Address"]["NodeID"] for one in actors if one["Pid"] in pipeline.process_ids}
     assert len(nodes) == 3

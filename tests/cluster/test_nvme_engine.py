@@ -21,7 +21,7 @@ from mbs_ray.errors import InputError, StageDiedError
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import digest, draw, make_job
 from tests.support.models import write_bloom, write_corpus
-from tests.support.stages import WARM
+from tests.support.stages import ONE, WARM
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 WANDA = {"name": "wanda", "sparsity": 0.5}
@@ -48,7 +48,7 @@ def test_every_tier_gives_the_same_bits_whatever_the_number_of_stages(
         for offload in (Offload("host"), Offload("nvme", nvme)):
             directories = [tmp_path / f"{offload.asked}-{stages}-{run}" for run in range(3)]
             jobs = [make_job(path.name, bloom, path, stages, calibration, held_out, SPARSE) for path in directories]
-            with WARM.lent(Layout(stages), 1, offload.of(jobs, stages), print) as pipeline:
+            with WARM.lent(Layout(stages), ONE, offload.of(jobs, stages), print) as pipeline:
                 for job in jobs:
                     pipeline.submit(job)
                 assert all(outcome.error is None for outcome in _outcomes(pipeline))
@@ -73,7 +73,7 @@ def test_host_memory_is_bounded_by_buffers_and_nothing_is_spilled(
     assert offload.needed >= 128 * MIB
     # An earlier test of the session may have spilled on purpose.
     spilled = _spilled(ray_cluster)
-    with WARM.lent(Layout(1), 1, offload, print) as pipeline:
+    with WARM.lent(Layout(1), ONE, offload, print) as pipeline:
         pipeline.submit(warm)
         _outcomes(pipeline)
         grown = []
@@ -99,10 +99,10 @@ def test_what_a_killed_stage_leaves_is_removed_by_the_next_start(
     undisturbed, killed = (
         make_job("run", bloom, tmp_path / name, 1, calibration, held_out, SPARSE) for name in ("undisturbed", "killed")
     )
-    with WARM.lent(Layout(1), 1, Offload("nvme", nvme), print) as pipeline:
+    with WARM.lent(Layout(1), ONE, Offload("nvme", nvme), print) as pipeline:
         pipeline.submit(undisturbed)
         _outcomes(pipeline)
-    with pytest.raises(StageDiedError), Pipeline(Layout(1), 1, Offload("nvme", nvme)) as pipeline:
+    with pytest.raises(StageDiedError), Pipeline(Layout(1), ONE, Offload("nvme", nvme)) as pipeline:
         pipeline.submit(killed)
         while not (killed.blocks_folder / "block-00001.safetensors").is_file():
             time.sleep(0.005)
@@ -110,7 +110,7 @@ def test_what_a_killed_stage_leaves_is_removed_by_the_next_start(
         _outcomes(pipeline)
     (left,) = folders(nvme)
     assert (left / "activations").stat().st_size > 0
-    with WARM.lent(Layout(1), 1, Offload("nvme", nvme), print) as pipeline:
+    with WARM.lent(Layout(1), ONE, Offload("nvme", nvme), print) as pipeline:
         assert folders(nvme) == []
         pipeline.submit(killed)
         assert [outcome.error for outcome in _outcomes(pipeline)] == [None]
@@ -122,7 +122,7 @@ def test_a_stage_without_room_for_what_it_receives_fails_its_run_alone(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, nvme: Path, tmp_path: Path
 ) -> None:
     full, later = (make_job(n, bloom, tmp_path / n, 2, calibration, held_out, SPARSE) for n in ("full", "later"))
-    with WARM.lent(Layout(2), 1, Offload("nvme", nvme), print) as pipeline:
+    with WARM.lent(Layout(2), ONE, Offload("nvme", nvme), print) as pipeline:
         before = resource.prlimit(pipeline.process_ids[1], resource.RLIMIT_FSIZE)
         resource.prlimit(pipeline.process_ids[1], resource.RLIMIT_FSIZE, (100_000, before[1]))
         pipeline.submit(full)
@@ -137,7 +137,10 @@ def test_a_stage_without_room_for_what_it_receives_fails_its_run_alone(
 
 def test_a_folder_that_cannot_be_used_is_refused_before_any_run(ray_cluster: Cluster, aio: Any) -> None:
     # /proc takes no new folders, not even from the privileged.
-    with pytest.raises(InputError, match=r"nvme_path: /proc: "), Pipeline(Layout(1), 1, Offload("nvme", Path("/proc"))):
+    with (
+        pytest.raises(InputError, match=r"nvme_path: /proc: "),
+        Pipeline(Layout(1), ONE, Offload("nvme", Path("/proc"))),
+    ):
         pass
 
 

@@ -13,6 +13,7 @@ from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.errors import InputError
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import draw, make_job
+from tests.support.stages import ONE
 
 GIB = 2**30
 NVME = Path("/nvme")
@@ -123,21 +124,21 @@ def test_what_may_be_used_ends_below_where_ray_kills(monkeypatch: pytest.MonkeyP
 
 
 def test_a_stage_looks_around_on_its_node(ray_cluster: Cluster, tmp_path: Path) -> None:
-    found = free_memory(tmp_path)
+    found = free_memory(tmp_path, "cpu")
     assert found.disk and found.host and found.node
-    assert free_memory(tmp_path / "nowhere").disk is None
-    assert free_memory(None).disk is None
+    assert free_memory(tmp_path / "nowhere", "cpu").disk is None
+    assert free_memory(None, "cpu").disk is None
 
 
 def test_jobs_that_fit_nowhere_are_refused_before_they_start(ray_cluster: Cluster, tmp_path: Path) -> None:
     offload = Offload("auto", tmp_path, 2**60, 2**60)
     with (
         pytest.raises(InputError, match=r"activations of stage 0 need 1073741824.00 GiB"),
-        Pipeline(Layout(2), 1, offload),
+        Pipeline(Layout(2), ONE, offload),
     ):
         pass
     with (
         pytest.raises(InputError, match=r"nvme_path: no folder .*/x on the node"),
-        Pipeline(Layout(1), 1, Offload("nvme", tmp_path / "x")),
+        Pipeline(Layout(1), ONE, Offload("nvme", tmp_path / "x")),
     ):
         pass

@@ -22,6 +22,7 @@ from mbs_ray.model.block_files import read_block
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import digest, draw, make_job, run_all
 from tests.support.plain import compress_plainly
+from tests.support.stages import ONE
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 METHODS = {
@@ -126,7 +127,7 @@ def test_a_killed_replica_costs_the_block_in_work_and_no_bit(
     job = make_job("run", bloom, tmp_path, 1, calibration, held_out, SPARSE, replicas=2)
     with (
         pytest.raises(StageDiedError, match=f"stage 1 replica {killed + 1} died during run"),
-        Pipeline(Layout(1, 2), 1) as pipeline,
+        Pipeline(Layout(1, 2), ONE) as pipeline,
     ):
         pipeline.submit(job)
         while not (job.blocks_folder / "block-00001.safetensors").is_file():
@@ -149,7 +150,7 @@ def test_an_actor_that_hangs_counts_as_dead(
     job = make_job("run", bloom, tmp_path / "run", 1, calibration, held_out, SPARSE, replicas=2)
     with (
         pytest.raises(StageDiedError, match="stage 1 replica 2 has not answered for 4 s"),
-        Pipeline(Layout(1, 2), 1) as pipeline,
+        Pipeline(Layout(1, 2), ONE) as pipeline,
     ):
         os.kill(pipeline.process_ids[1], signal.SIGSTOP)
         pipeline.submit(job)

@@ -14,9 +14,10 @@ from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.errors import StageDiedError
+from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import digest, make_job
-from tests.support.stages import stage_processes
+from tests.support.stages import ONE, stage_processes
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 
@@ -31,7 +32,7 @@ def take(pipeline: Pipeline, *jobs: Job) -> list[Exception | None]:
 
 
 def lend(pool: StagePool, threads: int) -> set[int]:
-    with pool.lent(Layout(1), threads, AUTO, print) as pipeline:
+    with pool.lent(Layout(1), Numerics("cpu", threads), AUTO, print) as pipeline:
         return set(pipeline.process_ids)
 
 
@@ -51,7 +52,7 @@ def test_the_same_stages_take_one_key_again_and_give_the_same_bits_also_after_a_
     with StagePool() as pool:
         seen = []
         for job in jobs:
-            with pool.lent(Layout(2), 1, AUTO, print) as pipeline:
+            with pool.lent(Layout(2), ONE, AUTO, print) as pipeline:
                 (error,) = take(pipeline, job)
                 assert (error is not None) == (job is jobs[1])
                 seen.append(pipeline.process_ids)
@@ -77,14 +78,14 @@ def test_another_kind_stops_idle_stages_where_there_is_no_room_for_both(ray_clus
 @pytest.mark.slow
 def test_stages_that_died_while_idle_or_failed_while_lent_are_not_lent_again(ray_cluster: Cluster) -> None:
     with StagePool() as pool:
-        with pool.lent(Layout(1), 1, AUTO, print) as pipeline:
+        with pool.lent(Layout(1), ONE, AUTO, print) as pipeline:
             (idle,) = pipeline.process_ids
         os.kill(idle, signal.SIGKILL)
-        with pytest.raises(StageDiedError), pool.lent(Layout(1), 1, AUTO, print) as pipeline:
+        with pytest.raises(StageDiedError), pool.lent(Layout(1), ONE, AUTO, print) as pipeline:
             (lent,) = pipeline.process_ids
             assert lent != idle
             raise StageDiedError("as if")
         wait_until_gone({lent})
-        with pool.lent(Layout(1), 1, AUTO, print) as pipeline:
+        with pool.lent(Layout(1), ONE, AUTO, print) as pipeline:
             assert pipeline.process_ids not in ([idle], [lent])
         assert pool.starts == 3

@@ -24,6 +24,7 @@ from mbs_ray.text.segment_request import SegmentRequest
 from tests.support.architectures import write_architecture
 from tests.support.engine import draw_here
 from tests.support.models import write_bloom
+from tests.support.stages import ONE
 
 TEXTS = {
     language: torch.randint(0, 400, (segments, 16), generator=torch.Generator().manual_seed(segments))
@@ -140,9 +141,9 @@ def test_without_room_for_the_inputs_of_all_blocks_it_does_not_begin(
     needed, whole = 4 * 2 * 16 * 32 * 4, HostMemory(10**6)
     monkeypatch.setattr(gradients, "host_memory", lambda: HostMemory(10**6, whole.budget - needed + 1))
     with pytest.raises(InputError, match="take fewer sensitivity_segments"):
-        next(gradients.measure_files(bloom, "float32", 1, texts, 2, 1))
+        next(gradients.measure_files(bloom, "float32", 1, texts, 2, ONE))
     monkeypatch.setattr(gradients, "host_memory", lambda: HostMemory(10**6, whole.budget - needed))
-    *steps, found = gradients.measure_files(bloom, "float32", 1, texts, 2, 1)
+    *steps, found = gradients.measure_files(bloom, "float32", 1, texts, 2, ONE)
     assert steps[-1] == (18, 18) and list(found) == [0, 1, 2, 3]
 
 

@@ -27,7 +27,7 @@ from tests.driver.test_sweep_dense import (
 )
 from tests.support.engine import run_here
 from tests.support.models import HELD_OUT, write_corpus
-from tests.support.stages import WARM, kill_a_stage_after
+from tests.support.stages import ONE, WARM, kill_a_stage_after
 from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 ADAPTIVE = {"name": "adaptive", "objective": "regret", "trials": 5, "sensitivity_segments": 2}
@@ -64,7 +64,7 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
 ) -> None:
     sweep = spec(run, 2, DENSE, (WANDA, SPARSE), ("equal", ADAPTIVE))
     predrawn(prepared_runs(sweep, tmp_path), tmp_path)
-    with WARM.lent(Layout(2), 1, AUTO, print):
+    with WARM.lent(Layout(2), ONE, AUTO, print):
         starts = WARM.starts
     killer = kill_a_stage_after(tmp_path, "adaptive/*/trial-1/blocks/*.json")
     result, printed = run_sweep(sweep, tmp_path)
@@ -95,7 +95,7 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     run_here(1, [*jobs.collecting_jobs(), *(jobs.run_job(one) for one in jobs.runs)])
     (pool,) = jobs.pools
     texts = {code: jobs.segments[one.fingerprint].path for code, one in pool.languages.items()}
-    *_, known = measure_files(bloom, "float32", 2, texts, 2, 1)
+    *_, known = measure_files(bloom, "float32", 2, texts, 2, ONE)
     assert isinstance(known, dict)
     for one in jobs.runs:
         increase = dict.fromkeys(LANGUAGES, 0.0)

@@ -57,7 +57,7 @@ from mbs_ray.run.sweep_spec import validated
 from mbs_ray.text.tokenizer_files import load_tokenizer
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from tests.support.models import TEXTS
-from tests.support.stages import WARM
+from tests.support.stages import ONE, WARM
 from tests.support.task_files import write_tasks
 
 MAX_LENGTH = 40
@@ -256,7 +256,7 @@ def test_sequences_of_all_lengths_are_scored_as_by_the_plain_model(kind: str, bl
         ("length-17", 1), ("length-9", 3), ("length-5", 1), ("length-2", 2),
     ]  # fmt: skip
     job = Job("plain", folder, "float32", 1, tmp_path, (range(blocks),), Score(), files)
-    Worker(Layout().places()[0], 1).take(job, ActivationStore(MemoryTier(torch.device("cpu"))), None)
+    Worker(Layout().places()[0], ONE).take(job, ActivationStore(MemoryTier(torch.device("cpu"))), None)
     assert_scored(requests.scores(tmp_path), plain(sequences))
 
 

@@ -22,7 +22,7 @@ from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
-from tests.support.stages import WARM
+from tests.support.stages import ONE, WARM
 from tests.support.texts import drawn_here
 
 LENGTH = 32
@@ -80,9 +80,9 @@ def make_job(
     )
 
 
-def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome]:
+def run_all(stages: int, jobs: list[Job]) -> dict[str, Outcome]:
     outcomes = {}
-    with WARM.lent(Layout(stages, jobs[0].replicas), threads, AUTO, print) as pipeline:
+    with WARM.lent(Layout(stages, jobs[0].replicas), ONE, AUTO, print) as pipeline:
         for job in jobs:
             pipeline.submit(job)
         while pipeline.busy:
@@ -93,7 +93,7 @@ def run_all(stages: int, jobs: list[Job], threads: int = 1) -> dict[str, Outcome
 def run_here(stages: int, jobs: Sequence[Job]) -> None:
     """Take jobs through all stages without Ray: in this process, one after the other."""
     threads, places = torch.get_num_threads(), Layout(stages).places()
-    workers = [Worker(place, 1) for place in places]
+    workers = [Worker(place, ONE) for place in places]
     try:
         for job in jobs:
             stores = [ActivationStore(MemoryTier(torch.device("cpu"))) for _ in places]

@@ -14,6 +14,10 @@ from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.stage_pool import StagePool
+from mbs_ray.run.numerics import Numerics
+
+#: How almost all stages of tests compute.
+ONE = Numerics("cpu", 1)
 
 
 class WatchedPool(StagePool):
@@ -22,8 +26,10 @@ class WatchedPool(StagePool):
     lending: tuple[int, ...] = ()
 
     @contextmanager
-    def lent(self, layout: Layout, threads: int, offload: Offload, say: Callable[[str], None]) -> Iterator[Pipeline]:
-        with super().lent(layout, threads, offload, say) as pipeline:
+    def lent(
+        self, layout: Layout, numerics: Numerics, offload: Offload, say: Callable[[str], None]
+    ) -> Iterator[Pipeline]:
+        with super().lent(layout, numerics, offload, say) as pipeline:
             self.lending = tuple(pipeline.process_ids)
             try:
                 yield pipeline

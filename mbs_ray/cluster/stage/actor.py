@@ -26,6 +26,8 @@ from mbs_ray.cluster.stage.replicas import (
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.cluster.stage.worker import Worker
+from mbs_ray.compression.device import forward_device
+from mbs_ray.run.numerics import Numerics
 
 # numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
 _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -40,13 +42,13 @@ class Stage:
     Every replica of a stage is such an actor, and hands over to the one of its number in the next stage.
     """
 
-    def __init__(self, place: StagePlace, threads: int) -> None:
-        self._place = place
-        self._worker = Worker(place, threads)
+    def __init__(self, place: StagePlace, numerics: Numerics) -> None:
+        self._place, self._device = place, numerics.device
+        self._worker = Worker(place, numerics)
         self._metrics = StageMetrics(place)
         self._store: Any = None
         self._next: Any = None
-        self._new_store = StoreMaker(AUTO, "host")
+        self._new_store = StoreMaker(AUTO, "host", self._device)
         self._stores: dict[int, ActivationStore] = {}
         #: Submissions that ended here or were given up: microbatches of them that still arrive are dropped.
         self._over: set[int] = set()
@@ -54,7 +56,11 @@ class Stage:
 
     @ray.method(concurrency_group="control")
     def connect(self, following: Any) -> int:
-        """Set the next stage, and return the id of this process."""
+        """Set the next stage, and return the id of this process.
+
+        Raises :class:`InputError` where this process has not the device that the stages were given.
+        """
+        forward_device(self._device)
         self._next = following
         return os.getpid()
 
@@ -69,17 +75,19 @@ class Stage:
         """Join the group of this stage's replicas; returns when all have joined."""
         store = self._store or joined_store(address)
         rank, size = self._place.replica, self._place.layout.replicas
-        self._worker.process.replicas = ReplicaGroup(rank, size, store, address.secret, ray.util.get_node_ip_address())
+        self._worker.process.replicas = ReplicaGroup(
+            rank, size, store, address.secret, ray.util.get_node_ip_address(), self._device
+        )
 
     @ray.method(concurrency_group="control")
     def room(self, nvme_path: Path | None) -> FreeMemory:
         """Measure the free memory of this stage's node."""
-        return free_memory(nvme_path)
+        return free_memory(nvme_path, self._device)
 
     @ray.method(concurrency_group="control")
     def offload(self, offload: Offload, tier: TierName, sharing: int) -> None:
         """Keep activations in this tier from now on; ``sharing`` stages use the host memory of this node."""
-        self._new_store = StoreMaker(offload, tier)
+        self._new_store = StoreMaker(offload, tier, self._device)
         self._worker.process.sharing = sharing
 
     @ray.method(concurrency_group="control")

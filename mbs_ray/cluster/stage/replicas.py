@@ -15,7 +15,6 @@ from mbs_ray.cluster.activations.store import RunAbandonedError
 from mbs_ray.cluster.stage.replica_store import proof, talk_through
 from mbs_ray.compression.block_report import LinearReport
 from mbs_ray.compression.collect import Collected
-from mbs_ray.compression.device import forward_device
 from mbs_ray.compression.solve import Solved
 from mbs_ray.errors import Shortage, one_line
 from mbs_ray.methods import Moment
@@ -103,9 +102,9 @@ class ReplicaGroup:
     where one of them does not know the ``secret``. What they exchange is tensors and JSON: nothing is unpickled.
     """
 
-    def __init__(self, rank: int, size: int, store: dist.Store, secret: str, node_ip: str) -> None:
+    def __init__(self, rank: int, size: int, store: dist.Store, secret: str, node_ip: str, device: str = "cpu") -> None:
         self.rank, self.size = rank, size
-        self._device = forward_device()
+        self._device = torch.device(device)
         talk_through(node_ip)
         with _peers():
             dist.init_process_group(

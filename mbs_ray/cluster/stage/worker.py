@@ -9,29 +9,29 @@ from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.block_loop import take_through
 from mbs_ray.cluster.stage.replicas import SingleReplica, StageReplicas
 from mbs_ray.cluster.stage.stage_run import Send, StageProcess, StageRun, StageStatus
-from mbs_ray.compression.device import exact_forward, forward_device
+from mbs_ray.compression.device import exact_forward
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.run.numerics import Numerics
 
 
 class Worker:
-    """The worker of one stage: takes runs through its blocks on the device of this process, with ``threads`` threads.
+    """The worker of one stage: takes runs through its blocks on the device and with the threads of ``numerics``.
 
     ``replicas`` are the others that hold the same blocks: each takes its microbatches through them, their moments
     are summed, and each solves linears for all. The first one writes.
     """
 
-    def __init__(self, place: StagePlace, threads: int, replicas: StageReplicas | None = None) -> None:
+    def __init__(self, place: StagePlace, numerics: Numerics, replicas: StageReplicas | None = None) -> None:
         self.process = StageProcess(place, replicas or SingleReplica())
-        self._threads = threads
-        self._device = forward_device()
+        self._numerics = numerics
         self._decoder: tuple[tuple, Decoder] | None = None
         return_large_tensors()
 
     def take(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
         # For every run, not once: the concurrency groups of an actor have threads of their own.
-        exact_forward(self._threads)
+        exact_forward(self._numerics.threads)
         try:
             with torch.inference_mode():
                 take_through(self.stage_run(job, store, send))
@@ -46,5 +46,5 @@ class Worker:
         key = (job.model, job.compute_dtype)
         if self._decoder is None or self._decoder[0] != key:
             dtype = getattr(torch, job.compute_dtype)
-            self._decoder = (key, Decoder(Checkpoint(job.model), dtype, str(self._device)))
+            self._decoder = (key, Decoder(Checkpoint(job.model), dtype, self._numerics.device))
         return self._decoder[1]

@@ -110,7 +110,7 @@ def test_a_closed_store_drops_what_comes_late(store: ActivationStore, tmp_path: 
 def test_host_memory_of_a_cpu_stage_imports_no_deepspeed() -> None:
     script = (
         "import sys, torch; from mbs_ray.cluster.offload import AUTO, StoreMaker; "
-        "StoreMaker(AUTO, 'host')().put(0, 0, torch.ones(3)); sys.exit('deepspeed' in sys.modules)"
+        "StoreMaker(AUTO, 'host', 'cpu')().put(0, 0, torch.ones(3)); sys.exit('deepspeed' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
 
