@@ -50,7 +50,7 @@ def test_a_command_hears_its_options_as_one() -> None:
         ("evaluate", ALL),
         ("sweep", ALL - {"threads"}),
         ("plan", ALL - {"offload"}),
-        ("similarity", {"threads", "address"}),
+        ("similarity", {"threads", "address", "device"}),
         ("demo", {"address"}),
     ],
 )
