@@ -66,6 +66,7 @@ class Pipeline:
         self._open: dict[int, int] = {}
         self._looking: dict[ray.ObjectRef, int] = {}
         self._answered = [0.0] * len(self._places)
+        self._looked = 0.0
         self._seen = [StageStatus() for _ in self._places]
         self._spans: list[tuple[StagePlace, Span]] = []
         self._errors: dict[int, Exception] = {}
@@ -230,7 +231,12 @@ class Pipeline:
         return bool(self._pending)
 
     def statuses(self) -> list[StageStatus]:
-        """Return where every stage (its first replica) is, or last answered to be. Raises :class:`StageDiedError`."""
+        """Return where every stage (its first replica) is, or last answered to be. Raises :class:`StageDiedError`.
+
+        Silence counts while this is called again and again: after a pause of the caller's own, clocks begin anew.
+        """
+        if time.monotonic() - self._looked > ANSWER_SECONDS / 2:
+            self._answered = [time.monotonic()] * len(self._places)
         idle = set(range(len(self._stages))) - set(self._looking.values())
         self._looking |= {self._stages[index].look.remote(): index for index in sorted(idle)}
         ready, _ = ray.wait(list(self._looking), num_returns=len(self._looking), timeout=_LOOK_SECONDS)
@@ -242,6 +248,7 @@ class Pipeline:
                 continue  # its run ends with the same error, or it does not answer in time
             self._answered[index] = time.monotonic()
             self._spans += [(self._places[index], span) for span in spans]
+        self._looked = time.monotonic()
         for place, answered, seen in zip(self._places, self._answered, self._seen, strict=True):
             if time.monotonic() - answered > ANSWER_SECONDS:
                 raise StageDiedError(f"{place} has not answered for {ANSWER_SECONDS:.0f} s", seen.run)

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +12,16 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import SINGLE
 
 MANIFEST = "manifest.json"
+_MOST_THREADS = 8
 #: The one folder of a checkpoint: templates besides that of ``chat_template.jinja``, one file each.
 TEMPLATES = "additional_chat_templates"
 
 
 def write_manifest(folder: Path) -> Path:
     """Write ``manifest.json`` of all other files of a folder."""
-    files = {
-        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for name, path in sorted(_files(folder).items())
-        if name != MANIFEST
-    }
+    paths = {name: path for name, path in sorted(_files(folder).items()) if name != MANIFEST}
+    digests = _sha256(paths)
+    files = {name: {"bytes": path.stat().st_size, "sha256": digests[name]} for name, path in paths.items()}
     target = folder / MANIFEST
     target.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     return target
@@ -54,6 +56,8 @@ def verify(folder: Path) -> Verdict:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: not a manifest, or a damaged one") from None
     wrong = []
+    whole = {name: folder / name for name, (size, _) in expected.items() if _has_size(folder / name, size)}
+    digests = _sha256(whole)
     for name, (size, digest) in expected.items():
         path = folder / name
         if name not in (Path(name).name, f"{TEMPLATES}/{Path(name).name}"):
@@ -62,7 +66,7 @@ def verify(folder: Path) -> Verdict:
             wrong.append(f"{name}: missing")
         elif path.stat().st_size != size:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {size}")
-        elif _sha256(path) != digest:
+        elif digests.get(name) != digest:
             wrong.append(f"{name}: other content")
     beside = sorted(_files(folder).keys() - {MANIFEST} - expected.keys())
     if SINGLE in beside:
@@ -78,6 +82,16 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in (*here, *templates)}
 
 
-def _sha256(path: Path) -> str:
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _sha256(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Hash files in threads; by the names they have here."""
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return dict(zip(paths, pool.map(_sha256_of_file, paths.values()), strict=True))
+
+
+def _sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
 from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.pipeline import Outcome, Pipeline
 from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.compression.block_report import read_block_reports
@@ -22,7 +23,7 @@ from mbs_ray.model.block_files import read_block
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import digest, draw, make_job, run_all
 from tests.support.plain import compress_plainly
-from tests.support.stages import ONE
+from tests.support.stages import ONE, WARM
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 METHODS = {
@@ -193,6 +194,22 @@ def test_replicas_score_a_dense_model_bit_for_bit(
         assert run_all(2, [job])["dense"].error is None
         bits.append(digest(job.directory))
     assert bits[0] == bits[1]
+
+
+@pytest.mark.slow
+def test_a_pause_of_the_driver_is_no_silence_of_a_stage(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbs_ray.cluster.pipeline.ANSWER_SECONDS", 5.0)
+    with WARM.lent(Layout(1, 2), ONE, AUTO, print) as pipeline:
+        pipeline.statuses()
+        os.kill(pipeline.process_ids[1], signal.SIGSTOP)
+        try:
+            time.sleep(6)  # as a driver does that assembles a checkpoint
+            pipeline.statuses()
+            with pytest.raises(StageDiedError, match="stage 1 replica 2 has not answered for 5 s"):
+                for _ in range(5):
+                    pipeline.statuses()
+        finally:
+            os.kill(pipeline.process_ids[1], signal.SIGCONT)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(1, 3))
