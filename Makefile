@@ -25,7 +25,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(OPTIONS)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --hypothesis-profile=ci $(OPTIONS)
+	$(BIN)/python -m pytest --hypothesis-profile=ci $(OPTIONS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -65,8 +65,9 @@ def ray_cluster() -> Iterator[Cluster]:
             "num_cpus": CPUS_OF_NODE,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
-            # No autoscaler: its process looks for nodes all the time.
+            # Neither autoscaler nor a reader of logs: both look around all the time.
             "no_monitor": True,
+            "include_log_monitor": False,
         },
     )
     for _ in range(2):

@@ -20,6 +20,7 @@ from mbs_ray.model.block_files import block_file, read_block, write_block
 from mbs_ray.run.directory import RunDirectory
 from mbs_ray.text.corpus import FolderCorpus
 from mbs_ray.text.file_facts import FactsCache
+from mbs_ray.text.footers import FooterReader
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -176,7 +177,9 @@ def test_a_corpus_is_read_without_what_a_killed_writer_left_in_it(tmp_path: Path
     (tmp_path / "sw").mkdir()
     (tmp_path / "sw" / "a.txt").write_text("habari\n")
     leave_killed(tmp_path / "sw" / "b.txt")
-    assert [shard.name for shard in FolderCorpus(str(tmp_path)).shards("sw", FactsCache(None))] == ["sw/a.txt"]
+    assert [shard.name for shard in FolderCorpus(str(tmp_path)).shards("sw", FactsCache(None), FooterReader())] == [
+        "sw/a.txt"
+    ]
 
 
 def test_two_processes_that_write_the_same_file_end_with_one_whole_file(tmp_path: Path) -> None:

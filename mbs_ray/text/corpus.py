@@ -11,8 +11,9 @@ from mbs_ray.errors import InputError
 from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import table_order
 from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.footers import FooterReader
 from mbs_ray.text.hub_corpus import KNOWN, OPENING_THREADS, HubCorpus
-from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
+from mbs_ray.text.parquet_shard import ParquetShard
 from mbs_ray.text.shards import Shard
 from mbs_ray.text.text_shard import TextShard
 
@@ -29,7 +30,7 @@ class FolderCorpus:
     folder: str
     text_column: str = "text"
 
-    def shards(self, language: str, cache: FactsCache) -> tuple[Shard, ...]:
+    def shards(self, language: str, cache: FactsCache, footers: FooterReader) -> tuple[Shard, ...]:
         """The files of one language that hold something, by name. InputError for none, or a malformed one."""
         try:
             files = self.files(language)
@@ -39,7 +40,7 @@ class FolderCorpus:
         if not full:
             raise InputError(f"{files[0]}: the file is empty")
         with ThreadPoolExecutor(OPENING_THREADS) as threads:
-            opened = tuple(threads.map(lambda path: self._open(path, cache), full))
+            opened = tuple(threads.map(lambda path: self._open(path, cache, footers), full))
         if not any(shard.unit_count for shard in opened):
             raise InputError(f"{full[0]}: no rows of language {language!r}")
         return opened
@@ -70,7 +71,7 @@ class FolderCorpus:
             raise InputError(f"language {language!r}: no file in {found[0]}")
         return files
 
-    def _open(self, path: Path, cache: FactsCache) -> Shard:
+    def _open(self, path: Path, cache: FactsCache, footers: FooterReader) -> Shard:
         name, path = path.relative_to(self.folder).as_posix(), path.absolute()
         try:
             if path.suffix != ".parquet":
@@ -80,7 +81,7 @@ class FolderCorpus:
                 path,
                 f"parquet {column}",
                 lambda path: FileFacts(
-                    file_digest(path), tuple((0, extent) for extent in row_group_extents(str(path), column))
+                    file_digest(path), tuple((0, extent) for extent in footers.extents(str(path), column))
                 ),
             )
             identity = (name, str(path.stat().st_size), facts.digest)
@@ -131,7 +132,8 @@ class OpenedCorpora:
         source = parse_location(location)
         # A code stands in the names of files: one such as "../x" would lead out of the folder.
         codes = table_order(check_code(language) for language in languages)
-        corpus = Corpus({language: self._opened(source, language) for language in codes})
+        with FooterReader() as footers:
+            corpus = Corpus({language: self._opened(source, language, footers) for language in codes})
         self._cache.save()
         first_with: dict[object, str] = {}
         for language, identity in corpus.identity.items():
@@ -143,10 +145,10 @@ class OpenedCorpora:
                 )
         return corpus
 
-    def _opened(self, source: FolderCorpus | HubCorpus, language: str) -> tuple[Shard, ...]:
+    def _opened(self, source: FolderCorpus | HubCorpus, language: str, footers: FooterReader) -> tuple[Shard, ...]:
         key = (repr(source), language)
         if key not in self._shards:
-            self._shards[key] = source.shards(language, self._cache)
+            self._shards[key] = source.shards(language, self._cache, footers)
         return self._shards[key]
 
 

@@ -19,6 +19,7 @@ from datasets.utils.file_utils import xgetsize, xopen
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import LANGUAGES
 from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.footers import FooterReader
 from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
 from mbs_ray.text.redaction import without_secrets
 from mbs_ray.text.shards import Addressed, Document, Shard, Wanted
@@ -59,7 +60,7 @@ class HubCorpus:
     config: str | Mapping[str, str] | None = None
     data_files: str | None = None
 
-    def shards(self, language: str, cache: FactsCache) -> tuple[Shard, ...]:
+    def shards(self, language: str, cache: FactsCache, footers: FooterReader) -> tuple[Shard, ...]:
         """The files of one language, or one stream of them. InputError names language and dataset."""
         data_files = self.data_files.replace(PLACE, language) if self.data_files else None
         config = self._config(language)
@@ -73,7 +74,7 @@ class HubCorpus:
             )
             files = _files(builder, cache)
             if isinstance(builder.config, ParquetConfig):
-                return self._parquet_shards(where, name, identity, files, cache)
+                return self._parquet_shards(where, name, identity, files, footers)
             stream = builder.as_streaming_dataset(split=self.split).reshard()
             first = next(iter(stream), None)
         except InputError:
@@ -90,7 +91,12 @@ class HubCorpus:
         return (replace(shard, extents=_extents(shard, [file.location for file in own])),)
 
     def _parquet_shards(
-        self, where: str, name: str, identity: tuple[str, ...], files: Mapping[str, list["_File"]], cache: FactsCache
+        self,
+        where: str,
+        name: str,
+        identity: tuple[str, ...],
+        files: Mapping[str, list["_File"]],
+        footers: FooterReader,
     ) -> tuple[ParquetShard, ...]:
         """One shard per file, read here: the text column alone, whatever the files hold besides."""
         own = self._of_split(files)
@@ -99,8 +105,10 @@ class HubCorpus:
 
         def opened(number: int) -> ParquetShard:
             location = own[number].location
-            opener = None if Path(location).is_file() else _open_remote
-            extents = row_group_extents(location, self.text_column, opener)
+            if Path(location).is_file():
+                opener, extents = None, footers.extents(location, self.text_column)
+            else:
+                opener, extents = _open_remote, row_group_extents(location, self.text_column, _open_remote)
             place = f"{name}[{number}]"
             return ParquetShard(place, location, self.text_column, extents, (*identity, *own[number].identity), opener)
 

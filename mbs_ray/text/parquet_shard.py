@@ -6,6 +6,7 @@ is opened.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
@@ -78,7 +79,7 @@ def row_group_extents(location: str, text_column: str, opener: Opener | None = N
     Reads the footer, and a column of categories. InputError for a truncated or corrupt file, or one without that column
     of text.
     """
-    with opened(location, opener) as file:
+    with opened(location, opener) as file, _read_as_text(location):
         kind = _kind(file.schema_arrow, text_column, location)
         groups = range(file.metadata.num_row_groups)
         if pa.types.is_null(kind):
@@ -86,7 +87,7 @@ def row_group_extents(location: str, text_column: str, opener: Opener | None = N
         if pa.types.is_dictionary(kind):
             extents = [_counted(_texts(file, group, text_column, location)) for group in groups]
         else:
-            extents = [_from_footer(file.metadata, group, text_column) for group in groups]
+            extents = [_from_footer(file.metadata, group, text_column, location) for group in groups]
     return tuple(extents) if any(extents) else ()
 
 
@@ -96,6 +97,14 @@ def opened(location: str, opener: Opener | None, metadata: pq.FileMetaData | Non
         return pq.ParquetFile(opener(location) if opener else location, metadata=metadata)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{location}: not a readable parquet file ({_one_line(error)})") from None
+
+
+@contextmanager
+def _read_as_text(location: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{location}: not a readable parquet file (a name that is no UTF-8: {error})") from None
 
 
 def _kind(schema: pa.Schema, text_column: str, location: str) -> pa.DataType:
@@ -126,9 +135,12 @@ def _counted(texts: pa.LargeBinaryArray) -> int:
     return len(texts) - texts.null_count + int(pc.sum(pc.binary_length(texts)).as_py() or 0)
 
 
-def _from_footer(metadata: pq.FileMetaData, row_group: int, text_column: str) -> int:
+def _from_footer(metadata: pq.FileMetaData, row_group: int, text_column: str, location: str) -> int:
     (leaf,) = (leaf for leaf in range(metadata.num_columns) if metadata.schema.column(leaf).path == text_column)
     column = metadata.row_group(row_group).column(leaf)
+    if column.physical_type != "BYTE_ARRAY":
+        # A damaged footer: to ask for the statistics of such a column may end the process.
+        raise InputError(f"{location}: row group {row_group} says that its texts are {column.physical_type}")
     statistics = column.statistics
     nulls = statistics.null_count if statistics is not None and statistics.has_null_count else 0
     texts = column.num_values - nulls

@@ -159,5 +159,5 @@ def test_a_process_that_is_killed_is_told_in_one_line(
     request = SegmentRequest(corpus, str(bloom), ("en",), {"en": 300}, 32, allow_repeat=True)
     texts = {"en": draw_here(request, tmp_path).path}
     with pytest.raises(StageDiedError, match="the process that measures sensitivities died") as error:
-        gradients.sensitivity_on_cluster(bloom, "float32", 1, texts, 300, 1, kill)
+        gradients.sensitivity_on_cluster(bloom, "float32", 1, texts, 300, ONE, kill)
     assert "\n" not in str(error.value)
