@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and digests.
+"""Files and folders that appear whole or not at all, our own JSON files, and digests.
 
 The one rule of unfinished names: ``.NAME.MACHINE.PROCESS.UNIQUE.unfinished`` beside the final NAME. It begins with a
 dot and ends in no suffix that any reader looks for, so what a killed writer leaves is never taken for a result; its
@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from mbs_ray.errors import InputError, one_line
 
 UNFINISHED = ".unfinished"
 #: Bytes of the final name that an unfinished one repeats; a longer name is repeated as its digest.
@@ -86,6 +88,37 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, indented and with sorted keys, so that the file is there whole or not at all."""
     with appearing(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+#: What to do about a file of a run or sweep that is damaged, where nothing better can be said.
+ANEW = "remove it, and give the mbs command again that wrote it"
+
+
+@contextmanager
+def own_content(path: Path, cure: str = ANEW) -> Iterator[None]:
+    """Turn what the body makes of a cut or damaged file into one :class:`InputError` that names it and its cure."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cut or damaged ({one_line(error)}); {cure}") from error
+
+
+def read_json(path: Path, cure: str = ANEW) -> Any:
+    """Read the object or list in a file. Raises :class:`InputError` with the file and, if it is damaged, the cure."""
+    with own_content(path, cure):
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict | list):
+            raise ValueError("neither an object nor a list")
+        return content
+
+
+def read_json_if_there(path: Path, cure: str = ANEW) -> Any | None:
+    """Read as :func:`read_json` does; None where there is no such file."""
+    return read_json(path, cure) if path.is_file() else None
 
 
 #: Bytes of a name that every file system takes.

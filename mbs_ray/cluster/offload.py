@@ -24,7 +24,7 @@ from mbs_ray.cluster.bounds import RUNS_HELD, TierName
 from mbs_ray.cluster.job import Job
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
-from mbs_ray.ray_deaths import DEATHS, stage_died
+from mbs_ray.text.ray_deaths import DEATHS, stage_died
 from mbs_ray.text.segment_file import SegmentSet
 
 #: Share of free memory that activations may use unless a tier is requested; without a plan, blocks, moments and

@@ -21,8 +21,8 @@ from mbs_ray.cluster.stage.replicas import ReplicaLostError, ReplicaMemoryError
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.errors import InputError, Shortage, StageDiedError, one_line
-from mbs_ray.ray_deaths import DEATHS, fetched, shortage, stage_died
 from mbs_ray.run.numerics import Numerics
+from mbs_ray.text.ray_deaths import DEATHS, fetched, shortage, stage_died
 
 PLACE_SECONDS = 30.0
 START_SECONDS = 180.0

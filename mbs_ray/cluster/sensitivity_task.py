@@ -15,8 +15,8 @@ from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.ray_deaths import DEATHS, fetched, stage_died
 from mbs_ray.run.numerics import Numerics
+from mbs_ray.text.ray_deaths import DEATHS, fetched, stage_died
 from mbs_ray.text.segment_file import SegmentSet
 
 _TIMES_TOLD = 100

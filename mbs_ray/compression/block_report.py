@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.compression.layer_error import LayerError
-from mbs_ray.files import appearing
-from mbs_ray.json_files import own_content, read_json
+from mbs_ray.files import appearing, own_content, read_json
 
 
 @dataclass(frozen=True)

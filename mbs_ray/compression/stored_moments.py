@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from mbs_ray.compression.collect import Collected
 from mbs_ray.errors import InputError
-from mbs_ray.json_files import own_content
+from mbs_ray.files import own_content
 from mbs_ray.methods import Moment, Statistic, moment_bytes
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.model.block_files import block_file, write_tensors

@@ -17,8 +17,7 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
-from mbs_ray.files import digest, write_json
-from mbs_ray.json_files import own_content, read_json, read_json_if_there
+from mbs_ray.files import digest, own_content, read_json, read_json_if_there, write_json
 from mbs_ray.languages.sampling_registry import distribution_for, sampling_spec
 from mbs_ray.languages.samplings import Proportional
 from mbs_ray.languages.search import Search, Trial, sensitive_weights

@@ -14,8 +14,7 @@ import torch
 from safetensors import safe_open
 
 from mbs_ray.errors import InputError
-from mbs_ray.files import appearing
-from mbs_ray.json_files import own_content, read_json
+from mbs_ray.files import appearing, own_content, read_json
 from mbs_ray.model.checkpoint import Checkpoint, TensorInfo
 from mbs_ray.model.configuration import CONFIG
 

@@ -127,7 +127,7 @@ def live_cluster(nvme_path: Path | None = None) -> Hardware:
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from mbs_ray.ray_deaths import DEATHS, why
+    from mbs_ray.text.ray_deaths import DEATHS, why
 
     own = ray.util.get_node_ip_address()
     ask: Any = ray.remote(this_machine)

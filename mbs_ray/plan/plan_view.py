@@ -36,11 +36,12 @@ def host_budget(plan: Plan) -> str:
     nodes = Counter(plan.hardware.node_of_actor(plan.layout.actors))
     index = min(nodes, key=lambda one: plan.hardware.workers[one].host_room / nodes[one])
     node, sharing = plan.hardware.workers[index], nodes[index]
-    used = f", less {format_gib(node.host_used)} in use" if node.host_used else ""
+    used = f" − {format_gib(node.host_used)} in use" if node.host_used else ""
+    room = f"{format_gib(node.host_memory)} × {node.kill_share - RESERVED_SHARE:.0%}{used}"
+    shared = f"({room}) ÷ {sharing} stages" if sharing > 1 else room
     return (
-        f"host memory: {format_gib(max(0, node.host_room // sharing - PROCESS_BYTES))} for each stage: "
-        f"{format_gib(node.host_memory)} of its node, × {node.kill_share:.0%} above which Ray kills less "
-        f"{RESERVED_SHARE:.0%} kept free{used}, shared by {sharing}, less {format_gib(PROCESS_BYTES)} of its process"
+        f"host memory: a stage may use {format_gib(max(0, node.host_room // sharing - PROCESS_BYTES))} = {shared} − "
+        f"{format_gib(PROCESS_BYTES)} of its process; Ray kills above {node.kill_share:.0%}"
     )
 
 

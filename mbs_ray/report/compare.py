@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.comparison import Difference, compare_scores
-from mbs_ray.files import short_name
-from mbs_ray.json_files import own_content, read_json_if_there
+from mbs_ray.files import own_content, read_json_if_there, short_name
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.difference_forest import difference_forest
 from mbs_ray.run.directory import SPEC, RunDirectory, scores_file

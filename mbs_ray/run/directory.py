@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.files import UNFINISHED, write_json
-from mbs_ray.json_files import own_content, read_json_if_there
+from mbs_ray.files import UNFINISHED, own_content, read_json_if_there, write_json
 from mbs_ray.model.block_files import BLOCK_SUFFIX
 from mbs_ray.run.card import CardFacts
 from mbs_ray.run.older_directory import OlderRun, older_run

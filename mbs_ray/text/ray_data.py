@@ -18,7 +18,7 @@ import ray.data
 from ray.data import DataContext, TaskPoolStrategy
 
 from mbs_ray.errors import InputError
-from mbs_ray.ray_deaths import DEATHS, stage_died
+from mbs_ray.text.ray_deaths import DEATHS, stage_died
 from mbs_ray.text.shards import Document, Shard, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer, Join

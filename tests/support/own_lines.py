@@ -11,6 +11,7 @@ OWN = tuple(
         r"allocation \S+ \(\d+ segments\): .+",
         r"layout: \d+ × \d+ \(stages × replicas\), \d+ thread\(s\) each, on \w+",
         r"plan: .+",
+        r"host memory: a stage may use .+",
         r"\S+: \d+ %, stage \d+, .+",
         r"\S+: done in \d+ s \(\d+ of \d+\)",
         r"stage \d+: computing \d+ %, .+",

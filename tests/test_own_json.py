@@ -9,7 +9,7 @@ import pytest
 from mbs_ray.compression.block_report import BlockReport, block_report_file, read_block_reports, write_block_report
 from mbs_ray.compression.stored_moments import StoredMoments
 from mbs_ray.errors import InputError
-from mbs_ray.json_files import read_json, read_json_if_there
+from mbs_ray.files import read_json, read_json_if_there
 from mbs_ray.model.block_files import block_file
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.fingerprint import fingerprint

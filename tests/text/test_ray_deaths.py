@@ -20,9 +20,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from mbs_ray.ray_deaths import DEATHS, shortage, why
+from mbs_ray.text.ray_deaths import DEATHS, shortage, why
 
-PACKAGE = Path(__file__).parents[1] / "mbs_ray"
+PACKAGE = Path(__file__).parents[2] / "mbs_ray"
 #: As Ray 2.60 says it.
 MONITOR = "1 worker(s) were killed due to the node running low on memory. Memory on the node\n(IP: 10.0.0.1) was 30 GB"
 DEAD = [
