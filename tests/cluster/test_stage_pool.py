@@ -17,7 +17,7 @@ from mbs_ray.errors import StageDiedError
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.engine import digest, make_job
-from tests.support.stages import ONE, stage_processes
+from tests.support.stages import ONE, WARM, stage_processes
 
 SPARSE = {"name": "sparsegpt", "sparsity": 0.5}
 
@@ -63,6 +63,7 @@ def test_the_same_stages_take_one_key_again_and_give_the_same_bits_also_after_a_
 
 @pytest.mark.slow
 def test_another_kind_stops_idle_stages_where_there_is_no_room_for_both(ray_cluster: Cluster) -> None:
+    WARM.rest()  # no node would have two CPUs left
     with StagePool() as none_to_spare, StagePool(idle_cpus=3) as some:
         for pool, kept in ((none_to_spare, False), (some, True)):
             first, other = [lend(pool, threads) for threads in (1, 2)]
