@@ -45,6 +45,9 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path) 
         told["signature"] = json.loads(next(folder.glob("out/mixed/runs/*/signature.json")).read_text())
     except InputError as error:
         told["refused"] = str(error)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
     told["printed"] = printed.getvalue().splitlines()
     return told
 
