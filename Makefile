@@ -18,8 +18,8 @@ demo: .venv/installed
 ui: .venv/installed
 	$(BIN)/mbs ui mbs-demo
 
-# Processes that share the tests: one has those that need Ray, the others the rest.
-WORKERS ?= 2
+# Processes that share the tests, 0 for a single one.
+WORKERS ?= 0
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(OPTIONS)

@@ -30,6 +30,8 @@ def plan_sweep(
     """
     if hardware is None:
         hardware = _asked(address, sweep.nvme_path)
+    if sweep.device == "cpu":
+        hardware = hardware.for_device("cpu")
     if out is not None:
         hardware = hardware.storing(out)
     specs = sweep.runs()

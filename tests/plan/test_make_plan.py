@@ -118,6 +118,16 @@ def test_stages_of_one_node_share_its_host_memory(works):
     assert Hardware((Node(0, 0, GB), Node(0, 0, GB))).node_of_actor(3) == [0, 1, 0]
 
 
+def test_stages_on_cpus_leave_gpus_alone_and_gpus_that_torch_cannot_use_are_refused():
+    mixed = Hardware((Node(0, 0, GB), Node(2, 80 * GB, GB)))
+    assert mixed.for_device("cuda") is mixed and mixed.actors == 2
+    assert not mixed.for_device("cpu").cuda and mixed.for_device("cpu").node_of_actor(2) == [0, 1]
+    lost = Hardware((Node(0, 0, GB), Node(0, 0, GB, no_cuda="torch is a build for CPUs")))
+    with pytest.raises(InputError, match="device: cuda: on a node with GPUs torch is a build for CPUs; mend that"):
+        lost.for_device("cuda")
+    assert lost.for_device("cpu").actors == 2
+
+
 def test_results_by_what_is_kept(works, decoder):
     blocks = 70 * 2 * (12 * 14336**2 + 13 * 14336)
     assert blocks_bytes(decoder) == blocks
