@@ -139,6 +139,12 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def file_digest(path: Path) -> str:
+    """Hash every byte of a file to the 64 hex digits of SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @cache
 def machine() -> str:
     """Name whatever has one table of processes: this host since it was started, or this container on it.

@@ -1,6 +1,5 @@
 """What a checkpoint consists of: sha256 and size of every file, so that a copy can be told from a damaged one."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import file_digest
 from mbs_ray.model.checkpoint import SINGLE
 
 MANIFEST = "manifest.json"
@@ -56,11 +56,13 @@ def verify(folder: Path) -> Verdict:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder / MANIFEST}: not a manifest, or a damaged one") from None
     wrong = []
-    whole = {name: folder / name for name, (size, _) in expected.items() if _has_size(folder / name, size)}
+    whole = {
+        name: folder / name for name, (size, _) in expected.items() if _is_own(name) and _has_size(folder / name, size)
+    }
     digests = _sha256(whole)
     for name, (size, digest) in expected.items():
         path = folder / name
-        if name not in (Path(name).name, f"{TEMPLATES}/{Path(name).name}"):
+        if not _is_own(name):
             wrong.append(f"{name}: the manifest names a file of another folder")
         elif not path.is_file():
             wrong.append(f"{name}: missing")
@@ -82,6 +84,11 @@ def _files(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in (*here, *templates)}
 
 
+def _is_own(name: str) -> bool:
+    """Check whether a name of a manifest leads to a file of its folder: no other is read."""
+    return name in (Path(name).name, f"{TEMPLATES}/{Path(name).name}")
+
+
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
@@ -89,9 +96,4 @@ def _has_size(path: Path, size: int) -> bool:
 def _sha256(paths: Mapping[str, Path]) -> dict[str, str]:
     """Hash files in threads; by the names they have here."""
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        return dict(zip(paths, pool.map(_sha256_of_file, paths.values()), strict=True))
-
-
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip(paths, pool.map(file_digest, paths.values()), strict=True))

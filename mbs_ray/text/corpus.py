@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import file_digest
 from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import table_order
-from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.file_facts import FactsCache, FileFacts
 from mbs_ray.text.footers import FooterReader
 from mbs_ray.text.hub_corpus import KNOWN, OPENING_THREADS, HubCorpus
 from mbs_ray.text.parquet_shard import ParquetShard

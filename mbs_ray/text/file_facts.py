@@ -85,9 +85,3 @@ class FactsCache:
     @staticmethod
     def _stored(folder: Path, parent: Path) -> Path:
         return folder / "corpora" / f"{hashlib.sha256(str(parent).encode()).hexdigest()[:24]}.json"
-
-
-def file_digest(path: Path) -> str:
-    """Hex SHA-256 of every byte of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

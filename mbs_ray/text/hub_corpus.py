@@ -17,8 +17,9 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from datasets.utils.file_utils import xgetsize, xopen
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import file_digest
 from mbs_ray.languages.facts import LANGUAGES
-from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.file_facts import FactsCache, FileFacts
 from mbs_ray.text.footers import FooterReader
 from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
 from mbs_ray.text.redaction import without_secrets

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import file_digest
 from mbs_ray.text.compressed_parts import Decoder, compressed_parts
 from mbs_ray.text.document_starts import follows_blank_line, start_of_line, start_of_paragraph
-from mbs_ray.text.file_facts import FactsCache, FileFacts, file_digest
+from mbs_ray.text.file_facts import FactsCache, FileFacts
 from mbs_ray.text.shards import Addressed, Document, Wanted
 from mbs_ray.text.text_pieces import MalformedTextError, Piece, json_lines, paragraphs
 
