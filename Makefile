@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo ui test test-all check docs clean
+.PHONY: install demo ui test test-with-ray test-without-ray test-slow test-all check docs clean
 
 install: .venv/installed
 
@@ -18,14 +18,23 @@ demo: .venv/installed
 ui: .venv/installed
 	$(BIN)/mbs ui mbs-demo
 
-# Processes that share the tests, 0 for a single one.
-WORKERS ?= 0
-
+# Tests that need the session's Ray beside those that do not: a process each, which two cores keep busy.
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(OPTIONS)
+	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=line test-with-ray test-without-ray
+
+test-with-ray test-without-ray test-slow: export OMP_NUM_THREADS = 1
+
+test-with-ray: .venv/installed
+	$(BIN)/python -m pytest -m "ray and not slow" $(OPTIONS)
+
+test-without-ray: .venv/installed
+	$(BIN)/python -m pytest -m "not ray and not slow" $(OPTIONS)
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow $(OPTIONS)
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest --hypothesis-profile=ci $(OPTIONS)
+	$(MAKE) --no-print-directory --keep-going test test-slow OPTIONS="--hypothesis-profile=ci $(OPTIONS)"
 
 check: .venv/installed
 	$(BIN)/ruff check .

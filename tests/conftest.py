@@ -8,9 +8,6 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One of two processes on two cores: threads that wait for each other would take them from the other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import ray
@@ -34,16 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-aio", action="store_true", help="fail, not skip, where async_io is not built")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes that share the tests one takes all that need Ray; the others take the other files, whole."""
-    on_ray = {
-        item.path
-        for item in items
-        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow")
-    }
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")
