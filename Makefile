@@ -22,7 +22,7 @@ ui: .venv/installed
 test: .venv/installed
 	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=line test-with-ray test-without-ray
 
-test-with-ray test-without-ray test-slow: export OMP_NUM_THREADS = 1
+test-with-ray test-without-ray: export OMP_NUM_THREADS = 1
 
 test-with-ray: .venv/installed
 	$(BIN)/python -m pytest -m "ray and not slow" $(OPTIONS)
