@@ -22,6 +22,7 @@ ui: .venv/installed
 test: .venv/installed
 	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=line test-with-ray test-without-ray
 
+# Two processes on two cores: threads that wait for each other would take them from the other process.
 test-with-ray test-without-ray: export OMP_NUM_THREADS = 1
 
 test-with-ray: .venv/installed
