@@ -96,7 +96,7 @@ def evaluate(
 
 
 @app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")
-@with_cluster(without("stages", "replicas", "offload", "nvme_path"))
+@with_cluster(without("stages", "replicas", "offload", "nvme_path", "wait"))
 def similarity(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
     corpus: Annotated[Path, typer.Argument(help="Folder of <language>.parquet|.jsonl|.txt")],

@@ -17,6 +17,15 @@ Address = Annotated[
     typer.Option("--address", help="Ray cluster to work on; default: a local Ray, or the job's own."),
 ]
 
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        min=0,
+        help="Seconds to wait for nodes; default: on a cluster up to 300, while its autoscaler has some on their way.",
+    ),
+]
+
 #: Of every field of ClusterOptions: annotation and default of its option.
 CLUSTER: Mapping[str, tuple[Any, Any]] = MappingProxyType(
     {
@@ -55,6 +64,7 @@ CLUSTER: Mapping[str, tuple[Any, Any]] = MappingProxyType(
             None,
         ),
         "address": (Address, None),
+        "wait": (Wait, None),
     }
 )
 FILE_DEVICE = Annotated[Device | None, typer.Option("--device", help="Default: as the file says.")], None

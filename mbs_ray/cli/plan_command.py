@@ -19,7 +19,7 @@ app = typer.Typer()
     epilog="Example: mbs plan jobs/sweeps/bloom-176b.yaml --gpus 8 --gpu-memory 80GB --host-memory 1TB --nvme 8TB   "
     "(or --cluster cluster.yaml, or --address auto; without any: this machine)"
 )
-@with_cluster(without("offload", "device"))
+@with_cluster(without("offload", "device", "wait"))
 def plan(
     file: Annotated[Path, typer.Argument(help="Sweep file in YAML; of the model its config.json is enough.")],
     *,

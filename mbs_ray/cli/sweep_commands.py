@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mbs_ray.cli.cluster_arguments import FILE_DEVICE, FILE_OFFLOAD, Address, with_cluster, without
+from mbs_ray.cli.cluster_arguments import CLUSTER, FILE_DEVICE, FILE_OFFLOAD, with_cluster, without
 from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, on_ray, with_text_column
 from mbs_ray.cli.options import Force, Out, TakeOver, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
@@ -48,7 +48,7 @@ def compress(
         run["corpus"] = with_text_column(run["corpus"], text_column)
         run["evaluation"] = evaluation_sets(evaluate or [], evaluation_segments, text_column)
         spec = validated(SweepSpec, {"name": name, "run": run, **_arranged(cluster)})
-        _conduct(spec, out, cluster.address, force, take_over)
+        _conduct(spec, out, cluster, force, take_over)
 
 
 @app.command(
@@ -70,22 +70,24 @@ def sweep(
         content = load_sweep(file).model_dump()
         arranged = _arranged(cluster)
         content |= arranged | {"layout": content["layout"] | arranged["layout"]}
-        _conduct(validated(SweepSpec, content), out, cluster.address, force, take_over)
+        _conduct(validated(SweepSpec, content), out, cluster, force, take_over)
 
 
 @app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")
+@with_cluster({name: CLUSTER[name] for name in ("address", "wait")})
 def demo(
     out: Out = Path("mbs-demo"),
     model: Annotated[list[Path] | None, typer.Option("--model", help="Instead of the package's; repeatable.")] = None,
-    address: Address = None,
+    *,
+    cluster: ClusterOptions,
     take_over: TakeOver = False,
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
-    with on_ray(address):
+    with on_ray(cluster.address):
         from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_tables
 
         spec = demo_sweep(model or packaged_models())
-        _conduct(spec, out, address, take_over=take_over, conclusion=demo_sentence, shown=shown_tables)
+        _conduct(spec, out, cluster, take_over=take_over, conclusion=demo_sentence, shown=shown_tables)
 
 
 def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
 def _conduct(
     spec: Any,
     out: Path,
-    address: str | None,
+    cluster: ClusterOptions,
     force: bool = False,
     take_over: bool = False,
     conclusion: Any = None,
@@ -112,7 +114,7 @@ def _conduct(
 
     console, folder = Console(), absolute(out)
     with told_of_interruption(lambda: finished_runs(spec, folder)):
-        result = conduct(spec, folder, address, Progress(console), force, take_over)
+        result = conduct(spec, folder, cluster.address, Progress(console), force, take_over, wait=cluster.wait)
         tables = shown(result) if shown else result.tables
         _show(result, tables, out, console, conclusion(result) if conclusion else "")
 

@@ -19,7 +19,7 @@ class ClusterOptions:
     """Options for the cluster; None is resolved from the sweep file, or from what the cluster has.
 
     Only ``replicas``, ``threads`` and ``device`` can change bits of the results. ``address`` is that of a Ray cluster;
-    None starts a local Ray, or uses that of the Ray job.
+    None starts a local Ray, or uses that of the Ray job. ``wait``: seconds until nodes must have come.
     """
 
     stages: int | None = None
@@ -29,6 +29,7 @@ class ClusterOptions:
     nvme_path: Path | None = None
     address: str | None = None
     device: Device = "auto"
+    wait: float | None = None
 
     @property
     def tiers(self) -> "Offload":

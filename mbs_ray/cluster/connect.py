@@ -47,6 +47,11 @@ def check_surroundings(address: str | None) -> None:
         _knock(named, *parsed)
 
 
+def on_cluster(address: str | None) -> bool:
+    """Return whether options and environment name a cluster, to which nodes may still come; a local Ray has all."""
+    return _target(address)[0] is not None
+
+
 @contextmanager
 def connected(address: str | None, cpus: int) -> Iterator[None]:
     """Provide a Ray connection for the length of a job; a Ray already running in this process is used as it is.

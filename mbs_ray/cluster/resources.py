@@ -12,6 +12,9 @@ from mbs_ray.cluster.sharding import shard_blocks
 from mbs_ray.errors import InputError
 from mbs_ray.run.numerics import Numerics
 
+#: CPUs of a node from which on stages leave one free.
+_LARGE_NODE = 8
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -57,6 +60,8 @@ def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microba
     the kind that is asked for.
     """
     device = _device(options.device)
+    if not room_for_actors(options.threads, device):
+        raise InputError(_no_room(options.threads or 1, device))
     layout = resolve_layout(
         options.stages,
         options.replicas,
@@ -76,10 +81,23 @@ def room_for_actors(threads: int | None, asked: str) -> int:
     return sum(cpus // threads if threads else 1 for cpus in _cpus_of_nodes())
 
 
+def _no_room(threads: int, device: str) -> str:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
+    each = f"{threads} CPU(s){' and a GPU' if device == 'cuda' else ''}"
+    return (
+        f"layout: no node has {each} for an actor; there are nodes of {there}. "
+        "Bring others (--wait SECONDS waits for them), or ask for fewer threads"
+    )
+
+
 def _device(asked: str) -> str:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if asked == "cuda" and not gpus:
-        raise InputError("device: cuda: Ray knows of no GPU in this cluster; add nodes with one, or give device: auto")
+        raise InputError(
+            "device: cuda: Ray knows of no GPU in this cluster; add nodes with one (--wait SECONDS waits for them), or "
+            "give device: auto"
+        )
     if asked == "auto":
         return "cuda" if gpus else "cpu"
     return asked
@@ -99,7 +117,12 @@ def _cpus_of_nodes() -> list[int]:
 
 def _threads_of_a_gpu() -> int:
     """Compute the CPUs that each GPU has on its node, on whichever has the fewest."""
-    return max(1, min(cpus // gpus for cpus, gpus in _nodes_with_gpus()))
+    return max(1, min(_less_drawing(cpus) // gpus for cpus, gpus in _nodes_with_gpus()))
+
+
+def _less_drawing(cpus: int) -> int:
+    """Leave one CPU of a large node to what draws text, for this command or another; small ones are needed whole."""
+    return cpus - 1 if cpus >= _LARGE_NODE else cpus
 
 
 def _threads_of_each(actors: int) -> int:
@@ -107,4 +130,4 @@ def _threads_of_each(actors: int) -> int:
     largest = _cpus_of_nodes()[:actors]
     if not largest:
         return 1
-    return max(1, min(largest) // -(-actors // len(largest)))
+    return max(1, _less_drawing(min(largest)) // -(-actors // len(largest)))

@@ -35,9 +35,14 @@ def find_weights(jobs: SweepJobs, driver: StageDriver, progress: Progress) -> li
     Raises :class:`InputError` where a trial fails.
     """
     searches = {run.label: _RunSearch(run, jobs, progress) for run in jobs.runs if run.adaptive is not None}
-    open_ = {label: search for label, search in searches.items() if search.found() is None}
+    # Runs that differ in their evaluation alone have one folder, and so one search.
+    open_: dict[Path, _RunSearch] = {}
+    for search in searches.values():
+        if search.found() is None:
+            open_.setdefault(search.folder, search)
     if open_:
-        collecting = jobs.collecting_jobs(lambda run: run.label in open_)
+        searching = {search.label for search in open_.values()}
+        collecting = jobs.collecting_jobs(lambda run: run.label in searching)
         # One after the other before the stages start: each takes a whole device.
         following = [search.begin() for search in open_.values()]
 
@@ -80,14 +85,15 @@ class _RunSearch:
         gradients = digest(*of_model, *of_texts, str(sampling.sensitivity_segments))
         self._sensitivity_file = jobs.folders.adaptive / f"sensitivity-{gradients}.json"
         method = [json.dumps(one, sort_keys=True) for one in (method_spec(run.spec.method), sampling_spec(sampling))]
-        self._folder = jobs.folders.adaptive / digest(gradients, *method, json.dumps(self._proportional()))
+        self.label = run.label
+        self.folder = jobs.folders.adaptive / digest(gradients, *method, json.dumps(self._proportional()))
         self._search: Search | None = None
         self._sensitivity: Sensitivity = {}
         self._tried: list[Trial] = []
 
     def found(self) -> dict[str, Any] | None:
         """Return all trials with their values, and the index of the best; None while the search is not over."""
-        return read_json_if_there(self._folder / _FOUND)
+        return read_json_if_there(self.folder / _FOUND)
 
     def begin(self) -> list[Job]:
         """Return the job of the first trial that is missing; none where the search is over."""
@@ -106,8 +112,6 @@ class _RunSearch:
     def go_on(self) -> list[Job]:
         """Return the next trial's job; where the search is over, write what it found and return none."""
         assert self._search is not None
-        if self.found() is not None:  # by a run that differs in nothing that matters here
-            return []
         tried = self._tried
         while (weights := self._search.next(tried)) is not None:
             increase = self._increase(len(tried))
@@ -122,7 +126,7 @@ class _RunSearch:
             "values": [self._search.value(tried, one) for one in tried],
             "trials": [asdict(one) for one in tried],
         }
-        write_json(self._folder / _FOUND, found)
+        write_json(self.folder / _FOUND, found)
         for number in range(len(tried)):
             shutil.rmtree(self._trial_folder(number), ignore_errors=True)
         return []
@@ -136,7 +140,7 @@ class _RunSearch:
         return predicted_increase(self._sensitivity, errors, self._pool.tokens)
 
     def _trial_folder(self, number: int) -> Path:
-        return self._folder / f"trial-{number}"
+        return self.folder / f"trial-{number}"
 
     def _proportional(self) -> dict[str, float]:
         """Weights of proportional sampling; none where the model's distribution is not known."""

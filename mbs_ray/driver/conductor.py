@@ -86,6 +86,8 @@ class Conductor:
         """Dense evaluations first, then the runs that are not finished."""
         todo: dict[str, Job] = {}
         for run in self._runs.values():
+            if finished_result(self._jobs.folders, run) is not None:
+                continue  # it has been compared
             for job in self._jobs.dense_jobs(run):
                 todo.setdefault(job.key, job)
                 self._awaited.add(job.directory)
@@ -99,15 +101,19 @@ class Conductor:
         """Tell MLflow of a run that is to be worked on, or was finished without MLflow having all of it."""
         finished = finished_result(self._jobs.folders, run)
         if finished is None or not finished.get("tracked"):
-            self._tracked.begin(run, self._signature(run), forward_fields(run, self._jobs.resources.numerics))
+            self._tracked.begin(run, *self._signed(run, finished is not None))
         if finished is not None and not finished.get("tracked"):
             self._keep_result(run, finished["metrics"], finished["dense"])
         elif finished is not None:
             self._metrics[run.label] = finished["metrics"]
 
-    def _signature(self, run: PreparedRun) -> dict[str, Any]:
-        resources = self._jobs.resources
-        return signature(run, resources.numerics, resources.layout.replicas)
+    def _signed(self, run: PreparedRun, finished: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return the signature and the resolved fields: a finished run's own, which may be of another version."""
+        directory, resources = self._jobs.folders.run(run.label), self._jobs.resources
+        if finished and (stored := directory.stored_signature()) and (facts := directory.facts()):
+            return stored, facts.resolved
+        fields = forward_fields(run, resources.numerics)
+        return signature(run, resources.numerics, resources.layout.replicas), fields
 
     def _ended(self, job: Job, error: Exception | None) -> Iterable[Job]:
         """Finish the scored runs whose dense scores, with which they are compared, exist by now; no job follows."""

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.job import JobText, job_text
@@ -68,7 +69,11 @@ def evaluate(
     requests = {} if text is None else _checked(text, opened, asked, out)
     # As lm-eval loads it: its own maximum length counts.
     tokenizer = None if tasks is None else load_tokenizer(str(opened.checkpoint.folder))
-    with connected(cluster.address, cluster.cpus), nullcontext(pool) if pool else StagePool() as stages:
+    with (
+        connected(cluster.address, cluster.cpus),
+        nodes_awaited(cluster, 1, progress.say),
+        nullcontext(pool) if pool else StagePool() as stages,
+    ):
         files = _drawn(requests, out, progress)
         together = auto_microbatch(max((one.sequence_length for one in requests.values()), default=1))
         shared = [-(-len(file.languages) // together) for file in files.values()]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.resources import Resources
-from mbs_ray.plan.hardware import live_cluster
+from mbs_ray.plan.hardware import Hardware
 from mbs_ray.plan.make_plan import make_plan, refuse, reserved_memory
 from mbs_ray.plan.plan_view import host_budget, summary
 from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
@@ -20,6 +20,7 @@ def checked_plan(
     runs: Sequence[PreparedRun],
     folders: SweepFolders,
     resources: Resources,
+    hardware: Hardware,
     say: Callable[[str], None],
     force: bool,
 ) -> Offload:
@@ -30,7 +31,7 @@ def checked_plan(
     todo = [run for run in runs if finished_result(folders, run) is None]
     if not todo:
         return offload
-    hardware = live_cluster(offload.nvme_path).storing(folders.out).for_device(resources.numerics.device)
+    hardware = hardware.storing(folders.out).for_device(resources.numerics.device)
     works = planned_runs([run.spec for run in todo], [run.label for run in todo], MetaDecoders(hardware.cuda))
     rates = assumed_rates(hardware.device, hardware.cuda, resources.numerics.threads, works[0].decoder.compute_dtype)
     plan = make_plan(works, hardware, resources.layout, rates, offload.asked, offload.nvme_path is not None)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.resources import Resources, settle_resources
@@ -20,6 +21,7 @@ from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
+from mbs_ray.plan.hardware import Hardware, live_cluster
 from mbs_ray.run.lease import Lease, leased
 from mbs_ray.run.prepare import PreparedRun, prepare_runs
 from mbs_ray.run.signature import finished_result, forward_fields, signature
@@ -37,24 +39,25 @@ def conduct(
     force: bool = False,
     take_over: bool = False,
     pool: StagePool | None = None,
+    wait: float | None = None,
 ) -> SweepResult:
     """Run a sweep, or resume it: finished runs are kept, begun ones continued.
 
     Stages are started once, unless ``pool`` lends warm ones. Raises :class:`InputError` before any actor starts where
     something in the sweep cannot work, does not fit by its plan and ``force`` is not given, or another command conducts
-    it; ``take_over`` as for :func:`leased`.
+    it; ``take_over`` as for :func:`leased`, ``wait`` seconds for nodes as :func:`nodes_awaited` does.
     """
     folders = SweepFolders(out.resolve(), sweep.name)
     with interrupted_by_sigterm():
         check_ray(address)
         with leased(folders.sweep, take_over, progress.say) as lease:
-            return _conduct(sweep, folders, address, progress, force, pool, lease)
+            return _conduct(sweep, folders, ClusterOptions(address=address, wait=wait), progress, force, pool, lease)
 
 
 def _conduct(
     sweep: SweepSpec,
     folders: SweepFolders,
-    address: str | None,
+    cluster: ClusterOptions,
     progress: Progress,
     force: bool,
     pool: StagePool | None,
@@ -63,12 +66,17 @@ def _conduct(
     runs = _prepared(sweep, folders, progress)
     uri = default_tracking_uri(folders.out)
     connection = _connection(uri, folders, runs)
-    options = _options(sweep, address, folders, runs)
-    with connected(address, options.cpus), nullcontext(pool) if pool else StagePool() as stages:
-        resources = _settled(options, runs).shrunk_to_cluster(progress.say)
+    options = _options(sweep, cluster, folders, runs)
+    with (
+        connected(options.address, options.cpus),
+        nodes_awaited(options, _useful_stages(runs), progress.say),
+        nullcontext(pool) if pool else StagePool() as stages,
+    ):
+        hardware = live_cluster(options.nvme_path)
+        resources = _settled(options, runs, hardware).shrunk_to_cluster(progress.say)
         progress.say(f"layout: {resources}")
         _refuse_changed(runs, resources, folders)
-        offload = checked_plan(options.tiers, runs, folders, resources, progress.say, force)
+        offload = checked_plan(options.tiers, runs, folders, resources, hardware, progress.say, force)
         refuse_moments_without_room(runs, folders, resources)
         jobs = SweepJobs(folders, resources, draw_texts(runs, folders, progress), runs)
         driver = StageDriver(resources, stages, offload, progress, lease.check)
@@ -96,39 +104,49 @@ def _connection(uri: str, folders: SweepFolders, runs: Sequence[PreparedRun]) ->
 
 
 def _options(
-    sweep: SweepSpec, address: str | None, folders: SweepFolders, runs: Sequence[PreparedRun]
+    sweep: SweepSpec, cluster: ClusterOptions, folders: SweepFolders, runs: Sequence[PreparedRun]
 ) -> ClusterOptions:
     """Resolve what the sweep asks of the cluster; an ``auto`` that can change bits keeps the value it began with."""
     signatures = [stored for run in runs if (stored := folders.run(run.label).stored_signature()) is not None]
 
     def begun_with(field: str) -> int | None:
-        return int(signatures[0][field]) if signatures else None
+        # Threads are not signed where they change nothing.
+        return int(signatures[0][field]) if signatures and field in signatures[0] else None
 
-    return ClusterOptions(
+    return replace(
+        cluster,
         stages=None if sweep.layout.stages == "auto" else sweep.layout.stages,
         replicas=begun_with("replicas") if sweep.layout.replicas == "auto" else sweep.layout.replicas,
         threads=begun_with("threads") if sweep.threads == "auto" else sweep.threads,
         offload=sweep.offload,
         nvme_path=sweep.nvme_path,
-        address=address,
         device=sweep.device,
     )
 
 
-def _settled(options: ClusterOptions, runs: Sequence[PreparedRun]) -> Resources:
-    return settle_resources(
+def _useful_stages(runs: Sequence[PreparedRun]) -> int:
+    """Count the stages that runs keep busy, one in each; no stage is without a block."""
+    return min(len(runs), min(run.model.decoder.blocks for run in runs))
+
+
+def _settled(options: ClusterOptions, runs: Sequence[PreparedRun], hardware: Hardware) -> Resources:
+    resources = settle_resources(
         options,
         runs=len(runs),
         blocks=min(run.model.decoder.blocks for run in runs),
         microbatches=min(run.shared_microbatches for run in runs),
     )
+    if resources.numerics.device == "cpu":
+        return resources
+    return replace(resources, numerics=replace(resources.numerics, gpu=hardware.kinds_of_gpus))
 
 
 def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: SweepFolders) -> None:
     for run in runs:
         directory = folders.run(run.label)
         if run.adaptive is None:  # whose weights are not known yet
-            directory.refuse_changed(signature(run, resources.numerics, resources.layout.replicas))
+            finished = finished_result(folders, run) is not None
+            directory.refuse_changed(signature(run, resources.numerics, resources.layout.replicas), finished)
         directory.refuse_other_first_set(next(iter(run.evaluation), ""))
 
 
@@ -137,6 +155,6 @@ def _claim(jobs: SweepJobs) -> None:
     numerics, layout = jobs.resources.numerics, jobs.resources.layout
     for run in jobs.runs:
         directory, own = jobs.folders.run(run.label), signature(run, numerics, layout.replicas)
-        directory.refuse_changed(own)
-        facts = run_facts(run, forward_fields(run, numerics), layout)
-        directory.claim(own, facts, finished_result(jobs.folders, run) is not None)
+        finished = finished_result(jobs.folders, run) is not None
+        directory.refuse_changed(own, finished)
+        directory.claim(own, run_facts(run, forward_fields(run, numerics), layout), finished)

@@ -11,7 +11,7 @@ import torch
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import appearing_folder
-from mbs_ray.model.block_files import block_file
+from mbs_ray.model.block_files import block_file, recorded_digest
 from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.manifest import TEMPLATES, write_manifest
@@ -35,8 +35,8 @@ def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str
     headers = {shard: read_header(shard) for shard in shards}
     _require(source.tensors.keys(), headers)
     with appearing_folder(target) as unfinished:
-        _fill(unfinished, headers, source.folder, card)
-        write_manifest(unfinished)
+        known = _fill(unfinished, headers, source.folder, card)
+        write_manifest(unfinished, known)
     return target
 
 
@@ -68,9 +68,9 @@ def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, targe
     headers = {shard: read_header(shard) for shard in shards}
     _require(wanted, headers)
     with appearing_folder(target) as unfinished:
-        _fill(unfinished, headers, source.folder, card)
+        known = _fill(unfinished, headers, source.folder, card)
         write_quantization(unfinished, scheme, decoder.linears_outside())
-        write_manifest(unfinished)
+        write_manifest(unfinished, known)
     return target
 
 
@@ -85,13 +85,19 @@ def _require(wanted: AbstractSet[str], headers: Headers) -> None:
         raise InputError(f"{held[foreign[0]]}: holds {foreign[0]}, which this model has not; remove the file")
 
 
-def _fill(folder: Path, headers: Headers, source: Path, card: str) -> None:
-    """Link the shards, write their index and the card, and copy the small files of the folder ``source``."""
+def _fill(folder: Path, headers: Headers, source: Path, card: str) -> dict[str, str]:
+    """Link the shards, write their index and the card, and copy the small files of the folder ``source``.
+
+    Return the sha256 of the files whose writers have recorded it, by their names in the folder.
+    """
     weight_map: dict[str, str] = {}
+    known: dict[str, str] = {}
     size = 0
     for number, (shard, header) in enumerate(headers.items(), 1):
         name = f"model-{number:05d}-of-{len(headers):05d}.safetensors"
         _link(shard, folder / name)
+        if recorded := recorded_digest(shard):
+            known[name] = recorded
         for tensor, info in header.items():
             weight_map[tensor] = name
             size += torch.Size(info.shape).numel() * info.dtype.itemsize
@@ -102,6 +108,7 @@ def _fill(folder: Path, headers: Headers, source: Path, card: str) -> None:
             shutil.copyfile(file, folder / file.name)
     _copy_templates(source / TEMPLATES, folder / TEMPLATES)
     (folder / CARD).write_text(card, encoding="utf-8")
+    return known
 
 
 def _copy_templates(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import file_digest
@@ -17,10 +18,10 @@ _MOST_THREADS = 8
 TEMPLATES = "additional_chat_templates"
 
 
-def write_manifest(folder: Path) -> Path:
-    """Write ``manifest.json`` of all other files of a folder."""
+def write_manifest(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Write ``manifest.json`` of all other files of a folder; those whose sha256 is ``known`` are not read."""
     paths = {name: path for name, path in sorted(_files(folder).items()) if name != MANIFEST}
-    digests = _sha256(paths)
+    digests = {**_sha256({name: path for name, path in paths.items() if name not in known}), **known}
     files = {name: {"bytes": path.stat().st_size, "sha256": digests[name]} for name, path in paths.items()}
     target = folder / MANIFEST
     target.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")

@@ -43,6 +43,8 @@ class Node:
     kill_share: float = KILL_SHARE
     no_cuda: str = ""
     """Why torch cannot use the GPUs that Ray counts on it."""
+    capability: str = ""
+    """CUDA's compute capability of the GPUs, as ``9.0``."""
 
     @property
     def actors(self) -> int:
@@ -77,6 +79,12 @@ class Hardware:
     @property
     def actors(self) -> int:
         return sum(node.actors for node in self.workers)
+
+    @property
+    def kinds_of_gpus(self) -> str:
+        """Names and compute capabilities of the GPUs, each kind once; empty without GPUs that torch can use."""
+        kinds = {f"{node.device} ({node.capability})" for node in self.nodes if node.gpus}
+        return ", ".join(sorted(kinds))
 
     @property
     def device(self) -> str:
@@ -115,10 +123,14 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     gpus = torch.cuda.device_count()
     memory = min((torch.cuda.mem_get_info(index)[0] for index in range(gpus)), default=0)
     name = torch.cuda.get_device_name(0) if gpus else ""
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(0)) if gpus else ""
     there = nvme_path is not None and nvme_path.is_dir()
     nvme = shutil.disk_usage(nvme_path).free if nvme_path is not None and there else 0
     host = host_memory()
-    return Node(gpus, memory, host.total, nvme, os.cpu_count() or 1, name, host.used, host.kill_share, why_no_cuda())
+    cpus = os.cpu_count() or 1
+    return Node(
+        gpus, memory, host.total, nvme, cpus, name, host.used, host.kill_share, why_no_cuda(), capability=capability
+    )
 
 
 def live_cluster(nvme_path: Path | None = None) -> Hardware:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import UNFINISHED, own_content, read_json_if_there, write_json
-from mbs_ray.model.block_files import BLOCK_SUFFIX
+from mbs_ray.model.block_files import BLOCK_SUFFIX, DIGEST_SUFFIX
 from mbs_ray.run.card import CardFacts
 from mbs_ray.run.older_directory import OlderRun, older_run
 from mbs_ray.run.run_facts import RunFacts
@@ -43,6 +43,9 @@ SPEC = "spec.json"
 
 #: What to do about a file that only a command writes that has work left to do in the run.
 _WITH_RESULT = f"remove it, and {RESULT} beside it, and give the mbs command of the run again"
+
+#: Fields of a signature that nobody asked for: versions and GPUs of the day.
+SURROUNDINGS = ("gpu", "torch", "transformers", "arithmetic")
 
 #: Value of the field ``keep`` of a run that removes its weights.
 METRICS = "metrics"
@@ -78,17 +81,20 @@ class RunDirectory:
         """Read the signature the run was begun with; None where no run was begun."""
         return read_json_if_there(self.path / SIGNATURE)
 
-    def refuse_changed(self, signature: Mapping[str, Any]) -> None:
+    def refuse_changed(self, signature: Mapping[str, Any], finished: bool = False) -> None:
         """Raise :class:`InputError` naming a field in which the run that was begun here differs.
 
-        The signature covers all that can change bits of the run's weights.
+        The signature covers all that can change bits of the run's weights. Of a ``finished`` one none will be computed
+        any more: it is shown after an update, and on other GPUs.
         """
         stored = self.stored_signature()
         if stored is None:
             return
         before, now = _flat(stored), _flat(json.loads(json.dumps(signature)))
         for field in sorted(before.keys() | now.keys()):
-            if before.get(field) != now.get(field):
+            # Earlier versions did not sign all of the surroundings.
+            told = field not in SURROUNDINGS or (field in before and not finished)
+            if told and before.get(field) != now.get(field):
                 raise InputError(
                     f"{self.path}: was begun with {field} {before.get(field)!r}, now it is {now.get(field)!r}; "
                     "give the same as then, give the sweep another name, or remove this folder"
@@ -165,7 +171,7 @@ class RunDirectory:
 
     def drop_weights(self) -> None:
         """Remove the blocks of a finished run: dense, packed and unfinished ones; the reports of blocks stay."""
-        for pattern in (f"*{BLOCK_SUFFIX}", f"*{UNFINISHED}"):
+        for pattern in (f"*{BLOCK_SUFFIX}", f"*{DIGEST_SUFFIX}", f"*{UNFINISHED}"):
             for block in self.blocks.glob(pattern):
                 block.unlink()
         shutil.rmtree(self.packed, ignore_errors=True)

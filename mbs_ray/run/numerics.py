@@ -7,10 +7,14 @@ import torch
 
 @dataclass(frozen=True)
 class Numerics:
-    """Kind of device of the actors (``cuda`` or ``cpu``), and CPU threads of each."""
+    """Kind of device of the actors (``cuda`` or ``cpu``), and CPU threads of each.
+
+    ``gpu``: names and compute capabilities of the GPUs, for the signature; empty on CPUs.
+    """
 
     device: str
     threads: int
+    gpu: str = ""
 
     def compute_dtype(self, asked: str, stored: torch.dtype) -> str:
         """Return the type of the forward: ``auto`` is the checkpoint's on CUDA and float32 on the CPU."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
 
-from mbs_ray.methods import method_spec
+from mbs_ray.methods import ARITHMETIC, method_spec
 from mbs_ray.run.directory import METRICS
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import PreparedRun
@@ -14,12 +15,15 @@ from mbs_ray.run.sweep_folders import SweepFolders
 
 def forward_fields(run: PreparedRun, numerics: Numerics) -> dict[str, Any]:
     """Collect the :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`: all that can change a bit of a model's forward."""
+    # Threads of the host change no bit of what a GPU computes.
+    of_device = {"gpu": numerics.gpu} if numerics.device == "cuda" else {"threads": numerics.threads}
     return {
         "compute_dtype": numerics.compute_dtype(run.spec.compute_dtype, run.model.decoder.stored_dtype),
         "microbatch": run.microbatch,
         "device": numerics.device,
-        "threads": numerics.threads,
+        **of_device,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
 
 
@@ -36,6 +40,7 @@ def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, 
         "true_sequential": run.spec.true_sequential,
         "per_language": run.spec.per_language,
         "replicas": replicas,
+        "arithmetic": ARITHMETIC,
         **forward_fields(run, numerics),
     }
 

@@ -9,8 +9,8 @@ from typing import Any
 from mbs_ray.files import digest
 from mbs_ray.run.directory import RUNS, RunDirectory
 
-#: Fields of every run's signature: properties of machine and arithmetic that can change a bit of any forward.
-FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "torch")
+#: Fields of a run's signature, as far as it has them: what can change a bit of any forward on its machines.
+FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "gpu", "torch", "transformers")
 
 #: Names under ``out`` that no sweep may have: folders that all sweeps share, and those of other commands.
 FOLDERS_OF_OUT = (
@@ -82,7 +82,9 @@ class SweepFolders:
 
         ``model`` and ``evaluation`` are fingerprints, of the model and of the text.
         """
-        forward = json.dumps({field: signature[field] for field in FORWARD_FIELDS}, sort_keys=True)
+        forward = json.dumps(
+            {field: signature[field] for field in FORWARD_FIELDS if field in signature}, sort_keys=True
+        )
         return self.out / "dense" / digest(model, evaluation, forward)
 
     @property

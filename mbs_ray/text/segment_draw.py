@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from mbs_ray.errors import InputError
+from mbs_ray.text.cpu_wait import await_cpu
 from mbs_ray.text.language_draw import ChosenFromAll, LanguageDraw, LanguageSegments, Shortage, WholeText
 from mbs_ray.text.ray_data import Found, Recipe, gather
 from mbs_ray.text.segment_file import SegmentSet, write_segments
@@ -65,6 +66,7 @@ def draw_per_language(
 def _drawn(request: SegmentRequest, progress: Notify | None) -> dict[str, LanguageSegments]:
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialized: call ray.init() first")
+    await_cpu()
     draws = language_draws(request)
     fill(draws, partial(gather, request.opened.shards, recipe_of(request), _tokenizers()), progress)
     return finished(request, draws)

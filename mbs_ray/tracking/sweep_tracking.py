@@ -10,7 +10,7 @@ import ray
 from mbs_ray import __version__
 from mbs_ray.files import digest, write_json
 from mbs_ray.report.colours import OTHER_SAMPLING, SAMPLING_COLOURS
-from mbs_ray.run.directory import ALLOCATION, SEARCH, SPEC, WEIGHTS
+from mbs_ray.run.directory import ALLOCATION, SEARCH, SPEC, WEIGHTS, RunDirectory
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -51,7 +51,7 @@ class SweepTracking:
         directory = self._folders.run(run.label)
         spec = all_without_secrets(run.spec.model_dump(mode="json"))
         told: dict[str, Any] = {
-            "key": digest(str(directory.path), str(sorted(signature.items()))),
+            "key": _known_key(directory) or digest(str(directory.path), str(sorted(signature.items()))),
             "name": shown_run(run),
             "params": {
                 **{field: value for field, value in spec.items() if field not in ("languages", "evaluation")},
@@ -130,3 +130,14 @@ class SweepTracking:
             tracked.finish(status)
         self.parent.finish(status)
         return self.parent.sync()
+
+
+def _known_key(directory: RunDirectory) -> str | None:
+    """Return the key of a run that MLflow has seen: an update may change how signatures are made, and it stays.
+
+    A copy of the directory is a run of its own.
+    """
+    known = directory.tracking_identity()
+    if known is None or known["run"]["tags"].get("mbs.folder") != str(directory.path):
+        return None
+    return str(known["run"]["key"])

@@ -49,9 +49,9 @@ def test_a_command_hears_its_options_as_one() -> None:
         ("compress", ALL),
         ("evaluate", ALL),
         ("sweep", ALL - {"threads"}),
-        ("plan", ALL - {"offload"}),
+        ("plan", ALL - {"offload", "wait"}),
         ("similarity", {"threads", "address", "device"}),
-        ("demo", {"address"}),
+        ("demo", {"address", "wait"}),
     ],
 )
 def test_each_command_has_the_options_that_mean_something_to_it(command: str, names: set[str]) -> None:

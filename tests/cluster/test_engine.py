@@ -246,7 +246,9 @@ def test_stages_spread_over_the_nodes_and_share_their_threads(ray_cluster: Clust
         return settle_resources(options, runs=stages, blocks=6, microbatches=1).numerics.threads
 
     assert [threads(stages) for stages in (1, 2, 3, 4, 6)] == [4, 4, 4, 2, 2]
-    assert threads(2, 5) == 5
+    assert threads(2, 3) == 3
+    with pytest.raises(InputError, match=r"no node has 5 CPU\(s\) for an actor; there are nodes of 4 CPUs"):
+        threads(2, 5)
     with WARM.lent(Layout(3), ONE, AUTO, print) as pipeline:
         actors = ray._private.state.actors().values()
         nodes = {one["Address"]["NodeID"] for one in actors if one["Pid"] in pipeline.process_ids}

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mbs_ray.errors import InputError
+from mbs_ray.model.block_files import record_digest, recorded_digest
 from mbs_ray.model.manifest import MANIFEST, Verdict, verify, write_manifest
 
 
@@ -28,6 +31,26 @@ def test_it_holds_size_and_sha256_of_every_file(checkpoint: Path) -> None:
     weights = bytes(range(256)) * 5000
     assert files["model-00001-of-00001.safetensors"]["sha256"] == hashlib.sha256(weights).hexdigest()
     assert len(files) == 2
+
+
+def test_what_its_writer_hashed_is_not_read_again(checkpoint: Path) -> None:
+    weights = checkpoint / "model-00001-of-00001.safetensors"
+    assert recorded_digest(weights) is None
+    record_digest(weights)
+    recorded = weights.with_suffix(".sha256")
+    check = ["sha256sum", "--check", "--strict", recorded.name]
+    assert subprocess.run(check, cwd=checkpoint, capture_output=True, text=True).stdout == f"{weights.name}: OK\n"
+    assert recorded_digest(weights) == hashlib.sha256(weights.read_bytes()).hexdigest()
+    # Of another file in its place, and of half a record, nothing is known.
+    os.utime(weights, ns=(0, recorded.stat().st_mtime_ns + 1))
+    assert recorded_digest(weights) is None
+    os.utime(weights, ns=(0, 0))
+    recorded.write_text("abc")
+    assert recorded_digest(weights) is None
+    recorded.unlink()
+    write_manifest(checkpoint, {weights.name: "f" * 64})
+    files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    assert files[weights.name] == {"bytes": 1_280_000, "sha256": "f" * 64} and len(files) == 2
 
 
 def flip(folder: Path) -> None:

@@ -131,6 +131,24 @@ def test_a_run_that_goes_on_has_the_facts_of_now_and_a_finished_one_those_of_the
     assert directory.facts() == now and directory.stored_signature() == {"model": "a"}
 
 
+def test_a_begun_run_stays_with_versions_and_gpus_and_a_finished_one_is_shown_by_any(directory: RunDirectory) -> None:
+    signed = {"method": {"name": "wanda"}, "gpu": "A (8.0)", "torch": "2.13.0", "transformers": "5", "arithmetic": 1}
+    directory.claim(signed, FACTS)
+    for field, other in {"gpu": "H (9.0)", "torch": "3", "transformers": "6", "arithmetic": 2}.items():
+        with pytest.raises(InputError, match=f"was begun with {field} "):
+            directory.refuse_changed({**signed, field: other})
+        directory.refuse_changed({**signed, field: other}, finished=True)
+    with pytest.raises(InputError, match=r"was begun with method\.name 'wanda', now it is 'rtn'"):
+        directory.refuse_changed({**signed, "method": {"name": "rtn"}}, finished=True)
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_though_it_signed_less(directory: RunDirectory) -> None:
+    directory.claim({"model": "a", "threads": 2}, FACTS)
+    directory.refuse_changed({"model": "a", "threads": 2, "transformers": "5", "arithmetic": 1})
+    with pytest.raises(InputError, match="was begun with threads 2, now it is None"):
+        directory.refuse_changed({"model": "a", "gpu": "A (8.0)"})
+
+
 def test_a_directory_of_the_version_before_has_the_same_facts(older: RunDirectory) -> None:
     assert older.facts() == FACTS
     without = json.loads(json.dumps(TOLD))

@@ -1,17 +1,19 @@
 """A small sweep on a cluster of several kinds of nodes, whose GPUs Ray counts and torch has not.
 
 ``python -m tests.slow.mixed_clusters FOLDER NODES FIELDS`` prints what came of it, as JSON in its last line: NODES are
-the resources of each node, the head first, and FIELDS those of the sweep file.
+the resources of each node, the head first, and FIELDS those of the sweep file; a node with ``after`` comes so many
+seconds later. WAIT: seconds that the sweep waits for nodes.
 """
 
 import io
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 
-def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path, wait: float | None) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
     from rich.console import Console
@@ -25,7 +27,11 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path) 
     store = {"object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **store, "include_dashboard": False})
     for one in nodes[1:]:
-        cluster.add_node(**one, **store)
+        after = one.pop("after", 0)
+        if after:
+            threading.Timer(after, cluster.add_node, kwargs={**one, **store}).start()
+        else:
+            cluster.add_node(**one, **store)
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
     cluster.wait_for_nodes()
     run = {
@@ -41,7 +47,8 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path) 
     told: dict[str, Any] = {}
     try:
         spec = validated(SweepSpec, {"name": "mixed", "run": run, **fields})
-        told["failed"] = conduct(spec, folder / "out", None, Progress(Console(file=printed, width=250))).failed
+        progress = Progress(Console(file=printed, width=250))
+        told["failed"] = conduct(spec, folder / "out", None, progress, wait=wait).failed
         told["signature"] = json.loads(next(folder.glob("out/mixed/runs/*/signature.json")).read_text())
     except InputError as error:
         told["refused"] = str(error)
@@ -53,4 +60,5 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path) 
 
 
 if __name__ == "__main__":
-    print(json.dumps(sweep_on(json.loads(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[1]))))
+    given = [json.loads(argument) for argument in sys.argv[2:]]
+    print(json.dumps(sweep_on(given[0], given[1], Path(sys.argv[1]), given[2])))

@@ -20,7 +20,7 @@ def take_through(run: StageRun) -> None:
     3. collect    second moments of its linears' inputs, in a forward of the dense block, or from files
     4. solve      every linear, dealt out to the replicas
     5. measure    what each language loses, if requested
-    6. write      the compressed block, and its report
+    6. write      the compressed block, and its report; its digest follows while the stage goes on
     7. propagate  all segments through the block as it was written: the input of the next one
     8. score      the last stage: nll of every evaluation token
     """
@@ -48,6 +48,7 @@ def take_through(run: StageRun) -> None:
     if run.place.last:
         with run.timeline.part(run.job.key, run.decoder.blocks, "evaluate"):
             score_evaluation(run)
+    run.wait_for_digests()
 
 
 def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock) -> None:

@@ -38,15 +38,16 @@ class StageStatus:
 class StageProcess:
     """The state of a stage's process, common to all runs it works on.
 
-    ``ahead`` is the thread that reads blocks ahead; ``blocks_done`` counts the blocks that were written, and
-    ``tokens_done`` the tokens that were taken through a block, since the start. ``sharing`` stages use the host memory
-    of the node.
+    ``ahead`` is the thread that reads blocks ahead, ``hashing`` the one that hashes written blocks; ``blocks_done``
+    counts the blocks that were written, and ``tokens_done`` the tokens that were taken through a block, since the
+    start. ``sharing`` stages use the host memory of the node.
     """
 
     place: StagePlace
     replicas: StageReplicas
     timeline: Timeline = field(default_factory=Timeline)
     ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    hashing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     status: StageStatus = StageStatus()
     blocks_done: int = 0
     tokens_done: int = 0
@@ -124,6 +125,10 @@ class StageRun:
         with self.timeline.part(self.job.key, block, "send"):
             self.send(microbatch.index, block + 1, hidden)
         self.store.pop(microbatch.index)
+
+    def wait_for_digests(self) -> None:
+        """Return when the blocks written so far are hashed: their thread takes one after the other."""
+        self.process.hashing.submit(lambda: None).result()
 
     def agree(self, block: int, yes: bool = True) -> bool:
         """Wait for the other replicas, and return whether all say yes."""
