@@ -20,7 +20,7 @@ ui: .venv/installed
 
 # Tests that need the session's Ray beside those that do not: a process each, which two cores keep busy.
 test: .venv/installed
-	$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=line test-with-ray test-without-ray
+	$(MAKE) --no-print-directory --jobs 2 --keep-going test-with-ray test-without-ray
 
 # Two processes on two cores: threads that wait for each other would take them from the other process.
 test-with-ray test-without-ray: export OMP_NUM_THREADS = 1

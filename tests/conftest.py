@@ -1,6 +1,7 @@
 """One real Ray cluster of three nodes for the whole session."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ settings.register_profile("default", max_examples=33, deadline=None)
 OBJECT_STORE_BYTES = 80 * 2**20
 #: More than there are, on three nodes: stages of several layouts stay up between tests, and a process costs no CPU.
 CPUS_OF_NODE = 4
+
+
+# A script's background job ignores Ctrl-C, and so would all processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,21 +1,48 @@
 """A small sweep on a cluster of several kinds of nodes, whose GPUs Ray counts and torch has not.
 
-``python -m tests.slow.mixed_clusters FOLDER NODES FIELDS`` prints what came of it, as JSON in its last line: NODES are
-the resources of each node, the head first, and FIELDS those of the sweep file; a node with ``after`` comes so many
-seconds later. WAIT: seconds that the sweep waits for nodes.
+``python -m tests.slow.mixed_clusters FOLDER NODES FIELDS WAIT`` prints what came of it, as JSON in its last line: NODES
+are the resources of each node, the head first; one with ``after`` comes so many seconds after the sweep begins to
+wait. FIELDS are those of the sweep file, WAIT the seconds that it waits for nodes.
 """
 
 import io
 import json
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+STORE = {"object_store_memory": 80 * 2**20}
 
 
 def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path, wait: float | None) -> dict[str, Any]:
     import ray
     from ray.cluster_utils import Cluster
+
+    head, *others = nodes
+    cluster = Cluster(initialize_head=True, head_node_args={**head, **STORE, "include_dashboard": False})
+    for one in (one for one in others if "after" not in one):
+        cluster.add_node(**one, **STORE)
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    cluster.wait_for_nodes()
+    try:
+        # The sweep has a thread of its own: Ray starts nodes in the main thread only.
+        with ThreadPoolExecutor(1) as pool:
+            printed = io.StringIO()
+            sweep = pool.submit(outcome_of, fields, folder, wait, printed)
+            for one in (one for one in others if "after" in one):
+                while "waiting for nodes" not in printed.getvalue() and not sweep.done():
+                    time.sleep(0.1)
+                time.sleep(one.pop("after"))
+                cluster.add_node(**one, **STORE)
+            return sweep.result()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def outcome_of(fields: dict[str, Any], folder: Path, wait: float | None, printed: io.StringIO) -> dict[str, Any]:
     from rich.console import Console
 
     from mbs_ray.driver.progress import Progress
@@ -24,16 +51,6 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path, 
     from mbs_ray.run.sweep_spec import SweepSpec, validated
     from tests.support.models import write_bloom, write_corpus
 
-    store = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**nodes[0], **store, "include_dashboard": False})
-    for one in nodes[1:]:
-        after = one.pop("after", 0)
-        if after:
-            threading.Timer(after, cluster.add_node, kwargs={**one, **store}).start()
-        else:
-            cluster.add_node(**one, **store)
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
-    cluster.wait_for_nodes()
     run = {
         "model": str(write_bloom(folder / "tiny")),
         "corpus": str(write_corpus(folder / "corpus")),
@@ -43,7 +60,6 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path, 
         "method": "wanda",
         "sampling": "equal",
     }
-    printed = io.StringIO()
     told: dict[str, Any] = {}
     try:
         spec = validated(SweepSpec, {"name": "mixed", "run": run, **fields})
@@ -52,9 +68,6 @@ def sweep_on(nodes: list[dict[str, int]], fields: dict[str, Any], folder: Path, 
         told["signature"] = json.loads(next(folder.glob("out/mixed/runs/*/signature.json")).read_text())
     except InputError as error:
         told["refused"] = str(error)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
     told["printed"] = printed.getvalue().splitlines()
     return told
 
