@@ -1,4 +1,7 @@
-"""A sweep whose stage, node, MLflow server and driver are killed in the middle: same bits, each metric once."""
+"""A sweep whose stage, node, MLflow server and driver are killed in the middle: same bits, each metric once.
+
+A stage takes all memory, too, the driver sleeps, and a second driver comes.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +16,10 @@ ORDERS = [
     Order(1, "stage", "collect", 0.01),
     Order(2, "node", "propagate", 0.0),
     Order(3, "driver", "solve", 0.0),
-    Order(4, "server", "track", 0.0, "deliver"),
+    Order(4, "memory", "solve", 0.0),
+    Order(5, "second", "collect", 0.0),
+    Order(6, "sleep", "write", 0.0, sleep=15.0),
+    Order(7, "server", "track", 0.0, "deliver"),
 ]
 
 
@@ -26,6 +32,9 @@ def test_kills_of_everything_cost_no_bit_and_no_metric(tmp_path: Path) -> None:
         chaos = endure(spec, tmp_path, nodes, server, lambda *_: next(orders, None), tmp_path / "chaos.log")
         assert [kill.order.target for kill in chaos.kills] == [order.target for order in ORDERS]
         assert chaos.starts == 3
+        assert "was killed by Ray's memory monitor" in (tmp_path / "chaos.log").read_text()
+        (refusal,) = chaos.refusals
+        assert refusal.startswith(f"error: {tmp_path / 'chaos'}: held by ")
         assert bits(tmp_path / "chaos") == bits(tmp_path / "calm")
         undisturbed = metrics(server.uri, "calm")
         assert metrics(server.uri, "chaos") == undisturbed

@@ -1,4 +1,4 @@
-"""Kills stages, nodes, drivers and servers, drawn with a seed, and prints a table.
+"""Kills stages, nodes, drivers and servers, lets drivers sleep and meet, drawn with a seed; prints a table.
 
 ``python -m tests.slow.chaos OUT --kills 30 --seed 0``
 """

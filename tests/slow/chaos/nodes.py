@@ -13,6 +13,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import psutil
 import ray
 
 from tests.support.mlflow_server import free_port
@@ -24,6 +25,8 @@ _HEALTH = {
     "health_check_initial_delay_ms": 500,
     "health_check_timeout_ms": 1000,
 }
+#: Bytes above what the machine uses now from which on Ray's memory monitor kills; a sweep needs about four GiB.
+_ROOM = 8 * 2**30
 
 
 class Nodes:
@@ -51,6 +54,7 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_usage_threshold": f"{_memory_threshold():.4f}",
         }
         self._alive: dict[str, subprocess.Popen[bytes]] = {}
         self._started = 0
@@ -110,6 +114,12 @@ class Nodes:
         while "Ray runtime started" not in (self.folder / f"{name}.log").read_text():
             assert process.poll() is None and time.monotonic() < deadline, (self.folder / f"{name}.log").read_text()
             time.sleep(0.1)
+
+
+def _memory_threshold() -> float:
+    """Compute the share of all memory at which the monitor kills; Ray's own where there is less room than wanted."""
+    memory = psutil.virtual_memory()
+    return min(0.95, (memory.total - memory.available + _ROOM) / memory.total)
 
 
 @cache

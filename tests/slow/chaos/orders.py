@@ -16,23 +16,32 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from mbs_ray.cluster.stage.timeline import Timeline
 
-Target = Literal["stage", "node", "driver", "server"]
-TARGETS: tuple[Target, ...] = ("stage", "node", "driver", "server")
+#: What is killed. ``memory``: a stage takes memory until Ray's monitor kills it; ``second``: a second driver comes, and
+#: is refused; ``sleep``: the driver is stopped for a while.
+Target = Literal["stage", "node", "driver", "server", "memory", "second", "sleep"]
+TARGETS: tuple[Target, ...] = ("stage", "node", "driver", "server", "memory", "second", "sleep")
+#: Obeyed in the process of a stage, by itself.
+_OF_A_STAGE = ("stage", "memory")
 PHASES = ("receive", "collect", "solve", "write", "propagate", "evaluate", "track")
 #: Where a process of a sweep finds the folder of orders.
 FOLDER = "MBS_CHAOS_ORDERS"
 _PATIENCE = 30.0
+_CHUNK = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Order:
-    """Kill ``target`` so many seconds after a phase has begun; ``place``: where in tracking, for its phase."""
+    """Kill ``target`` so many seconds after a phase has begun.
+
+    ``place``: where in tracking, for its phase; ``sleep``: seconds for which a driver sleeps.
+    """
 
     number: int
     target: Target
     phase: str
     delay: float
     place: str = ""
+    sleep: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,17 @@ class Kill:
 
 
 def draw(number: int, hits: Counter, away: Collection[Target], source: random.Random) -> Order:
-    """A phase that was hit least, and whom: in tracking there is only the driver, and the server it talks to.
+    """A phase that was hit least, and whom: in tracking there are only drivers, and the server they talk to.
 
-    Nobody is killed who is ``away`` already, and while the server is away nothing is tracked.
+    Nobody is killed who is ``away`` already, and while the server is away nothing is tracked. Sleep, which takes
+    minutes, is drawn less often.
     """
     possible = [phase for phase in PHASES if phase != "track" or "server" not in away]
     fewest = min(hits[phase] for phase in possible)
     phase = source.choice([phase for phase in possible if hits[phase] == fewest])
-    targets: tuple[Target, ...] = ("driver", "server") if phase == "track" else TARGETS
-    target = source.choice([target for target in targets if target not in away])
+    targets: tuple[Target, ...] = ("driver", "server", "second", "sleep") if phase == "track" else TARGETS
+    there = [target for target in targets if target not in away]
+    (target,) = source.choices(there, [1 if target == "sleep" else 2 for target in there])
     delay = source.uniform(0, 0.002 if phase in ("write", "solve", "receive") else 0.03)
     return Order(number, target, phase, delay, source.choice(("describe", "deliver")) if phase == "track" else "")
 
@@ -103,7 +114,7 @@ class Orders:
         order = self._pending()
         if order is None or order.phase != phase or order.place != place or self._take("taken") is None:
             return
-        if order.target == "stage":
+        if order.target in _OF_A_STAGE:
             return
         (self.folder / "confirmed").unlink(missing_ok=True)
         self._announce(Kill(order, phase, run, block, node, os.getpid(), time.time()))
@@ -116,12 +127,16 @@ class Orders:
     def pending_for_stage(self, phase: str) -> Order | None:
         """An order to the process that asks, which is taken by asking."""
         order = self._pending()
-        if order is None or order.target != "stage" or order.phase != phase or self._take("taken") is None:
+        if order is None or order.target not in _OF_A_STAGE or order.phase != phase or self._take("taken") is None:
             return None
         return order
 
     def die(self, order: Order, phase: str, run: str, block: int, node: str) -> None:
         self._announce(Kill(order, phase, run, block, node, os.getpid(), time.time()))
+        taken = []
+        while order.target == "memory":
+            taken.append(b"x" * _CHUNK)
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _pending(self) -> Order | None:

@@ -1,4 +1,7 @@
-"""Sweeps under kills: the driver is started again as often as it dies, nodes and the MLflow server are replaced."""
+"""Sweeps under kills: the driver is started again as often as it dies, nodes and the MLflow server are replaced.
+
+A second driver of the same sweep is to end in one line, and one that slept goes on where it was.
+"""
 
 import contextlib
 import os
@@ -6,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +25,7 @@ _SERVER = "MBS_CHAOS_SERVER"
 _REPLACED_AFTER = 6.0
 # A driver that was killed needs half a minute to be back on a busy machine.
 _PATIENCE = 60.0
-_LONGEST = 900.0
+_LONGEST = 1800.0
 
 
 class Server:
@@ -61,12 +65,16 @@ class Server:
 
 @dataclass
 class Endured:
-    """A sweep that was driven to its end: its kills in order, what was solved when, and starts of the driver."""
+    """A sweep that was driven to its end.
+
+    Its kills in order, what was solved when, starts of the driver, and what second drivers said.
+    """
 
     folder: Path
     kills: list[Kill] = field(default_factory=list)
     solved: list[tuple[float, str, int]] = field(default_factory=list)
     starts: int = 0
+    refusals: list[str] = field(default_factory=list)
 
     def blocks_redone(self, index: int) -> int:
         """Blocks that were solved again after a kill and before the next one."""
@@ -86,7 +94,8 @@ def endure(
 ) -> Endured:
     """Run a sweep under orders, each of which is asked for when a block was completed since the one before.
 
-    ``orders`` is told what was killed and is not back yet.
+    ``orders`` is told what was killed and is not back yet; while a second driver is there, or the driver sleeps, it is
+    not asked.
 
     A driver that was killed is started again, and so is one that ended while the MLflow server was away, as its last
     words ask for. AssertionError, with the end of the driver's log, where the sweep does not come to a good end.
@@ -108,19 +117,21 @@ def endure(
             driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
             while driver.poll() is None:
                 assert time.monotonic() < deadline, _end(log)
-                if posted is None and _blocks(endured.folder) > complete:
+                alone = not {"second", "sleep"} & {one.target for one in back}
+                if posted is None and alone and _blocks(endured.folder) > complete:
                     order = orders(endured, {one.target for one in back})
                     if order is not None:
                         folder.post(order)
                         posted = time.monotonic()
                 if (kill := folder.announced()) is not None:
                     endured.kills.append(kill)
-                    back += _execute(kill, driver, nodes, server)
+                    second = partial(_second, command, environment, driver, endured.refusals)
+                    back += _execute(kill, driver, nodes, server, second)
                     folder.confirm()
                     posted, complete = None, _blocks(endured.folder)
                 elif posted is not None and time.monotonic() - posted > _PATIENCE and folder.withdraw():
                     posted = None  # its phase did not come any more
-                back = list(_still_away(back))
+                back = [one for one in back if not one.over()]
                 time.sleep(0.005)
             if (kill := folder.announced()) is not None:  # the driver killed itself
                 endured.kills.append(kill)
@@ -133,11 +144,11 @@ def endure(
             if all(kill.order.target != "server" for kill in endured.kills[known:]):
                 break
             while back:
-                back = list(_still_away(back))
+                back = [one for one in back if not one.over()]
                 time.sleep(0.1)
             server.wait()
     while back:
-        back = list(_still_away(back))
+        back = [one for one in back if not one.over()]
         time.sleep(0.1)
     endured.solved = folder.solved()
     return endured
@@ -145,33 +156,62 @@ def endure(
 
 @dataclass(frozen=True)
 class _Away:
-    """What was killed and is started again at a time of the monotonic clock."""
+    """What was killed, or came in between; ``over`` says whether all is as before, and starts what is due."""
 
     target: Target
-    until: float
-    start: Callable[[], None]
+    over: Callable[[], bool]
 
 
-def _execute(kill: Kill, driver: subprocess.Popen[bytes], nodes: Nodes, server: Server) -> list[_Away]:
-    """Kill what is not dead yet; what is to be started again, and when."""
-    again = time.monotonic() + _REPLACED_AFTER
+def _execute(
+    kill: Kill, driver: "subprocess.Popen[bytes]", nodes: Nodes, server: Server, second: Callable[[], _Away]
+) -> list[_Away]:
+    """Kill what is not dead yet; what is not as it was, and when it will be."""
     if kill.order.target == "driver":
         driver.kill()
     elif kill.order.target == "node":
         nodes.kill(nodes.of_process(kill.process))
-        return [_Away("node", again, nodes.add)]
+        return [_later("node", _REPLACED_AFTER, nodes.add)]
     elif kill.order.target == "server":
         server.kill()
-        return [_Away("server", again, server.start)]
+        return [_later("server", _REPLACED_AFTER, server.start)]
+    elif kill.order.target == "second":
+        return [second()]
+    elif kill.order.target == "sleep":
+        driver.send_signal(signal.SIGSTOP)
+        return [_later("sleep", kill.order.sleep, lambda: driver.send_signal(signal.SIGCONT))]
     return []
 
 
-def _still_away(back: list[_Away]) -> Iterator[_Away]:
-    for one in back:
-        if time.monotonic() >= one.until:
-            one.start()
+def _later(target: Target, seconds: float, start: Callable[[], None]) -> _Away:
+    due = time.monotonic() + seconds
+
+    def over() -> bool:
+        if time.monotonic() < due:
+            return False
+        start()
+        return True
+
+    return _Away(target, over)
+
+
+def _second(
+    command: list[str], environment: dict[str, str], first: "subprocess.Popen[bytes]", refusals: list[str]
+) -> _Away:
+    """Start a second driver, which is to be refused in one line, unless the first has ended meanwhile."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def over() -> bool:
+        if process.poll() is None:
+            return False
+        stdout, stderr = process.communicate()
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        if process.returncode == 2 and len(errors) == 1 and "held by" in errors[0] and "Traceback" not in stderr:
+            refusals.append(errors[0])
         else:
-            yield one
+            assert process.returncode == 0 and first.poll() is not None, stdout + stderr
+        return True
+
+    return _Away("second", over)
 
 
 def _blocks(sweep: Path) -> int:
