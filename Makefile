@@ -22,20 +22,22 @@ ui: .venv/installed
 test: .venv/installed
 	$(MAKE) --no-print-directory --jobs 2 --keep-going test-with-ray test-without-ray
 
+test-slow: .venv/installed
+	$(MAKE) --no-print-directory --jobs 2 --keep-going test-with-ray test-without-ray TIER=slow
+
+test-all: .venv/installed
+	$(MAKE) --no-print-directory --keep-going test test-slow OPTIONS="--hypothesis-profile=ci $(OPTIONS)"
+
+TIER := not slow
+
 # Two processes on two cores: threads that wait for each other would take them from the other process.
 test-with-ray test-without-ray: export OMP_NUM_THREADS = 1
 
 test-with-ray: .venv/installed
-	$(BIN)/python -m pytest -m "ray and not slow" $(OPTIONS)
+	$(BIN)/python -m pytest -m "ray and $(TIER)" $(OPTIONS)
 
 test-without-ray: .venv/installed
-	$(BIN)/python -m pytest -m "not ray and not slow" $(OPTIONS)
-
-test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow $(OPTIONS)
-
-test-all: .venv/installed
-	$(MAKE) --no-print-directory --keep-going test test-slow OPTIONS="--hypothesis-profile=ci $(OPTIONS)"
+	$(BIN)/python -m pytest -m "not ray and $(TIER)" $(OPTIONS)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
 """Conducts the runs of a sweep: which are to be done, what follows when one ends, what is left at the end."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,14 +86,10 @@ class Conductor:
 
     def _open_jobs(self) -> list[Job]:
         """Dense evaluations first, then the runs that are not finished."""
-        todo: dict[str, Job] = {}
-        for run in self._runs.values():
-            if finished_result(self._jobs.folders, run) is not None:
-                continue  # it has been compared
-            for job in self._jobs.dense_jobs(run):
-                todo.setdefault(job.key, job)
-                self._awaited.add(job.directory)
-        todo |= {job.key: job for job in self._jobs.collecting_jobs()}
+        open_runs = [run for run in self._runs.values() if finished_result(self._jobs.folders, run) is None]
+        dense = {job.directory: job for run in open_runs for job in self._jobs.dense_jobs(run)}
+        self._awaited.update(dense)
+        todo = {job.key: job for job in (*_told_apart(dense.values()), *self._jobs.collecting_jobs())}
         for label, run in self._runs.items():
             if self._alone(label, partial(self._open_run, run)) and label not in self._metrics:
                 todo[label] = self._jobs.run_job(run)
@@ -191,3 +189,11 @@ class Conductor:
         self._progress.say(f"{key} failed: {reason}")
         if key in self._runs:
             self._tracked.fail(key, reason)
+
+
+def _told_apart(dense: Iterable[Job]) -> Iterator[Job]:
+    """Yield the dense evaluations; where several are of one name, as of texts in a grid, with the name of a folder."""
+    known = list(dense)
+    names = Counter(job.key for job in known)
+    for job in known:
+        yield replace(job, key=f"{job.key}-{job.directory.name[:6]}") if names[job.key] > 1 else job

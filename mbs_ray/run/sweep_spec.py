@@ -123,7 +123,11 @@ class SweepSpec(FrozenSpec):
 
 def _label_part(field: str, run: RunSpec) -> str:
     """Format a field's value as part of a run's name."""
-    return run.statistics_label if field == "statistics" else f"{field.replace('_', '-')}{getattr(run, field)}"
+    if field == "statistics":
+        return run.statistics_label
+    if field == "evaluation":
+        return field
+    return f"{field.replace('_', '-')}{getattr(run, field)}"
 
 
 def _told_apart(labels: list[str], identities: list[str]) -> list[str]:

@@ -82,6 +82,7 @@ def test_the_columns_of_one_file_are_two_texts(hub_bloom: Path, tmp_path: Path) 
     assert named["content"] != named["text"] == fingerprint(folder)
 
 
+@pytest.mark.slow
 def test_the_text_of_another_column_is_scored_compared_and_calibrated_on(
     ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path
 ) -> None:

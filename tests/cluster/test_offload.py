@@ -130,6 +130,7 @@ def test_a_stage_looks_around_on_its_node(ray_cluster: Cluster, tmp_path: Path) 
     assert free_memory(None, "cpu").disk is None
 
 
+@pytest.mark.slow
 def test_jobs_that_fit_nowhere_are_refused_before_they_start(ray_cluster: Cluster, tmp_path: Path) -> None:
     offload = Offload("auto", tmp_path, 2**60, 2**60)
     with (

@@ -51,6 +51,7 @@ def undisturbed(
     return digest(folder)
 
 
+@pytest.mark.slow
 def test_two_replicas_give_the_bits_of_two_sums_that_are_added(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_without_room_for_the_inputs_of_all_blocks_it_does_not_begin(
     assert steps[-1] == (18, 18) and list(found) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_told_in_one_line(
     ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from tests.support.architectures import SIX, WINDOW, plain_perplexities, write_a
 from tests.support.models import HELD_OUT, write_corpus
 from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
+pytestmark = pytest.mark.slow
+
 LANGUAGES = ("en", "sw", "hi")
 METHODS = {
     "wanda-50": {"name": "wanda", "sparsity": 0.5},

@@ -27,6 +27,8 @@ from tests.support.architectures import write_architecture
 from tests.support.models import HELD_OUT, documents, write_corpus
 from tests.support.stages import WARM
 
+pytestmark = pytest.mark.slow
+
 LANGUAGES = ("en", "sw")
 LENGTH = 24
 BEGIN, END = 1, 2

@@ -119,6 +119,7 @@ def states(result: SweepResult) -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in runs}
 
 
+@pytest.mark.slow
 def test_errors_at_the_end_of_two_runs_leave_the_third_alone(bloom: Path, corpus: Path, tmp_path: Path) -> None:
     """What cannot be written, as on a full disk: a table that MLflow is to get, and the facts of the card."""
     out = tmp_path / "out"

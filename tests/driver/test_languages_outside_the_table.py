@@ -40,6 +40,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_any_language_is_scored_and_its_languages_compared(
     ray_cluster: Cluster, llama: Path, texts: Path, tmp_path: Path
 ) -> None:

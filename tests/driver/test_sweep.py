@@ -388,6 +388,7 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
         list(track_runs(out, uri))
 
 
+@pytest.mark.slow
 def test_a_single_run_is_shared_by_replicas_and_goes_on_with_as_many(
     ray_cluster: Cluster, bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.sensitivity_task import measure_files
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError
+from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.driver.test_sweep_dense import (
     DENSE,
     SPARSE,
@@ -59,6 +60,7 @@ def found(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_and_finds_them_again(
     ray_cluster: Cluster, run: dict[str, Any], bloom: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +128,25 @@ def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_a
     again, printed = run_sweep(sweep, tmp_path)
     assert not again.failed and "nothing to compute" in printed and "trial0: done" in printed
     assert found(tmp_path) == searches
+
+
+@pytest.mark.slow
+def test_runs_that_differ_in_their_evaluation_alone_share_a_search(
+    ray_cluster: Cluster, run: dict[str, Any], tmp_path: Path
+) -> None:
+    held_out = run["evaluation"]["held-out"]
+    content = spec(run, 1, DENSE, (SPARSE,), ({**ADAPTIVE, "trials": 3},)).model_dump()
+    content["grid"]["evaluation"] = [{"held-out": {**held_out, "segments": count}} for count in (1, 2)]
+    sweep = validated(SweepSpec, content)
+    predrawn(prepared_runs(sweep, tmp_path), tmp_path)
+    result, printed = run_sweep(sweep, tmp_path)
+    assert not result.failed and printed.count("trial0: done") == 1
+    assert len(list(tmp_path.glob("adaptive/*/found.json"))) == 1 and len(found(tmp_path)) == 2
+    one, other = (
+        [path.read_bytes() for path in sorted(folder.glob("blocks/*.safetensors"))]
+        for folder in sorted((tmp_path / "tiny" / "runs").iterdir())
+    )
+    assert one == other and len(one) == 4
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,7 @@ def test_weights_decide_and_what_each_language_loses_needs_moments_by_language(
                 assert linear.loss is None or linear.loss == pytest.approx(2 * weighed / (5 * 32), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_stage_is_killed_after_the_first_moments_by_language_has_the_same_bits_and_tells_the_weights(
     ray_cluster: Cluster, solved: Path, run: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -260,6 +260,7 @@ def test_sequences_of_all_lengths_are_scored_as_by_the_plain_model(kind: str, bl
     assert_scored(requests.scores(tmp_path), plain(sequences))
 
 
+@pytest.mark.slow
 def test_replicas_share_the_lengths(ray_cluster: Cluster, bloom: Path, tmp_path: Path) -> None:
     plain = score_plainly(bloom)
     sequences = some_sequences(plain)

@@ -43,6 +43,7 @@ def drawn_tokens() -> dict[str, int]:
     return dict(counts)
 
 
+@pytest.mark.slow
 def test_the_model_loads_in_bfloat16_with_tokenizer_and_the_length_it_was_trained_on(trained: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(trained)
     tokenizer = AutoTokenizer.from_pretrained(trained)

@@ -41,7 +41,7 @@ def test_a_shared_document_is_named_with_language_set_number_and_text(tmp_path: 
 
 def test_disjoint_documents_of_one_folder_are_accepted_and_shared_ones_are_not(tmp_path: Path, tokenizer: Path) -> None:
     """Two draws of few of many documents, whose labels tell whether they share one."""
-    write_parquet(tmp_path / "en.parquet", some_texts("en", 400), 1)
+    write_txt(tmp_path / "en.txt", some_texts("en", 400))
     outcomes = set()
     for seed in range(1, 12):
         sets, labels = [], []

@@ -152,7 +152,13 @@ LAYOUTS: dict[str, Callable[[Path, list[str]], None]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("lengths", [LOG_NORMAL, SHORT_AND_LONG], ids=["log-normal", "short and long"])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        pytest.param(LOG_NORMAL, id="log-normal"),
+        pytest.param(SHORT_AND_LONG, id="short and long", marks=pytest.mark.slow),
+    ],
+)
 def test_every_token_is_as_likely_as_any_other(
     tmp_path: Path, numbers: Path, monkeypatch: pytest.MonkeyPatch, layout: str, lengths: Lengths
 ) -> None:

@@ -38,6 +38,7 @@ def test_a_lock_of_another_program_is_named_and_left(tmp_path: Path) -> None:
     assert lock.exists()
 
 
+@pytest.mark.slow
 def test_without_compiler_and_libraries_the_packages_are_named(tmp_path: Path) -> None:
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path), "PATH": "/nowhere", "CC": "/nowhere/cc"}
     command = [sys.executable, "-m", "mbs_ray.cluster.activations.aio_op"]
@@ -47,6 +48,7 @@ def test_without_compiler_and_libraries_the_packages_are_named(tmp_path: Path) -
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_another_ninja_on_the_path_does_not_build_it_again(aio: Any, tmp_path: Path) -> None:
     other = tmp_path / "ninja"
     other.write_text("#!/bin/sh\nexit 1\n")

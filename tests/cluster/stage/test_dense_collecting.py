@@ -148,6 +148,7 @@ def test_moments_are_those_of_the_plain_dense_model_whatever_the_stages_and_what
         assert [one.language for one in report.layer_error[:: len(PARTS)]] == list(WEIGHTS)
 
 
+@pytest.mark.slow
 def test_replicas_share_every_languages_text_and_the_linears_of_a_run(
     ray_cluster: Cluster, bloom: Path, pool: dict[str, SegmentSet], held_out: SegmentSet, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_replicas_add_up_what_they_measure(
     assert_plain(job, bloom, calibration)
 
 
+@pytest.mark.slow
 def test_in_a_true_sequence_and_without_statistic_the_inputs_are_those_of_the_dense_block_too(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
