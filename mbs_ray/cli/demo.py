@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.table import Table
 
+from mbs_ray.cli.terminal_tables import increase_title, short_increase_view
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import SUMMARIES
@@ -54,9 +56,9 @@ def demo_sweep(models: Sequence[Path]) -> SweepSpec:
     return validated(SweepSpec, {"name": "demo", "run": run, "grid": grid, "layout": {"stages": 2}, "threads": 1})
 
 
-def shown_tables(result: SweepResult) -> dict[str, pd.DataFrame]:
-    """Pick the table that a terminal shows: that of the last model. The page has all."""
-    return dict(list(result.tables.items())[-1:])
+def shown_views(result: SweepResult) -> list[Table]:
+    """Show the last model on one screen. The page has all models and languages."""
+    return [short_increase_view(increase_title(title), table) for title, table in list(result.tables.items())[-1:]]
 
 
 def demo_sentence(result: SweepResult) -> str:

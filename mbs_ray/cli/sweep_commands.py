@@ -1,11 +1,12 @@
 """``mbs compress | sweep | demo``: what compresses models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from mbs_ray.cli.cluster_arguments import CLUSTER, FILE_DEVICE, FILE_OFFLOAD, with_cluster, without
 from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, on_ray, with_text_column
@@ -84,10 +85,10 @@ def demo(
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
     with on_ray(cluster.address):
-        from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_tables
+        from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_views
 
         spec = demo_sweep(model or packaged_models())
-        _conduct(spec, out, cluster, take_over=take_over, conclusion=demo_sentence, shown=shown_tables)
+        _conduct(spec, out, cluster, take_over=take_over, conclusion=demo_sentence, shown=shown_views)
 
 
 def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
@@ -104,10 +105,10 @@ def _conduct(
     cluster: ClusterOptions,
     force: bool = False,
     take_over: bool = False,
-    conclusion: Any = None,
-    shown: Any = None,
+    conclusion: Callable[[Any], str] | None = None,
+    shown: Callable[[Any], Iterable[Table]] | None = None,
 ) -> None:
-    """Conduct a sweep and show its results: tables that ``shown`` picks, the sentence that ``conclusion`` makes."""
+    """Conduct a sweep and show its results: the views of ``shown`` or all, the sentence that ``conclusion`` makes."""
     from mbs_ray.cli.interruption import finished_runs, told_of_interruption
     from mbs_ray.driver.progress import Progress
     from mbs_ray.driver.sweep import conduct
@@ -115,17 +116,21 @@ def _conduct(
     console, folder = Console(), absolute(out)
     with told_of_interruption(lambda: finished_runs(spec, folder)):
         result = conduct(spec, folder, cluster.address, Progress(console), force, take_over, wait=cluster.wait)
-        tables = shown(result) if shown else result.tables
-        _show(result, tables, out, console, conclusion(result) if conclusion else "")
+        views = shown(result) if shown else _all_views(result, console.width)
+        _show(result, views, out, console, conclusion(result) if conclusion else "")
 
 
-def _show(result: Any, tables: Mapping[str, Any], out: Path, console: Console, conclusion: str) -> None:
+def _all_views(result: Any, width: int) -> Iterator[Table]:
+    from mbs_ray.cli.terminal_tables import increase_title, increase_views
+
+    for title, table in result.tables.items():
+        yield from increase_views(increase_title(title), table, width)
+
+
+def _show(result: Any, views: Iterable[Table], out: Path, console: Console, conclusion: str) -> None:
     """Print tables, the conclusion, and where everything is. Exit code 1 where runs failed."""
-    from mbs_ray.cli.terminal_tables import increase_views
-
-    for title, table in tables.items():
-        for view in increase_views(f"perplexity increase: {title}", table, console.width):
-            console.print(view)
+    for view in views:
+        console.print(view)
     if conclusion:
         console.print(conclusion, highlight=False, markup=False)
     for label, reason in result.failed.items():

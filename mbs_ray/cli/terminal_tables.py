@@ -3,16 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
 from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.language_angles import ANGLES, Similarity
-from mbs_ray.evaluation.metric_names import GEOMEAN
+from mbs_ray.evaluation.metric_names import GEOMEAN, SUMMARIES
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
+
+
+def increase_title(table: str) -> str:
+    """Title of a table of increases in a terminal."""
+    return f"perplexity increase: {table}"
 
 
 def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
@@ -52,9 +58,33 @@ def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> T
         table.add_column(f"{method}\n{sampling}", justify="right")
     for language, values in zip(increases.index, increases.to_numpy(), strict=True):
         lowest = [best.at[language, method] for method, _ in columns]
-        cells = [f"[bold]{v:.3f}[/]" if v == low else f"{v:.3f}" for v, low in zip(values, lowest, strict=True)]
-        table.add_row(str(language), *cells)
+        table.add_row(str(language), *map(_increase, values, lowest))
     return table
+
+
+def short_increase_view(title: str, increases: pd.DataFrame, languages: int = 5) -> Table:
+    """Show some of the languages, spread evenly over the table's order, and the summaries, one row per run.
+
+    It fits 80 columns. The best of each language and method is set in bold.
+    """
+    rows = [str(row) for row in increases.index if row not in SUMMARIES]
+    shown = [rows[at] for at in sorted({round(one) for one in np.linspace(0, len(rows) - 1, languages)})]
+    table = Table(title=title, caption=f"{len(shown)} of {len(rows)} languages; bold: the best of a method")
+    table.add_column("")
+    for column in (*shown, *SUMMARIES):
+        table.add_column(column, justify="right")
+    columns: list[Any] = increases.columns.to_list()
+    for method in dict.fromkeys(method for method, _ in columns):
+        own = increases.loc[[*shown, *SUMMARIES], method]
+        table.add_row(method)
+        for sampling in own.columns:
+            cells = [_increase(value, low) for value, low in zip(own[sampling], own.min(axis=1), strict=True)]
+            table.add_row(f"  {sampling}", *cells)
+    return table
+
+
+def _increase(value: float, lowest: float) -> str:
+    return f"[bold]{value:.3f}[/]" if value == lowest else f"{value:.3f}"
 
 
 def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from ray.cluster_utils import Cluster
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app, demo
-from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models, shown_tables
-from mbs_ray.cli.terminal_tables import increase_views
+from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models, shown_views
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import PAPER_LANGUAGES
@@ -94,15 +94,23 @@ def test_the_sentence_is_computed_from_the_numbers() -> None:
     assert said.count(". ") == 0
 
 
-def test_a_terminal_shows_the_table_of_the_last_model_on_two_screens() -> None:
+def test_a_terminal_shows_the_last_model_on_one_screen() -> None:
     three = dict.fromkeys(METHODS, increases((1.1, 2.0), (1.3, 1.4), (1.2, 1.5)))
-    ((title, table),) = shown_tables(result(small=three, large=three)).items()
-    assert title == "large-parallel"
-    rows = table.reindex([*PAPER_LANGUAGES, "geomean", "worst"], fill_value=1.0)
+    every = [*PAPER_LANGUAGES, "geomean", "worst"]
+    tables = {
+        title: table.reindex(every, fill_value=1.0) for title, table in result(small=three, large=three).tables.items()
+    }
+    (view,) = shown_views(SweepResult(tables=tables))
     text = io.StringIO()
-    for view in increase_views(title, rows, 100):
-        Console(file=text, width=100).print(view)
-    assert len(text.getvalue().splitlines()) < 2 * 50
+    Console(file=text, width=80, force_terminal=True, color_system="standard").print(view)
+    shown = Text.from_ansi(text.getvalue()).plain.splitlines()
+    assert len(shown) < 24 and max(map(len, shown)) <= 80
+    assert "perplexity increase: large-parallel" in shown[0] and "…" not in "".join(shown)
+    languages = ["en", "ar", "ta", "mr", "ig"]
+    assert shown[2].replace("┃", " ").split() == [*languages, "geomean", "worst"]
+    assert [line.split()[1] for line in shown if "1.100" in line] == ["monolingual-en"] * 3
+    # English is best calibrated on English; the geometric mean and the worst language are not.
+    assert text.getvalue().count("\x1b[1m1.100") == 3 and text.getvalue().count("\x1b[1m1.400") == 3
 
 
 def test_a_method_without_all_three_samplings_is_not_counted() -> None:
