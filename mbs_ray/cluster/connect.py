@@ -100,7 +100,7 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
 
 
 def _target(address: str | None) -> tuple[str | None, str]:
-    """The address that Ray will take, None for a Ray of one's own; and in what words the user named it."""
+    """Return the address that Ray will take, None for a Ray of one's own; and in what words the user named it."""
     variable = os.environ.get("RAY_ADDRESS")
     if variable and address in (None, "auto"):
         return (None if variable == "local" else variable), f"RAY_ADDRESS={variable} (a variable of the environment)"

@@ -36,12 +36,12 @@ class DocumentSums:
     tokens: npt.NDArray[np.int64]
 
     def less(self, other: "DocumentSums") -> "DocumentSums":
-        """The difference of the nll, of the same documents."""
+        """Return the difference of the nll, of the same documents."""
         return DocumentSums(self.labels, self.nll - other.nll, self.tokens)
 
 
 def corresponding(sums: Mapping[str, DocumentSums], parallel: bool | None = None) -> dict[str, list[str]] | None:
-    """The names of each language's documents, the same for those that correspond; None where none do.
+    """Return the names of each language's documents, the same for those that correspond; None where none do.
 
     ``parallel`` says whether they do: translations, in one order in every language. Where it says nothing, they do
     where most languages have documents of the same number in files of the same name but for the language.

@@ -66,7 +66,7 @@ def bootstrap_means(
 
 
 def percentile_interval(estimates: npt.NDArray[np.float64]) -> Interval | None:
-    """The interval that holds LEVEL of the bootstrapped estimates; None where they could not be made."""
+    """Return the interval that holds LEVEL of the bootstrapped estimates; None where they could not be made."""
     if not np.isfinite(estimates).all():
         return None
     low, high = np.quantile(estimates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -16,7 +16,7 @@ _LONGEST = 35  # the least that RFC 5646, section 4.4.1, asks software to have r
 
 
 def check_code(code: object, where: str = "") -> str:
-    """The code, if it is a well-formed one: a file, a folder and a metric can then be named after it.
+    """Return the code, if it is a well-formed one: a file, a folder and a metric can then be named after it.
 
     Raises :class:`InputError` that begins with ``where``, and says what YAML does to Norwegian's ``no``.
     """
@@ -39,13 +39,13 @@ def check_code(code: object, where: str = "") -> str:
 
 
 def is_well_formed(code: str) -> bool:
-    """Whether a text has the form of a code."""
+    """Tell whether a text has the form of a code."""
     return len(code) <= _LONGEST and _CODE.fullmatch(code) is not None
 
 
 @lru_cache
 def language_name(code: str) -> str:
-    """The English name of a language: "Swahili", "Serbian (Latin)"; empty where nobody knows it."""
+    """Return the English name of a language: "Swahili", "Serbian (Latin)"; empty where nobody knows it."""
     if code in LANGUAGES:
         return LANGUAGES[code].name
     from langcodes import Language
@@ -60,7 +60,7 @@ def language_name(code: str) -> str:
 
 @lru_cache
 def shortest_code(code: str) -> str:
-    """The code as our table or BCP 47 writes it, without a script that goes without saying.
+    """Return the code as our table or BCP 47 writes it, without a script that goes without saying.
 
     ``eng_Latn`` → ``en``, ``deu-Latn`` → ``de``, ``zho_Hans`` → ``zh-Hans``; one that is not registered stays.
     """
@@ -84,7 +84,7 @@ def shortest_code(code: str) -> str:
 
 @lru_cache
 def base_language(code: str) -> str:
-    """The language alone, as the hub wants it in a model card: ``zh-Hans`` → ``zh``, ``eng_Latn`` → ``en``."""
+    """Return the language alone, as the hub wants it in a model card: ``zh-Hans`` → ``zh``, ``eng_Latn`` → ``en``."""
     return re.split("[-_]", shortest_code(code))[0]
 
 

@@ -92,7 +92,7 @@ def languages_of(model: str, asked: str, revision: str | None = None) -> tuple[s
 
 
 def model_distribution(model: str, file: Path | None = None, revision: str | None = None) -> Distribution:
-    """The distribution of a model; the network is asked only for one that is on the hub, and no BLOOM.
+    """Return the distribution of a model; the network is asked only for one that is on the hub, and no BLOOM.
 
     `file` wins; then `language_distribution.json` in the model's directory; then ROOTS for BLOOM, known by
     its hub id (bigscience/bloom…, bigscience/bloomz…) or the model_type in its directory's config.json; then
@@ -119,7 +119,7 @@ def model_distribution(model: str, file: Path | None = None, revision: str | Non
 
 
 def _from_hub(model: str, revision: str | None) -> Path | None:
-    """The file of a hub repository; None where it has none, or is none, or the hub cannot be reached."""
+    """Return the file of a hub repository; None where it has none, or is none, or the hub cannot be reached."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 

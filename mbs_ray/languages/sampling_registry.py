@@ -18,7 +18,7 @@ SAMPLINGS: Mapping[str, type[Any]] = MappingProxyType(
 def distribution_for(
     sampling: Sampling, model: str, file: Path | None, revision: str | None = None
 ) -> Distribution | None:
-    """The distribution of a model; None where none is known and the sampling asks for none.
+    """Return the distribution of a model; None where none is known and the sampling asks for none.
 
     Raises :class:`InputError` where the sampling asks for one, and for a distribution that is there but broken.
     """

@@ -31,7 +31,7 @@ _IN_WORDS = ("sparsity", "pattern", "scope", "bits", "group_size", "symmetric", 
 
 
 def whole_label(method: Any, words: str) -> str:
-    """The words of a label, and every other field of the method that differs from its default.
+    """Return the words of a label, and every other field of the method that differs from its default.
 
     ``sparsegpt-50`` → ``sparsegpt-50-damping0.05-keep-zeros``: what is not the same method has not the same label.
     """

@@ -104,7 +104,7 @@ class Checkpoint:
         return weight_map
 
     def find(self, name: str, shape: Sequence[int]) -> str:
-        """The name under which the model's parameter ``name`` is stored.
+        """Return the name under which the model's parameter ``name`` is stored.
 
         Raises :class:`InputError` where no shard holds it, or where its shape is not the configuration's.
         """
@@ -122,7 +122,7 @@ class Checkpoint:
         return stored
 
     def stored_name(self, name: str) -> str | None:
-        """The name under which the model's parameter ``name`` is stored, or None.
+        """Return the name under which the model's parameter ``name`` is stored, or None.
 
         Hub BLOOM shards hold bare names (``h.0.…``), a saved ``BloomForCausalLM`` holds
         ``transformer.h.0.…``: both are tried.
@@ -190,7 +190,7 @@ def fetch(model: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file by name. Raises :class:`InputError` naming the file."""
+    """Return the tensors of a safetensors file by name. Raises :class:`InputError` naming the file."""
     try:
         with safe_open(file, framework="pt") as stored:
             parts = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - no mapping, only this

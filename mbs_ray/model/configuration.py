@@ -70,7 +70,7 @@ def _build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """The file's JSON object; what transformers would fail at in riddles is refused by field."""
+    """Return the file's JSON object; what transformers would fail at in riddles is refused by field."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:

@@ -75,7 +75,7 @@ def _scan(checkpoint: Checkpoint, parameters: Collection[str], progress: Callabl
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of config.json, without the version that wrote it."""
+    """Return the content of config.json, without the version that wrote it."""
     content = json.loads((checkpoint.folder / CONFIG).read_text(encoding="utf-8"))
     return {field: value for field, value in content.items() if field != "transformers_version"}
 

@@ -97,11 +97,11 @@ class SweepSpec(FrozenSpec):
         ]
 
     def columns(self, runs: list[RunSpec]) -> list[tuple[str, str]]:
-        """The column of each run in its model's table, over whose runs (the seeds) it is averaged."""
+        """Return the column of each run in its model's table, over whose runs (the seeds) it is averaged."""
         return self._columns(runs, set(self.grid) - {"seed"})
 
     def _columns(self, runs: list[RunSpec], telling: set[str]) -> list[tuple[str, str]]:
-        """The method, and the sampling with whatever else varies in the grid."""
+        """Return the method, and the sampling with whatever else varies in the grid."""
         methods = _told_apart([run.method.label for run in runs], [_plain(method_spec(run.method)) for run in runs])
         samplings = _told_apart(
             [run.sampling.label for run in runs], [_plain(sampling_spec(run.sampling)) for run in runs]
@@ -131,7 +131,7 @@ def _label_part(field: str, run: RunSpec) -> str:
 
 
 def _told_apart(labels: list[str], identities: list[str]) -> list[str]:
-    """The labels; one that stands for several things has a digest of each behind it."""
+    """Return the labels; one that stands for several things has a digest of each behind it."""
     meant: dict[str, set[str]] = {}
     for label, identity in zip(labels, identities, strict=True):
         meant.setdefault(label, set()).add(identity)

@@ -38,7 +38,7 @@ class CompressedPart(NamedTuple):
 
 
 def compressed_parts(path: Path, compression: str) -> list[CompressedPart]:
-    """The parts of a file. OSError naming what is wrong where it is none of that compression, or ends too early."""
+    """Return the parts of a file. OSError names what is wrong: another compression, or an early end."""
     if path.stat().st_size == 0:
         return []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -150,7 +150,7 @@ def _inflates(content: mmap.mmap, offset: int) -> bool:
 
 
 def _gzip_extent(length: int, packed: int) -> int:
-    """The largest length of text that is `length` modulo 2³² and plausible, so that no text lies beyond it."""
+    """Return the largest length of text that is `length` modulo 2³² and plausible, so that no text lies beyond it."""
     at_most = max(packed * _GZIP_PACKING, length)
     if length < packed - packed // 1000 - _GZIP_HEADER_BYTES:
         return at_most  # what stands at the end is no length: zeros fill the file

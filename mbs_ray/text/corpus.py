@@ -32,7 +32,7 @@ class FolderCorpus:
     text_column: str = "text"
 
     def shards(self, language: str, cache: FactsCache, footers: FooterReader) -> tuple[Shard, ...]:
-        """The files of one language that hold something, by name. InputError for none, or a malformed one."""
+        """Return the files of one language that hold something, by name. InputError for none, or a malformed one."""
         try:
             files = self.files(language)
             full = [path for path in files if path.stat().st_size]
@@ -47,7 +47,7 @@ class FolderCorpus:
         return opened
 
     def files(self, language: str) -> list[Path]:
-        """The files of one language, by name. InputError for none, and for one that stands there twice."""
+        """Return the files of one language, by name. InputError for none, and for one that stands there twice."""
         try:
             return self._files(Path(self.folder), language)
         except OSError as error:  # a name that is too long, a folder that may not be read
@@ -129,7 +129,7 @@ class OpenedCorpora:
         self._shards: dict[tuple[str, str], tuple[Shard, ...]] = {}
 
     def open(self, location: Location, languages: Iterable[str]) -> Corpus:
-        """The shards of these languages, opened in this process. InputError for what is missing or broken."""
+        """Return the shards of these languages, opened in this process. InputError for what is missing or broken."""
         source = parse_location(location)
         # A code stands in the names of files: one such as "../x" would lead out of the folder.
         codes = table_order(check_code(language) for language in languages)

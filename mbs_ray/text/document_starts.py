@@ -11,7 +11,7 @@ _FIRST_STEP, _STEP_GROWTH = 2**12, 4
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line holds nothing but white space, or a byte order mark."""
+    """Tell whether a line holds nothing but white space, or a byte order mark."""
     return not line.removeprefix(BOM).strip()
 
 
@@ -52,7 +52,7 @@ def start_of_paragraph(stream: BinaryIO, position: int) -> int:
 
 
 def follows_blank_line(path: Path, offset: int) -> bool:
-    """Whether the line before the one at `offset` is blank, or is none."""
+    """Tell whether the line before the one at `offset` is blank, or is none."""
     position = max(0, offset - 1)
     with path.open("rb") as file:
         while position:

@@ -62,7 +62,7 @@ class HubCorpus:
     data_files: str | None = None
 
     def shards(self, language: str, cache: FactsCache, footers: FooterReader) -> tuple[Shard, ...]:
-        """The files of one language, or one stream of them. InputError names language and dataset."""
+        """Return the files of one language, or one stream of them. InputError names language and dataset."""
         data_files = self.data_files.replace(PLACE, language) if self.data_files else None
         config = self._config(language)
         where = f"language {language!r}: dataset {self.dataset}" + (f"/{config}" if config else "")
@@ -198,7 +198,7 @@ class _File(NamedTuple):
 
 
 def _files(builder: datasets.DatasetBuilder, cache: FactsCache) -> dict[str, list[_File]]:
-    """The files of each split. A local one is known by its content, wherever it lies.
+    """Return the files of each split. A local one is known by its content, wherever it lies.
 
     A remote one by its address, which holds the commit, and by its entity tag.
     """

@@ -102,7 +102,7 @@ class SegmentRequest:
         return self.sequence_length - len(begin)
 
     def for_language(self, language: str) -> "SegmentRequest":
-        """The same for one language of the allocation, whose segments do not depend on the others."""
+        """Return the same for one language of the allocation, whose segments do not depend on the others."""
         assert self.allocation is not None
         one = replace(self, languages=(language,), allocation={language: self.allocation[language]})
         # What is open already is not opened again for each language.

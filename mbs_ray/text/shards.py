@@ -38,7 +38,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, document: Document) -> "Source":
-        """The digest is BLAKE2b of the text in NFC with single spaces: other line breaks make no other document.
+        """Return the digest is BLAKE2b of the text in NFC with single spaces: other line breaks make no other document.
 
         A document without a visible character counts as empty.
         """
@@ -97,7 +97,7 @@ class Shard(Protocol):
         ...
 
     def addressed(self, part: int, wanted: Wanted) -> Iterator[Addressed]:
-        """The documents of a part from `wanted.start` on, which may grow between two of them; InputError if malformed.
+        """Yield the documents of a part from `wanted.start` on, which may grow between two; InputError if malformed.
 
         Each document is in exactly one part; it may reach over the end of it.
         """

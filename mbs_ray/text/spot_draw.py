@@ -164,7 +164,7 @@ def _resampled(density: np.ndarray, target: int, offset: float) -> list[int]:
 
 
 def _without_overlaps(chosen: Sequence[tuple[int, Excerpt]]) -> list[tuple[int, Excerpt]]:
-    """The first of those that share a token, and all that share none."""
+    """Return the first of those that share a token, and all that share none."""
     taken: dict[str, list[tuple[int, int]]] = {}
     apart = []
     for part, excerpt in chosen:

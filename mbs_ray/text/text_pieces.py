@@ -26,7 +26,7 @@ class MalformedTextError(Exception):
 
 
 def json_lines(stream: BinaryIO, start: int, stop: int | None, field: str, wanted: Wanted) -> Iterator[Piece]:
-    """The lines that start at or after `start` and before `stop`; those that are not wanted are passed over unread."""
+    """Yield the lines that start at or after `start` and before `stop`; the unwanted are passed over unread."""
     for offset, line in lines_from(stream, start):
         if stop is not None and offset >= stop:
             return
@@ -44,7 +44,7 @@ def json_lines(stream: BinaryIO, start: int, stop: int | None, field: str, wante
 def paragraphs(
     stream: BinaryIO, start: int, stop: int | None, follows_blank_line: Callable[[int], bool]
 ) -> Iterator[Piece]:
-    """The paragraphs that start at or after `start` and before `stop`; the first line asks `follows_blank_line`."""
+    """Yield the paragraphs that start from `start` to before `stop`; the first line asks `follows_blank_line`."""
     lines: list[bytes] = []
     first = 0
     after_blank: bool | None = None

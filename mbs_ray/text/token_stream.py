@@ -52,7 +52,7 @@ class TokenStream:
         )
 
     def preceded(self, token_ids: Sequence[int]) -> "TokenStream":
-        """The same after tokens that are no text: they belong to no document and stand for no bytes."""
+        """Return the same after tokens that are no text: they belong to no document and stand for no bytes."""
         before = np.asarray(token_ids, np.int32)
         nothing = np.zeros(len(before), np.int32)
         return TokenStream(

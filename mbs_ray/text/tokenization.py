@@ -57,7 +57,7 @@ class DocumentTokenizer:
         return self._added[0]
 
     def tokenize(self, documents: Sequence[Document]) -> list[TokenStream]:
-        """The tokens of each document and of the separator after it, without what :attr:`begin` names.
+        """Return the tokens of each document and of the separator after it, without what :attr:`begin` names.
 
         Joined by the end token, each ends with what the tokenizer puts after a text and with the end token; the bytes
         add up exactly to the document's in NFC. By a blank line, see :func:`blank_line_streams`. A document without a

@@ -31,7 +31,7 @@ _OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "*.model
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
-    """The fast tokenizer of a directory or a hub id, as transformers gives it, with the tokens of its tokenizer.json.
+    """Return the fast tokenizer of a folder or hub id, as transformers gives it, with the tokens of its tokenizer.json.
 
     ``options`` are those of ``AutoTokenizer.from_pretrained``. For some kinds of models transformers makes normalizer,
     pre-tokenizer and more anew instead of reading them; where that differs from the file, the file counts. Raises
@@ -67,7 +67,7 @@ def as_input_error(said: str, hint: Callable[[], str] = str) -> Iterator[None]:
 
 
 def _as_in_file(tokenizer: Any, folder: Path, options: dict[str, Any]) -> Any:
-    """The same, or one made of the folder's tokenizer.json where that tokenizes in another way."""
+    """Return the same, or one made of the folder's tokenizer.json where that tokenizes in another way."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
