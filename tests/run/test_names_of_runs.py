@@ -1,5 +1,6 @@
 """Names of runs and sweeps: distinct, short enough for a file system, and never those of folders of `--out`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,17 @@ def test_seeds_stay_in_one_column_and_a_single_value_says_nothing() -> None:
 
 
 def test_a_label_too_long_for_a_file_system_is_shortened_with_a_digest(tmp_path: Path) -> None:
-    sets = [{f"{letter * 90}": {"corpus": f"/texts/{letter * 90}"} for letter in letters} for letters in ("ab", "ac")]
-    labels = labels_of({"evaluation": sets})
+    labels = labels_of({"corpus": [f"/{'texts/' * 50}{end}" for end in "ab"]})
     assert len(set(labels)) == 2
     for label in labels:
-        assert label.startswith("wanda-50-equal-evaluation") and len(label) == LONGEST_NAME
+        assert label.startswith("wanda-50-equal-corpus-texts-texts") and len(label) == LONGEST_NAME
         (tmp_path / label).mkdir()
+
+
+def test_evaluation_sets_in_a_grid_are_told_apart_by_a_digest() -> None:
+    one, other = labels_of({"evaluation": [{"held-out": {"corpus": f"/texts/{end}"}} for end in "ab"]})
+    assert re.fullmatch(r"wanda-50-equal-evaluation-[0-9a-f]{8}", one)
+    assert one[:-8] == other[:-8] and one != other
 
 
 @given(st.text(min_size=1, max_size=400), st.sampled_from(["", ".csv", ".png"]))

@@ -1,11 +1,13 @@
-"""The same command given twice: the second is refused, and takes over once the first was killed."""
+"""The same command given twice: one works and the other is refused, and takes over once the first was killed."""
 
+import getpass
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,3 +54,19 @@ def test_the_second_is_refused_and_goes_on_once_the_first_was_killed(tmp_path: P
     assert "taken over from" in stdout and f"(process {first.pid})" in stdout
     assert (sweep / "runs" / "wanda-50-proportional" / "checkpoint").is_dir()
     assert not list(sweep.glob(f"*{LEASE}*"))
+
+
+def test_of_two_that_start_together_one_works_and_its_journal_is_whole(tmp_path: Path) -> None:
+    both = [compress(tmp_path / "out"), compress(tmp_path / "out")]
+    said = {process: process.communicate(timeout=SECONDS) for process in both}
+    worked, refused = sorted(both, key=lambda process: process.returncode)
+    assert (worked.returncode, refused.returncode) == (0, 2), said
+    assert said[refused][0] == "" and said[refused][1].count("\n") == 1
+    assert f"held by {getpass.getuser()} on {os.uname().nodename} (process {worked.pid})" in said[refused][1]
+    run = tmp_path / "out" / "compress" / "runs" / "wanda-50-proportional"
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    blocks = len(list(run.glob("blocks/*.safetensors")))
+    counted = Counter((line["key"], line["step"]) for line in lines)
+    assert set(counted.values()) == {1} and blocks == 6
+    assert [counted["block/seconds", block] for block in range(blocks)] == [1] * blocks
+    assert json.loads((run / "result.json").read_text())["tracked"]

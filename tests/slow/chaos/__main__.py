@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    source, hits, kills = random.Random(arguments.seed), Counter[str](), 0
+    source, hits, kills, refused = random.Random(arguments.seed), Counter[str](), 0, 0
     print("| kill | sweep | target | phase | run | block | blocks redone | result |")
     print("|---:|---:|---|---|---|---:|---:|---|", flush=True)
     targets: Counter[tuple[str, str]] = Counter()
@@ -83,6 +83,7 @@ def main() -> None:
 
             offload = {"offload": "nvme", "nvme_path": str(nodes.nvme)} if sweep % 2 else {"offload": "host"}
             done = endured(name, next_order, **longer, **offload)
+            refused += len(done.refusals)
             same = bits(out / name) == expected[0]
             complete = metrics(server.uri, name) == expected[1]
             result = f"{'same bits' if same else 'OTHER BITS'}, metrics {'once each' if complete else 'DIFFER'}"
@@ -96,6 +97,7 @@ def main() -> None:
                     f"{block} | {done.blocks_redone(index)} | {result} |",
                     flush=True,
                 )
+    print(f"\nSecond drivers that were refused in one line: {refused}")
     print(f"\n| target | {' | '.join(hits)} |\n|---|{'---:|' * len(hits)}")
     for target in TARGETS:
         print(f"| {target} | {' | '.join(str(targets[target, phase]) for phase in hits)} |")
