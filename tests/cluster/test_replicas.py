@@ -78,6 +78,7 @@ def test_two_replicas_give_the_bits_of_two_sums_that_are_added(
             assert torch.equal(written[name], weight), name
 
 
+@pytest.mark.slow
 def test_in_a_true_sequence_replicas_take_turns_together(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_in_a_true_sequence_replicas_take_turns_together(
     assert digest(jobs[0].directory) == digest(jobs[1].directory)
 
 
+@pytest.mark.slow
 def test_a_replica_that_cannot_go_on_takes_its_run_along_and_no_other(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def wait_until_gone(processes: set[int]) -> None:
     assert not stage_processes() & processes
 
 
+@pytest.mark.slow
 def test_the_same_stages_take_one_key_again_and_give_the_same_bits_also_after_a_job_that_failed(
     ray_cluster: Cluster, bloom: Path, calibration: SegmentSet, tmp_path: Path
 ) -> None:

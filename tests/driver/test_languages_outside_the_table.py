@@ -63,6 +63,7 @@ def test_a_checkpoint_of_any_language_is_scored_and_its_languages_compared(
         scored("all")
 
 
+@pytest.mark.slow
 def test_a_sweep_needs_no_distribution_and_all_are_those_of_the_one_it_is_given(
     ray_cluster: Cluster, llama: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -434,6 +434,7 @@ def checkpoint_bits(out: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_killed_stage_costs_no_bit_and_no_metric_and_a_run_that_cannot_be_written_fails_alone(
     swept: tuple[Path, SweepResult, str], bloom: Path, corpus: Path, held_out: Path, tmp_path: Path
 ) -> None:

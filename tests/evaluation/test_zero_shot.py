@@ -273,6 +273,7 @@ def test_replicas_share_the_lengths(ray_cluster: Cluster, bloom: Path, tmp_path:
     assert shares == [["length-9", "length-2"], ["length-17", "length-5"]]
 
 
+@pytest.mark.slow
 def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
     ray_cluster: Cluster, bloom: Path, tmp_path: Path, task_folder: Path, harness: Any
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_stream_gives_the_segments_of_the_same_folder(folder: Path, tokenizer:
     }
 
 
+@pytest.mark.slow
 def test_a_stream_is_drawn_through_ray(ray_cluster: Cluster, folder: Path, tokenizer: Path, tmp_path: Path) -> None:
     asked = request(parquet(folder), tokenizer, {"en": 9, "sw": 6})
     segments = draw_segments(asked, tmp_path).read()

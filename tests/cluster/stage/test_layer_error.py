@@ -85,6 +85,7 @@ def test_errors_are_those_of_the_plain_model_and_measuring_changes_no_bit_also_w
     assert digest(job.directory) == digest(unmeasured.directory)
 
 
+@pytest.mark.slow
 def test_replicas_add_up_what_they_measure(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:

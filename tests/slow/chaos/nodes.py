@@ -26,7 +26,7 @@ _HEALTH = {
     "health_check_timeout_ms": 1000,
 }
 #: Bytes above what the machine uses now from which on Ray's memory monitor kills; a sweep needs about four GiB.
-_ROOM = 8 * 2**30
+_ROOM = 10 * 2**30
 
 
 class Nodes:
