@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 MINI = Path(str(files("mbs_ray") / "mini"))
-MICROBATCH, LENGTH = 64, 2048
+MICROBATCH, LENGTH = 24, 2048
 _GIB = 2**30
 
 
@@ -45,7 +45,7 @@ def _trial(share: float, taken: float) -> dict:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def one(share: float, taken: float) -> dict:
+def one(share: float, taken: float, folder: Path) -> dict:
     """Run one trial: need in GiB, the room the plan printed, GiB taken before it was made, and how the run ended."""
     from mbs_ray.cluster.activations.host_memory import RESERVED_SHARE
     from mbs_ray.cluster.layout import Layout
@@ -54,9 +54,13 @@ def one(share: float, taken: float) -> dict:
     from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
     from mbs_ray.plan.rates import assumed_rates
     from mbs_ray.run.sweep_spec import SweepSpec, validated
+    from tests.support.models import write_bloom
 
+    model = write_bloom(folder / "bloom")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"seq_length": LENGTH}))
     run = {
-        "model": str(MINI / "models" / "bloom-mini-2m"),
+        "model": str(model),
         "corpus": str(MINI / "text" / "calibration"),
         "languages": ["en"],
         "segments": MICROBATCH,
@@ -78,7 +82,9 @@ def one(share: float, taken: float) -> dict:
     room = need / share + PROCESS_BYTES + taken * _GIB
     threshold = min(0.97, RESERVED_SHARE + (used + room) / memory.total)
     os.environ.update(RAY_memory_usage_threshold=f"{threshold:.4f}", RAY_memory_monitor_refresh_ms="100")
-    told = _conducted(spec)
+    told = _conducted(spec, folder / "out")
+    if "a stage may use" not in told["printed"]:
+        raise SystemExit(told["outcome"])
     in_use = re.search(r"− ([\d.]+) GiB in use", told["printed"])
     return {
         "need": need / _GIB,
@@ -88,7 +94,7 @@ def one(share: float, taken: float) -> dict:
     }
 
 
-def _conducted(spec: object) -> dict[str, str]:
+def _conducted(spec: object, out: Path) -> dict[str, str]:
     import ray
     from rich.console import Console
 
@@ -98,19 +104,19 @@ def _conducted(spec: object) -> dict[str, str]:
 
     printed = io.StringIO()
     ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            failed = conduct(spec, Path(folder), None, Progress(Console(file=printed, width=300))).failed  # type: ignore[arg-type]
-            kills = printed.getvalue().count("killed by Ray's memory monitor during")
-            outcome = next(iter(failed.values())) if failed else f"finished, {kills} killed"
-        except InputError as error:
-            outcome = f"refused: {str(error).splitlines()[0][:80]}"
+    try:
+        failed = conduct(spec, out, None, Progress(Console(file=printed, width=300))).failed  # type: ignore[arg-type]
+        kills = printed.getvalue().count("killed by Ray's memory monitor during")
+        outcome = next(iter(failed.values())) if failed else f"finished, {kills} killed"
+    except InputError as error:
+        outcome = f"refused: {str(error).splitlines()[0][:80]}"
     ray.shutdown()
     return {"printed": printed.getvalue(), "outcome": outcome}
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(one(float(sys.argv[2]), float(sys.argv[3]))))
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps(one(float(sys.argv[2]), float(sys.argv[3]), Path(scratch))))
     else:
         main()
