@@ -57,7 +57,7 @@ def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> T
     for method, sampling in columns:
         table.add_column(f"{method}\n{sampling}", justify="right")
     for language, values in zip(increases.index, increases.to_numpy(), strict=True):
-        lowest = [best.at[language, method] for method, _ in columns]
+        lowest: list[Any] = [best.at[language, method] for method, _ in columns]
         table.add_row(str(language), *(_increase(*pair) for pair in zip(values, lowest, strict=True)))
     return table
 
