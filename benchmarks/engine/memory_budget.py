@@ -15,6 +15,7 @@ import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -54,6 +55,7 @@ def one(share: float, taken: float, folder: Path) -> dict:
     from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
     from mbs_ray.plan.rates import assumed_rates
     from mbs_ray.run.sweep_spec import SweepSpec, validated
+    from tests.support.memory import used_share
     from tests.support.models import write_bloom
 
     model = write_bloom(folder / "bloom")
@@ -77,10 +79,8 @@ def one(share: float, taken: float, folder: Path) -> dict:
     rates = assumed_rates("", False, 2, works[0].decoder.compute_dtype)
     plan = make_plan(works, Hardware((Node(0, 0, 2**40),)), Layout(1), rates, "host", False)
     need = plan.stages[0].host
-    memory = psutil.virtual_memory()
-    used = memory.total - memory.available
-    room = need / share + PROCESS_BYTES + taken * _GIB
-    threshold = min(0.97, RESERVED_SHARE + (used + room) / memory.total)
+    used = used_share() * psutil.virtual_memory().total
+    threshold = min(0.97, RESERVED_SHARE + used_share(need / share + PROCESS_BYTES + taken * _GIB))
     os.environ.update(RAY_memory_usage_threshold=f"{threshold:.4f}", RAY_memory_monitor_refresh_ms="100")
     told = _conducted(spec, folder / "out")
     if "a stage may use" not in told["printed"]:
@@ -94,7 +94,7 @@ def one(share: float, taken: float, folder: Path) -> dict:
     }
 
 
-def _conducted(spec: object, out: Path) -> dict[str, str]:
+def _conducted(spec: Any, out: Path) -> dict[str, str]:
     import ray
     from rich.console import Console
 
@@ -105,7 +105,7 @@ def _conducted(spec: object, out: Path) -> dict[str, str]:
     printed = io.StringIO()
     ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
     try:
-        failed = conduct(spec, out, None, Progress(Console(file=printed, width=300))).failed  # type: ignore[arg-type]
+        failed = conduct(spec, out, None, Progress(Console(file=printed, width=300))).failed
         kills = printed.getvalue().count("killed by Ray's memory monitor during")
         outcome = next(iter(failed.values())) if failed else f"finished, {kills} killed"
     except InputError as error:

@@ -15,6 +15,9 @@ from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 
+#: Languages of a short view.
+_SHOWN = 5
+
 
 def increase_title(table: str) -> str:
     """Title of a table of increases in a terminal."""
@@ -62,13 +65,13 @@ def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> T
     return table
 
 
-def short_increase_view(title: str, increases: pd.DataFrame, languages: int = 5) -> Table:
+def short_increase_view(title: str, increases: pd.DataFrame) -> Table:
     """Show some of the languages, spread evenly over the table's order, and the summaries, one row per run.
 
     It fits 80 columns. The best of each language and method is set in bold.
     """
     rows = [str(row) for row in increases.index if row not in SUMMARIES]
-    shown = [rows[at] for at in sorted({round(one) for one in np.linspace(0, len(rows) - 1, languages)})]
+    shown = [rows[at] for at in sorted({round(one) for one in np.linspace(0, len(rows) - 1, _SHOWN)})]
     table = Table(title=title, caption=f"{len(shown)} of {len(rows)} languages; bold: the best of a method")
     table.add_column("")
     for column in (*shown, *SUMMARIES):

@@ -13,7 +13,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import on_cluster
-from mbs_ray.cluster.resources import room_for_actors
+from mbs_ray.cluster.resources import needs_of_actor, room_for_actors
 
 #: The longest wait for nodes of a cluster, unless another is asked for.
 WAIT_SECONDS = 300.0
@@ -44,8 +44,7 @@ class Wanted:
         return min(self.actors, room_for_actors(self.threads, self.device))
 
     def __str__(self) -> str:
-        each = f"{self.threads or 1} CPU(s)" + (" and a GPU" if self.device == "cuda" else "")
-        return f"{self.actors} actor(s) of {each}"
+        return f"{self.actors} actor(s) of {needs_of_actor(self.threads, self.device)}"
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microba
     """
     device = _device(options.device)
     if not room_for_actors(options.threads, device):
-        raise InputError(_no_room(options.threads or 1, device))
+        raise InputError(_no_room(options.threads, device))
     layout = resolve_layout(
         options.stages,
         options.replicas,
@@ -81,12 +81,16 @@ def room_for_actors(threads: int | None, asked: str) -> int:
     return sum(cpus // threads if threads else 1 for cpus in _cpus_of_nodes())
 
 
-def _no_room(threads: int, device: str) -> str:
+def needs_of_actor(threads: int | None, device: str) -> str:
+    """Say what one actor takes of its node: ``2 CPU(s) and a GPU``."""
+    return f"{threads or 1} CPU(s){' and a GPU' if device == 'cuda' else ''}"
+
+
+def _no_room(threads: int | None, device: str) -> str:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
-    each = f"{threads} CPU(s){' and a GPU' if device == 'cuda' else ''}"
     return (
-        f"layout: no node has {each} for an actor; there are nodes of {there}. "
+        f"layout: no node has {needs_of_actor(threads, device)} for an actor; there are nodes of {there}. "
         "Bring others (--wait SECONDS waits for them), or ask for fewer threads"
     )
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
+from tests.support.memory import used_share
 
 #: Above what the machine uses now; the greedy run's attention weights alone need 9 GiB. Between them is room for what
 #: else the machine does meanwhile.
@@ -18,9 +18,7 @@ GREEDY_LENGTH, GREEDY_MICROBATCH = 2048, 144
 
 
 def start_ray() -> None:
-    memory = psutil.virtual_memory()
-    threshold = (memory.total - memory.available + ROOM) / memory.total
-    os.environ.update(RAY_memory_usage_threshold=f"{threshold:.4f}", RAY_memory_monitor_refresh_ms="50")
+    os.environ.update(RAY_memory_usage_threshold=f"{used_share(ROOM):.4f}", RAY_memory_monitor_refresh_ms="50")
     import ray
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)

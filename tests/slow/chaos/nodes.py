@@ -13,9 +13,9 @@ import time
 from functools import cache
 from pathlib import Path
 
-import psutil
 import ray
 
+from tests.support.memory import used_share
 from tests.support.mlflow_server import free_port
 
 _NODE = "MBS_CHAOS_NODE"
@@ -118,8 +118,7 @@ class Nodes:
 
 def _memory_threshold() -> float:
     """Compute the share of all memory at which the monitor kills; Ray's own where there is less room than wanted."""
-    memory = psutil.virtual_memory()
-    return min(0.95, (memory.total - memory.available + _ROOM) / memory.total)
+    return min(0.95, used_share(_ROOM))
 
 
 @cache
