@@ -21,45 +21,56 @@ class ColumnGrids:
     def __init__(self, method: Quantization, work: Tensor, dtype: torch.dtype, factor: InverseFactor) -> None:
         """Prepare grids for `work`, [columns, rows] float32 in the order of solving, as solve_columns changes it."""
         self._method, self._work, self._dtype = method, work, dtype
-        self.group_size = method.group_size or len(work)
-        self.unit = 1 if factor.order is not None else self.group_size
+        columns, rows = work.shape
+        self.group_size = method.group_size or columns
         self.codes = torch.empty_like(work, dtype=torch.uint8)
         """[columns, rows], in the order of solving."""
         # 1/U_jj²: cost of a column's squared error once the later columns have compensated for it.
         self._importance = factor.upper.diagonal().square().reciprocal()[:, None]
-        self._grids: list[Grid] = []
+        self._scale = work.new_empty(columns // self.group_size, rows)
+        self._zero = torch.empty_like(self._scale)
+        self._group_of: Tensor | None = None
         if factor.order is None:
+            self.units = [self.group_size]
             groups = work.split(self.group_size)
-            self._ranges = [torch.aminmax(group, dim=0, keepdim=True) for group in groups]
-            self._group_of = [j // self.group_size for j in range(len(work))]
+            self._ranges = [(group.amin(0, keepdim=True), group.amax(0, keepdim=True)) for group in groups]
         else:
-            self._group_of = (factor.order // self.group_size).tolist()
-            for columns in torch.argsort(factor.order).split(self.group_size):
-                self._grids.append(self.grid(work[columns], self._importance[columns], None))
+            self.units = []
+            self._group_of = factor.order // self.group_size
+            for group, own in enumerate(torch.argsort(factor.order).split(self.group_size)):
+                self._keep(group, self.grid(work[own], self._importance[own], None))
 
-    def round(self, j: int, values: Tensor, pruned: Tensor | None = None) -> Tensor:
-        """Round to the nearest values of column j's grid, [rows]; columns must be asked for in order.
+    def of_columns(self, start: int, stop: int, pruned: Tensor | None = None) -> Grid:
+        """Return the grids of columns that lie in one unit, [columns, rows]; they must be asked for in order.
 
-        pruned: [columns, rows] bool, weights known to become zero, which a new group's grid need not cover.
+        pruned: [columns, rows] bool of the linear, weights known to become zero, which a new group's grid need not
+        cover.
         """
-        if self._group_of[j] == len(self._grids):
-            # The first column of its group: the group's weights now carry all updates of earlier columns.
-            group, part = self._group_of[j], slice(j, j + self.group_size)
-            weights = self._work[part] if pruned is None else self._work[part].masked_fill(pruned[part], 0)
-            self._grids.append(self.grid(weights, self._importance[part], self._ranges[group]))
-        grid = self._grids[self._group_of[j]]
-        codes = grid.codes(values)
-        self.codes[j] = codes
-        return grid.values(codes)
+        if self._group_of is not None:
+            groups = self._group_of[start:stop]
+            return self._as_grid(self._scale[groups], self._zero[groups])
+        group, first = divmod(start, self.group_size)
+        if first == 0:
+            # The group's weights now carry all updates of earlier columns.
+            own = slice(start, start + self.group_size)
+            weights = self._work[own] if pruned is None else self._work[own].masked_fill(pruned[own], 0)
+            self._keep(group, self.grid(weights, self._importance[own], self._ranges[group]))
+        shape = stop - start, -1
+        return self._as_grid(self._scale[group].expand(shape), self._zero[group].expand(shape))
 
     def scales(self) -> Tensor:
         """Return the scales, [rows, groups], in the dtype in which they are stored."""
-        return torch.stack([grid.scale for grid in self._grids], dim=1).to(self._dtype)
+        return self._scale.t().to(self._dtype).contiguous()
 
     def zeros(self) -> Tensor:
         """Return the zero points, [rows, groups] uint8."""
-        return torch.stack([grid.zero for grid in self._grids], dim=1).to(torch.uint8)
+        return self._zero.t().to(torch.uint8).contiguous()
 
     def grid(self, weights: Tensor, importance: Tensor, before: tuple[Tensor, Tensor] | None) -> Grid:
-        grid = Grid.of(weights, 0, self._method, self._dtype, before=before, importance=importance)
-        return grid.squeezed(0)
+        return Grid.of(weights, 0, self._method, self._dtype, before=before, importance=importance).squeezed(0)
+
+    def _keep(self, group: int, grid: Grid) -> None:
+        self._scale[group], self._zero[group] = grid.scale, grid.zero
+
+    def _as_grid(self, scale: Tensor, zero: Tensor) -> Grid:
+        return Grid(scale, zero, 2**self._method.bits - 1, self._dtype)

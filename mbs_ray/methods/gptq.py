@@ -10,6 +10,7 @@ from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.factor import Factored, InverseFactor, inverse_factor
 from mbs_ray.methods.field_checks import require_flag, whole_label
 from mbs_ray.methods.grid import Quantization
+from mbs_ray.methods.leaf import Finals
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss
 from mbs_ray.methods.precision import exact_float32
@@ -60,16 +61,18 @@ class GPTQ(Factored, Quantization):
         grids = ColumnGrids(self, work, weight.dtype, factor)
         zero = work == 0 if self.keep_zeros else None
 
-        def final(j: int) -> Tensor:
-            return grids.round(j, work[j] if zero is None else work[j].masked_fill(zero[j], 0))
+        def finals(start: int, stop: int) -> Finals:
+            kept = None if zero is None else zero[start:stop]
+            return Finals(kept, grid=grids.of_columns(start, stop), codes=grids.codes[start:stop])
 
-        solve_columns(work, factor.upper, [grids.unit], final, written)
-        loss = solved_loss(work, weight, written, factor, moment)
+        solve_columns(work, factor.upper, grids.units, finals, written)
         # Back from the order of solving to the columns' own.
         own = slice(None) if factor.order is None else torch.argsort(factor.order)
+        final = written[own].t().contiguous()
+        loss = solved_loss(work, weight, final, factor, moment)
         return measured(
             weight,
-            written[own].t().contiguous(),
+            final,
             moment,
             name,
             loss=loss,

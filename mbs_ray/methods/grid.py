@@ -102,7 +102,7 @@ class Grid:
         range within `before` (lowest and highest), or a smaller share of it (if the method searches). importance:
         weights of the squared errors, broadcast.
         """
-        low, high = torch.aminmax(weights, dim=dim, keepdim=True)
+        low, high = weights.amin(dim, keepdim=True), weights.amax(dim, keepdim=True)
         ranges = [(low, high)]
         if method.clip_search:
             shares = (1 - step * (1 - LEAST_CLIP) / CLIP_STEPS for step in range(1, CLIP_STEPS + 1))

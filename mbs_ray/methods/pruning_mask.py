@@ -25,22 +25,22 @@ class PruningMask:
         """Prepare a mask of `work`, [columns, rows] float32 as solve_columns changes it; keep_zeros: zeros stay so."""
         self._work, self._factor, self._group, self._scope = work, factor, method.kept_of_group, method.scope
         self._kept = work == 0 if keep_zeros else None
-        self.unit = self._group[1] if self._group else block_size
+        self.units = [self._group[1] if self._group else block_size]
         self.pruned = torch.zeros_like(work, dtype=torch.bool)
         """[columns, rows]; what is not chosen yet is False."""
         if self._group is None:
             self._quota = self._quotas(method.sparsity)
             self._prune_dead(method.sparsity)
 
-    def of_column(self, j: int) -> Tensor:
-        """Return what to prune of column j, [rows] bool; columns must be asked for in order."""
-        if j % self.unit == 0:
-            self._choose(j, min(j + self.unit, len(self._work)))
-        return self.pruned[j]
+    def of_columns(self, start: int, stop: int) -> Tensor:
+        """Return what to prune of columns that lie in one unit, [columns, rows] bool; to be asked for in order."""
+        if start % self.units[0] == 0:
+            self._choose(start, min(start + self.units[0], len(self._work)))
+        return self.pruned[start:stop]
 
     def _choose(self, start: int, stop: int) -> None:
         # The root of w² / [H⁻¹]_jj: same order, no overflow.
-        scores = self._work[start:stop].abs() / self._factor.upper.diagonal()[start:stop, None]
+        scores = (self._work[start:stop] / self._factor.upper.diagonal()[start:stop, None]).abs_()
         if self._kept is not None:
             scores.masked_fill_(self._kept[start:stop], -1)
         if self._group is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.field_checks import require_flag, require_integer
+from mbs_ray.methods.leaf import LEAF, Finals
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss
 from mbs_ray.methods.precision import exact_float32
@@ -48,11 +49,20 @@ class SparseGPT(Factored, Pruning):
     ) -> Compressed:
         """Prune [rows, columns] by a full moment; survivors are updated and rounded to the weight's dtype."""
         moment, factor, work, written = self.begin(weight, moment, name, factor)
-        mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
-
-        def final(j: int) -> Tensor:
-            return work[j].masked_fill(mask.of_column(j), 0).to(weight.dtype).to(torch.float32)
-
-        solve_columns(work, factor.upper, [mask.unit], final, written)
-        loss = solved_loss(work, weight, written, factor, moment)
-        return measured(weight, written.t().contiguous(), moment, name, loss=loss, damping=factor.damping)
+        pattern = self.kept_of_group
+        if pattern is not None and pattern[1] <= LEAF:
+            kept = work == 0 if self.keep_zeros else None
+            solve_columns(
+                work,
+                factor.upper,
+                [],
+                lambda start, stop: Finals(None if kept is None else kept[start:stop], pattern),
+                written,
+                leaf=LEAF // pattern[1] * pattern[1],
+            )
+        else:
+            mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
+            solve_columns(work, factor.upper, mask.units, lambda *own: Finals(mask.of_columns(*own)), written)
+        final = written.t().contiguous()
+        loss = solved_loss(work, weight, final, factor, moment)
+        return measured(weight, final, moment, name, loss=loss, damping=factor.damping)

@@ -10,6 +10,7 @@ from mbs_ray.methods.column_grids import ColumnGrids
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.field_checks import require_integer, whole_label
 from mbs_ray.methods.grid import Quantization
+from mbs_ray.methods.leaf import Finals
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.obs import solve_columns, solved_loss
 from mbs_ray.methods.precision import exact_float32
@@ -75,15 +76,17 @@ class SparseGPTQ(Factored, Pruning, Quantization):
         mask = PruningMask(self, self.block_size, work, factor, keep_zeros=False)
         grids = ColumnGrids(self, work, weight.dtype, factor)
 
-        def final(j: int) -> Tensor:
-            survivors = work[j].masked_fill(mask.of_column(j), 0)
-            return grids.round(j, survivors, mask.pruned)
+        def finals(start: int, stop: int) -> Finals:
+            pruned = mask.of_columns(start, stop)
+            grid = grids.of_columns(start, stop, mask.pruned)
+            return Finals(pruned, grid=grid, codes=grids.codes[start:stop])
 
-        solve_columns(work, factor.upper, self._units or [], final, written)
-        loss = solved_loss(work, weight, written, factor, moment)
+        solve_columns(work, factor.upper, self._units or [], finals, written)
+        final = written.t().contiguous()
+        loss = solved_loss(work, weight, final, factor, moment)
         return measured(
             weight,
-            written.t().contiguous(),
+            final,
             moment,
             name,
             loss=loss,

@@ -48,15 +48,17 @@ class Wanda(Pruning):
             # Live columns are compared by score and dead ones by magnitude, each for their own part of the count.
             weights = columns if self.scope == "row" else rows * columns
             total, of_dead = (count_zeros(self.sparsity, n) for n in (weights, weights // columns * int(dead.sum())))
-            pruned = self._chosen(sizes * diagonal.sqrt(), dead, total - of_dead) | self._chosen(sizes, ~dead, of_dead)
-        return measured(weight, weight.masked_fill(pruned, 0), moment, name)
+            pruned = self._chosen(sizes * diagonal.sqrt(), dead, total - of_dead)
+            if of_dead:
+                pruned |= self._chosen(sizes, ~dead, of_dead)
+        return measured(weight, torch.where(pruned, 0, weight), moment, name)
 
     def _chosen(self, scores: Tensor, excluded: Tensor, count: int) -> Tensor:
         """Return a mask of `count` weights of the linear, or of every row, none of them in an excluded column."""
         if self.scope == "share":
             scores = _shares(scores.masked_fill(excluded, 0))
         choose = lowest if self.scope == "row" else lowest_of_all
-        return choose(scores.masked_fill(excluded, math.inf), count)
+        return choose(scores.masked_fill(excluded, math.inf) if excluded.any() else scores, count)
 
 
 def _shares(scores: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Wanda
 from mbs_ray.methods.factor import PANEL, Factored
 from mbs_ray.methods.greedy import BUFFER_BYTES
-from mbs_ray.methods.obs import COLUMNS_AT_ONCE
+from mbs_ray.methods.leaf import LEAF
+from mbs_ray.methods.obs import AT_ONCE
 
 _FLOAT = 4
 #: A scale and a zero point of a grid as float32, the group's range before any update, and what is kept of them.
@@ -44,13 +45,17 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
             grid = 4 * _FLOAT * rows * (method.group_size or columns)
             return solving + max((itemsize + 1) * weights, grid) + _grids(method.group_size, rows, columns)
         case SparseGPT():
-            # The float32 copy, the weight as written, the mask; then the loss, some columns at once, or the result.
-            solving = (_FLOAT + itemsize + 1 + method.keep_zeros) * weights
-            return solving + max(itemsize * weights, 3 * _FLOAT * rows * min(COLUMNS_AT_ONCE, columns))
+            # The float32 copy, the weight as written, the mask; then the choice of a block's mask, or the result and its
+            # loss, some rows at once.
+            masks = method.keep_zeros + (method.kept_of_group is None or method.kept_of_group[1] > LEAF)
+            choosing = 3 * _FLOAT * rows * min(method.block_size, columns)
+            ending = itemsize * weights + _FLOAT * min(AT_ONCE, rows) * columns
+            return (_FLOAT + itemsize + masks) * weights + max(choosing, ending)
         case Wanda():
-            return round({"n:m": 11.25, "share": 44.0}.get(_kind(method), 19.0) * weights)
+            return round({"n:m": 10.25, "share": 44.0}.get(_kind(method), 12.0) * weights)
         case Magnitude():
-            return round((3.25 if _kind(method) == "n:m" else 7.0) * weights) + itemsize * weights
+            kind = "n:m" if method.kept_of_group else "16 bits" if itemsize < _FLOAT else "32 bits"
+            return round({"n:m": 2.25 + itemsize, "16 bits": 6.0, "32 bits": 8.0}[kind] * weights)
         case RTN():
             return (12 if itemsize == _FLOAT else 16) * weights + _grids(method.group_size, rows, columns)
         case OBC():
@@ -60,7 +65,7 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
     raise InputError(f"{method.name}: no plan of its memory is known")
 
 
-def _kind(method: Wanda | Magnitude) -> str:
+def _kind(method: Wanda) -> str:
     return "n:m" if method.kept_of_group else method.scope
 
 

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from mbs_ray.methods import GPTQ, SparseGPT, SparseGPTQ
 from mbs_ray.methods.factor import inverse_factor
+from mbs_ray.methods.grid import Grid
+from mbs_ray.methods.leaf import LEAF, Finals
 from mbs_ray.methods.obs import solve_columns
 from tests.support.examples import examples
 
@@ -24,38 +26,54 @@ from tests.support.examples import examples
     smaller=st.integers(1, 40),
     times=st.integers(1, 4),
     both=st.booleans(),
+    leaf=st.sampled_from([1, 3, LEAF, 16]),
     seed=st.integers(0, 3),
 )
-def test_every_unit_is_up_to_date_when_it_begins(columns: int, smaller: int, times: int, both: bool, seed: int) -> None:
+def test_every_unit_is_up_to_date_when_it_begins(
+    columns: int, smaller: int, times: int, both: bool, leaf: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(columns, 3, generator=generator)
     upper = torch.randn(columns, columns, generator=generator).triu() / columns
     upper.diagonal().copy_(torch.rand(columns, generator=generator) + 1)
-    finals = torch.randn(columns, 3, generator=generator)
+    pruned = torch.rand(columns, 3, generator=generator) < 0.6
     units = [smaller * times, smaller] if both else [smaller]
     # Every update at once, in float64.
     eager, states = weight.double().clone(), []
     for j in range(columns):
         states.append(eager.clone())
-        error = (eager[j] - finals[j].double()) / upper[j, j].double()
+        error = eager[j].where(pruned[j], torch.zeros(())) / upper[j, j].double()
         eager[j:] -= torch.outer(upper[j, j:].double(), error)
-    work, written = weight.clone(), torch.empty_like(weight)
+    work, written, asked = weight.clone(), torch.empty_like(weight), 0
 
-    def final(j: int) -> Tensor:
+    def finals(start: int, stop: int) -> Finals:
+        nonlocal asked
+        assert start == asked < stop <= start + leaf
+        asked = stop
         for unit in (1, *units):
-            if j % unit == 0:
-                torch.testing.assert_close(work[j : j + unit].double(), states[j][j : j + unit], rtol=1e-4, atol=1e-4)
-        return finals[j]
+            assert start // unit == (stop - 1) // unit or unit == 1
+            if start % unit == 0:
+                own = slice(start, start + unit)
+                torch.testing.assert_close(work[own].double(), states[start][own], rtol=1e-4, atol=1e-4)
+        return Finals(pruned[start:stop])
 
-    solve_columns(work, upper, units, final, written)
-    assert torch.equal(written, finals)
+    solve_columns(work, upper, units, finals, written, leaf=leaf)
+    assert asked == columns
+    expected = torch.stack([state[j] for j, state in enumerate(states)]).where(~pruned, torch.zeros(()))
+    torch.testing.assert_close(written.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_errors_left_behind_give_the_change_and_its_loss() -> None:
     weight, inputs = draw(7, 90)
     factor = inverse_factor(full_moment(inputs), 0.01, "linear")
     work, written = weight.t().clone(), torch.empty(90, 7)
-    solve_columns(work, factor.upper, [], lambda j: work[j].round(), written)
+
+    def whole_numbers(start: int, stop: int) -> Finals:
+        shape = stop - start, 7
+        return Finals(grid=Grid(torch.ones(shape), torch.full(shape, 100.0), 255, torch.float32))
+
+    solve_columns(work, factor.upper, [], whole_numbers, written)
+    assert torch.equal(written, written.round())
     change = (written.t() - weight).double()
     torch.testing.assert_close(change, -(work.t() @ factor.upper).double(), rtol=0, atol=1e-5)
     hessian = damped64(inputs, 0.01)

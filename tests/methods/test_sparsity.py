@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import Magnitude, SparseGPT, Wanda
-from mbs_ray.methods.sparsity import lowest, lowest_of_groups
+from mbs_ray.methods.sparsity import lowest, lowest_of_all, lowest_of_groups
 from tests.support.examples import examples
 
 PRUNING = [Magnitude, Wanda, SparseGPT]
@@ -18,8 +18,34 @@ PRUNING = [Magnitude, Wanda, SparseGPT]
 def test_exactly_k_lowest_are_chosen_and_the_first_of_equals(scores: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(scores)))
     expected = sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count]
-    chosen = lowest(torch.tensor(scores, dtype=torch.float32), count)
-    assert chosen.nonzero().flatten().tolist() == sorted(expected)
+    given = torch.tensor(scores, dtype=torch.float32)
+    assert lowest(given, count).nonzero().flatten().tolist() == sorted(expected)
+    # The same in whatever way the matrix lies in memory.
+    for matrix in (given[None], given[:, None], given[:, None].expand(-1, 3)[:, 1:2]):
+        assert lowest_of_all(matrix, count).flatten().nonzero().flatten().tolist() == sorted(expected)
+
+
+@examples(100)
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    transposed=st.booleans(),
+    data=st.data(),
+)
+def test_of_a_matrix_exactly_k_are_chosen_row_by_row(
+    rows: int, columns: int, dtype: torch.dtype, transposed: bool, data: st.DataObject
+) -> None:
+    numbers = data.draw(st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns))
+    scores = torch.tensor(numbers, dtype=dtype).view(rows, columns)
+    if transposed:
+        scores = scores.t().contiguous().t()
+    count = data.draw(st.integers(0, rows * columns))
+    expected = sorted(range(rows * columns), key=lambda i: (numbers[i], i))[:count]
+    assert lowest_of_all(scores, count).reshape(-1).nonzero().flatten().tolist() == sorted(expected)
+    count = data.draw(st.integers(0, columns))
+    each = torch.stack([lowest(row, count) for row in scores])
+    assert torch.equal(lowest(scores, count), each) and bool((each.sum(1) == count).all())
 
 
 def test_rows_are_chosen_from_independently() -> None:
