@@ -112,9 +112,15 @@ def _chosen(
 @functools.cache
 def _compiled() -> Any:
     # Rounded where torch rounds: by default a value that is narrowed and widened again keeps all its bits, and Triton
-    # divides approximately.
-    options = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True, "compile_threads": 1}
-    return torch.compile(_solve, fullgraph=True, dynamic=True, recompile_limit=64, options=options)
+    # divides approximately. One thread of the compiler: there is one kernel to compile, and no pool is left behind.
+    options: dict[str, Any] = {
+        "emulate_precision_casts": True,
+        "eager_numerics.division_rounding": True,
+        "compile_threads": 1,
+    }
+    return torch.compile(  # type: ignore[call-overload]  # torch's own overloads lack recompile_limit
+        _solve, fullgraph=True, dynamic=True, recompile_limit=64, options=options
+    )
 
 
 @functools.cache

@@ -45,8 +45,7 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
             grid = 4 * _FLOAT * rows * (method.group_size or columns)
             return solving + max((itemsize + 1) * weights, grid) + _grids(method.group_size, rows, columns)
         case SparseGPT():
-            # The float32 copy, the weight as written, the mask; then the choice of a block's mask, or the result and its
-            # loss, some rows at once.
+            # The float32 copy, the weight as written, the mask; then a block's choice, or the result and its loss.
             masks = method.keep_zeros + (method.kept_of_group is None or method.kept_of_group[1] > LEAF)
             choosing = 3 * _FLOAT * rows * min(method.block_size, columns)
             ending = itemsize * weights + _FLOAT * min(AT_ONCE, rows) * columns
