@@ -249,6 +249,7 @@ def test_bad_text_is_one_line_and_code_2_before_any_stage_starts(
     assert not list((tmp_path / "out").rglob("*.safetensors")) and not list((tmp_path / "out").rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_the_same_input_unspoilt_compresses(ray_cluster: Cluster, hub_bloom: Path, tmp_path: Path) -> None:
     corpus, held_out = write_corpus(tmp_path / "corpus"), write_corpus(tmp_path / "held-out", first=HELD_OUT)
     common = ("--model", hub_bloom, "--corpus", corpus, "--languages", "en,fr,hi,sw", "--segments", 8)
@@ -307,6 +308,7 @@ def test_a_relative_out_is_refused_inside_a_ray_job(monkeypatch: pytest.MonkeyPa
     assert "inside a Ray job give an absolute folder" in result.stderr
 
 
+@pytest.mark.slow
 def test_ui_serves_mlflow_on_loopback(tmp_path: Path) -> None:
     MlflowConnection(database_uri(tmp_path), "experiment", tmp_path / "artifacts")
     with socket.socket() as free:

@@ -305,6 +305,7 @@ def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
         assert one.stderr == pytest.approx(math.sqrt(one.accuracy * (1 - one.accuracy) / (n - 1)))
 
 
+@pytest.mark.slow
 def test_text_and_tasks_are_scored_on_stages_that_are_started_once(
     ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path: Path, task_folder: Path
 ) -> None:

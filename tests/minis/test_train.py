@@ -57,6 +57,7 @@ def test_the_model_loads_in_bfloat16_with_tokenizer_and_the_length_it_was_traine
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_the_distribution_counts_exactly_the_segments_drawn(trained: Path) -> None:
     facts = json.loads((trained / "language_distribution.json").read_text())
     assert facts["unit"] == "tokens"
@@ -65,6 +66,7 @@ def test_the_distribution_counts_exactly_the_segments_drawn(trained: Path) -> No
     assert model_distribution(str(trained)).amounts == drawn_tokens()
 
 
+@pytest.mark.slow
 def test_it_learns(corpus: Path, trained: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(trained)

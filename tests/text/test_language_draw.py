@@ -48,6 +48,7 @@ def farthest_from_uniform(positions: list[float]) -> float:
     return float(max(np.abs(ordered - steps[1:]).max(), np.abs(ordered - steps[:-1]).max()))
 
 
+@pytest.mark.slow
 def test_positions_are_uniform_over_a_thousand_row_groups(thousand: Path, tokenizer: Path) -> None:
     rows = [row for seed in range(4) for row in rows_drawn(request(thousand, tokenizer, {"en": 87}, seed=seed))]
     of_all = farthest_from_uniform([(row + 0.5) / (GROUPS * GROUP_ROWS) for row in rows])
@@ -57,6 +58,7 @@ def test_positions_are_uniform_over_a_thousand_row_groups(thousand: Path, tokeni
     assert sum((in_group[place] - expected) ** 2 / expected for place in range(GROUP_ROWS)) < 11.3  # 1 %, 3 degrees
 
 
+@pytest.mark.slow
 def test_two_seeds_hardly_share_a_row_group_and_one_seed_draws_the_same_again(thousand: Path, tokenizer: Path) -> None:
     first, second = (rows_drawn(request(thousand, tokenizer, {"en": 87}, seed=seed)) for seed in (0, 1))
     assert len({row // GROUP_ROWS for row in first}) >= 75  # 83.4 are expected of 87 drawn from 1,000

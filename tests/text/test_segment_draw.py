@@ -92,6 +92,7 @@ def test_languages_drawn_apart_are_those_drawn_together_one_file_each_and_only_m
     assert first["sw"].fingerprint == apart["sw"].fingerprint
 
 
+@pytest.mark.slow
 def test_parallelism_changes_no_bit(ray_cluster: Cluster, drawn: SegmentSet, corpus: Path, tokenizer: Path) -> None:
     asked = request(corpus, tokenizer, ALLOCATION)
     draws = language_draws(asked)

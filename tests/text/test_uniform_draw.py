@@ -151,7 +151,13 @@ LAYOUTS: dict[str, Callable[[Path, list[str]], None]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+#: The one that mixes formats, and the compression that it lacks.
+FAST = ("one huge and 200 small", "zstd frames")
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(layout, marks=() if layout in FAST else pytest.mark.slow) for layout in LAYOUTS]
+)
 @pytest.mark.parametrize(
     "lengths",
     [

@@ -230,6 +230,7 @@ def test_a_file_that_the_handle_cannot_open_is_an_error(lane: AioLane, tmp_path:
         running.wait()
 
 
+@pytest.mark.slow
 def test_memory_that_may_not_be_locked_is_an_error(aio: Any, tmp_path: Path) -> None:
     script = f"""
 import os, resource, sys

@@ -107,6 +107,7 @@ def test_a_closed_store_drops_what_comes_late(store: ActivationStore, tmp_path: 
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_host_memory_of_a_cpu_stage_imports_no_deepspeed() -> None:
     script = (
         "import sys, torch; from mbs_ray.cluster.offload import AUTO, StoreMaker; "

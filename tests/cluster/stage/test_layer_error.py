@@ -62,6 +62,7 @@ def assert_plain(job: Job, model: Path, calibration: SegmentSet) -> None:
         assert measured[key] == pytest.approx(values, rel=1e-3), key
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_the_plain_model_and_measuring_changes_no_bit_also_where_a_run_goes_on(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:

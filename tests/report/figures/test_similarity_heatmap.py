@@ -76,6 +76,7 @@ def test_a_line_is_the_mean_of_a_statistic_over_the_blocks() -> None:
     assert lines == {"diagonal": [2.0, 3.0], "full": [2.0, 3.0]}
 
 
+@pytest.mark.slow
 def test_drawing_never_loads_pyplot() -> None:
     program = (
         "import sys, pandas\n"
