@@ -19,8 +19,9 @@ from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.stage_time import stage_seconds
 from mbs_ray.plan.units import format_gib
 
-#: A stage's process before its first model: interpreter, torch, transformers, Ray (317 MiB of an import, and threads).
-PROCESS_BYTES = 384 * 2**20
+#: A stage's process before its first model: interpreter, torch, transformers, Ray (317 MiB of an import, and threads);
+#: and what the driver and Ray's own processes grow by between the plan and the first block (about 260 MiB).
+PROCESS_BYTES = 704 * 2**20
 #: Libraries of a stage's process once the first model is loaded, whatever its size.
 LIBRARIES_BYTES = 64 * 2**20
 

@@ -41,7 +41,7 @@ def host_budget(plan: Plan) -> str:
     shared = f"({room}) ÷ {sharing} stages" if sharing > 1 else room
     return (
         f"host memory: a stage may use {format_gib(max(0, node.host_room // sharing - PROCESS_BYTES))} = {shared} − "
-        f"{format_gib(PROCESS_BYTES)} of its process; Ray kills above {node.kill_share:.0%}"
+        f"{format_gib(PROCESS_BYTES)} of processes; Ray kills above {node.kill_share:.0%}"
     )
 
 

@@ -104,12 +104,12 @@ def test_stages_of_one_node_share_its_host_memory(works):
     plan = make_plan(works, Hardware((Node(8, 80 * GB, 400 * GB),)), Layout(8), RATES, nvme=False)
     assert all("of host memory" in problem for problem in plan.problems)
     assert host_budget(plan) == (
-        "host memory: a stage may use 42.5 GiB = (372.5 GiB × 92%) ÷ 8 stages − 384 MiB of its process; "
+        "host memory: a stage may use 42.2 GiB = (372.5 GiB × 92%) ÷ 8 stages − 704 MiB of processes; "
         "Ray kills above 95%"
     )
     alone = Hardware((Node(0, 0, 400 * GB, host_used=80 * GB, kill_share=0.5),))
     assert host_budget(make_plan(works, alone, Layout(1), RATES)) == (
-        "host memory: a stage may use 100.2 GiB = 372.5 GiB × 47% − 74.5 GiB in use − 384 MiB of its process; "
+        "host memory: a stage may use 99.9 GiB = 372.5 GiB × 47% − 74.5 GiB in use − 704 MiB of processes; "
         "Ray kills above 50%"
     )
     apart = Hardware((Node(1, 80 * GB, 400 * GB),) * 8)
