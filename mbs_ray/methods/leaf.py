@@ -91,7 +91,7 @@ def _solve(
             work[j + 1 :].sub_(upper[j, j + 1 :, None] * error)
     work.copy_(torch.stack(errors))
     written.copy_(torch.stack(values))
-    if codes is not None and numbers:
+    if codes is not None:
         codes.copy_(torch.stack(numbers))
 
 

@@ -25,7 +25,7 @@ class PruningMask:
         """Prepare a mask of `work`, [columns, rows] float32 as solve_columns changes it; keep_zeros: zeros stay so."""
         self._work, self._factor, self._group, self._scope = work, factor, method.kept_of_group, method.scope
         self._kept = work == 0 if keep_zeros else None
-        self.units = [self._group[1] if self._group else block_size]
+        self.unit = self._group[1] if self._group else block_size
         self.pruned = torch.zeros_like(work, dtype=torch.bool)
         """[columns, rows]; what is not chosen yet is False."""
         if self._group is None:
@@ -34,8 +34,8 @@ class PruningMask:
 
     def of_columns(self, start: int, stop: int) -> Tensor:
         """Return what to prune of columns that lie in one unit, [columns, rows] bool; to be asked for in order."""
-        if start % self.units[0] == 0:
-            self._choose(start, min(start + self.units[0], len(self._work)))
+        if start % self.unit == 0:
+            self._choose(start, min(start + self.unit, len(self._work)))
         return self.pruned[start:stop]
 
     def _choose(self, start: int, stop: int) -> None:

@@ -61,7 +61,7 @@ class SparseGPT(Factored, Pruning):
             )
         else:
             mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
-            solve_columns(work, factor.upper, mask.units, lambda *own: Finals(mask.of_columns(*own)), written)
+            solve_columns(work, factor.upper, [mask.unit], lambda *own: Finals(mask.of_columns(*own)), written)
         final = written.t().contiguous()
         loss = solved_loss(work, weight, final, factor, moment)
         return measured(weight, final, moment, name, loss=loss, damping=factor.damping)
