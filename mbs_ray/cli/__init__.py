@@ -18,6 +18,7 @@ from mbs_ray.cli import (
     result_commands,
     sweep_commands,
 )
+from mbs_ray.garbage import collect_garbage_rarely
 
 
 class _App(typer.Typer):
@@ -28,6 +29,7 @@ class _App(typer.Typer):
             # Old clusters and some containers print ASCII; what it lacks becomes a question mark, and no traceback.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
+        collect_garbage_rarely()
         return super().__call__(*args, **kwargs)
 
 

@@ -2,10 +2,9 @@
 
 import logging
 import os
-import signal
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,14 +58,53 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
     Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started.
     Raises :class:`InputError` when the address does not answer, or no local Ray can be started.
     """
-    if ray.is_initialized():
+    with connecting(address, cpus) as connect:
+        connect()
         yield
+
+
+@contextmanager
+def connecting(address: str | None, cpus: int, then: Callable[[], None] | None = None) -> Iterator[Callable[[], None]]:
+    """Begin as :func:`connected` does, in a thread: for seconds a Ray that starts leaves this process idle.
+
+    The function that is provided returns once there is a connection, and raises what :func:`connected` does. ``then``
+    is called as soon as there is one.
+    """
+    if ray.is_initialized():
+        yield lambda: None
         return
     check_ray(address)
+
+    def begin() -> None:
+        _connect(address, cpus)
+        if then:
+            then()
+
+    # The thread stays until the end: Linux ends Ray's processes with the thread that started them.
+    with ThreadPoolExecutor(1, thread_name_prefix="connect") as thread:
+        begun = thread.submit(begin)
+        try:
+            yield begun.result
+        finally:
+            # Also where the thread is still at it: a Ray that was begun is ended.
+            wait([begun])
+            ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> None:
+    """Start a local Ray, or join that at the address."""
     logging.getLogger("ray").setLevel(logging.WARNING)
     # Says on every start, as a warning, that a local Ray asks its clients for a token.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    told = signal.getsignal(signal.SIGTERM)
+    worker = logging.getLogger("ray._private.worker")
+    worker.setLevel(logging.ERROR)  # warns that in this thread it leaves SIGTERM alone, as it should
+    try:
+        _init(address, cpus)
+    finally:
+        worker.setLevel(logging.NOTSET)
+
+
+def _init(address: str | None, cpus: int) -> None:
     target, named = _target(address)
     if target is None:
         # "local", or Ray would join any other Ray that happens to run on this machine.
@@ -78,25 +116,19 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    else:
-        before = {name: os.environ.get(name) for name in _TRIES}
-        try:
-            os.environ.update({name: value for name, value in _TRIES.items() if before[name] is None})
-            ray.init(address=target, logging_level=logging.WARNING, log_to_driver=False)
-        except (ConnectionError, TimeoutError, ValueError, RuntimeError, RayError) as error:
-            raise InputError(
-                f"{named}: no Ray cluster answers there ({one_line(error)}); "
-                "with token authentication set RAY_AUTH_MODE=token here as on its nodes"
-            ) from error
-        finally:
-            for name in (name for name in _TRIES if before[name] is None):
-                del os.environ[name]
-    if callable(told) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, told)  # Ray has put its own there
+        return
+    before = {name: os.environ.get(name) for name in _TRIES}
     try:
-        yield
+        os.environ.update({name: value for name, value in _TRIES.items() if before[name] is None})
+        ray.init(address=target, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError, RayError) as error:
+        raise InputError(
+            f"{named}: no Ray cluster answers there ({one_line(error)}); "
+            "with token authentication set RAY_AUTH_MODE=token here as on its nodes"
+        ) from error
     finally:
-        ray.shutdown()
+        for name in (name for name in _TRIES if before[name] is None):
+            del os.environ[name]
 
 
 def _target(address: str | None) -> tuple[str | None, str]:

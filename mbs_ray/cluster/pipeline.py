@@ -10,7 +10,6 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
 from mbs_ray.cluster.activations.store import RunAbandonedError
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, StagePlace
@@ -125,7 +124,6 @@ class Pipeline:
             num_cpus=self.numerics.threads,
             num_gpus=gpus,
             scheduling_strategy=self._reserve(gpus),
-            runtime_env={"env_vars": LARGE_PAGES},
         )
         self._stages = [actor.remote(place, self.numerics) for place in self._places]
         replicas = self.layout.replicas

@@ -1,13 +1,15 @@
 """Conducts a sweep, phase by phase: prepare, settle, plan, draw, find weights, compress and score, conclude."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import check_ray, connected
+from mbs_ray.cluster.connect import check_ray, connecting
+from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.resources import Resources, settle_resources
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
@@ -23,7 +25,7 @@ from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
 from mbs_ray.plan.hardware import Hardware, live_cluster
 from mbs_ray.run.lease import Lease, leased
-from mbs_ray.run.prepare import PreparedRun, prepare_runs
+from mbs_ray.run.prepare import PreparedRun, prepare_runs, read_models
 from mbs_ray.run.signature import finished_result, forward_fields, signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec
@@ -65,13 +67,15 @@ def _conduct(
 ) -> SweepResult:
     runs = _prepared(sweep, folders, progress)
     uri = default_tracking_uri(folders.out)
-    connection = _connection(uri, folders, runs)
     options = _options(sweep, cluster, folders, runs)
-    with (
-        connected(options.address, options.cpus),
-        nodes_awaited(options, _useful_stages(runs), progress.say),
-        nullcontext(pool) if pool else StagePool() as stages,
-    ):
+    with ExitStack() as open_until_end:
+        # While Ray starts, and stages import what they compute with, models are read and MLflow is reached.
+        ahead = None if pool else partial(import_ahead, options)
+        connect = open_until_end.enter_context(connecting(options.address, options.cpus, ahead))
+        read_models(runs, progress.work)
+        connection = _connection(uri, folders, runs)
+        connect()
+        open_until_end.enter_context(nodes_awaited(options, _useful_stages(runs), progress.say))
         hardware = live_cluster(options.nvme_path)
         resources = _settled(options, runs, hardware).shrunk_to_cluster(progress.say)
         progress.say(f"layout: {resources}")
@@ -79,6 +83,7 @@ def _conduct(
         offload = checked_plan(options.tiers, runs, folders, resources, hardware, progress.say, force)
         refuse_moments_without_room(runs, folders, resources)
         jobs = SweepJobs(folders, resources, draw_texts(runs, folders, progress), runs)
+        stages = pool or open_until_end.enter_context(StagePool())
         driver = StageDriver(resources, stages, offload, progress, lease.check)
         jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
         lease.check()
@@ -88,9 +93,9 @@ def _conduct(
 
 
 def _prepared(sweep: SweepSpec, folders: SweepFolders, progress: Progress) -> list[PreparedRun]:
-    """Check everything that needs no cluster, and show how many segments each language gets."""
+    """Check all that takes no time and no cluster, and show how many segments each language gets."""
     specs = sweep.runs()
-    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, progress.work)
+    runs = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache)
     # Weights of adaptive runs are shown once they are found.
     for run in distinct_allocations([run for run in runs if run.adaptive is None]):
         progress.allocation(run.spec.sampling.label, run.allocation, run.shares)

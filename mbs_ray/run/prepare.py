@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,26 @@ NotifyStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint that was read through once: its weights are finite and its fingerprint is known."""
+    """An opened checkpoint that can be taken apart into blocks; what is found of it is kept under ``cache``."""
 
     name: str
     checkpoint: Checkpoint
-    fingerprint: str
     decoder: Decoder
     """For names, shapes and the untouched tensors; the stages have decoders of their own."""
+    cache: Path
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See :func:`~mbs_ray.model.fingerprint.fingerprint`; takes what :meth:`read_through` found."""
+        return fingerprint(self.checkpoint, self.decoder.parameter_tensors(), self.cache)
+
+    def read_through(self, notify: NotifyStep) -> None:
+        """Read the checkpoint once, where that was not done before, for NaN and for its fingerprint.
+
+        ``notify(what, done, total)`` is called meanwhile. Raises :class:`InputError` naming a tensor with NaN.
+        """
+        told = partial(notify, f"reading {self.name}")
+        self.__dict__["fingerprint"] = fingerprint(self.checkpoint, self.decoder.parameter_tensors(), self.cache, told)
 
     def check_length(self, field: str, length: int) -> None:
         """Raise :class:`InputError` naming the field if the model takes no segments of this length."""
@@ -110,17 +123,16 @@ class PreparedRun:
 
 
 def prepare_runs(
-    specs: Sequence[RunSpec], labels: Sequence[str], columns: Sequence[tuple[str, str]], cache: Path, notify: NotifyStep
+    specs: Sequence[RunSpec], labels: Sequence[str], columns: Sequence[tuple[str, str]], cache: Path
 ) -> list[PreparedRun]:
-    """Check everything a sweep needs. Raises :class:`InputError` naming the file, field or language.
+    """Check everything a sweep needs but the weights. Raises :class:`InputError` naming the file, field or language.
 
-    ``notify(what, done, total)`` is called during long work: each checkpoint is read through once and the
-    answer kept under ``cache``.
+    That takes a moment; :func:`read_models` may take minutes. What both find is kept under ``cache``.
     """
     models: dict[tuple[str, str | None], Model] = {}
     texts = CheckedTexts(cache)
     prepared = []
-    # What is cheap is checked for all runs before the first checkpoint is read through.
+    # Languages are checked for all runs before the first checkpoint is opened.
     settled = [_settle(spec) for spec in specs]
     for spec, (languages, allocation, _) in zip(specs, settled, strict=True):
         require_languages(spec.corpus, allocation)
@@ -129,7 +141,7 @@ def prepare_runs(
     for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
         key = (spec.model, spec.revision)
         if key not in models:
-            models[key] = read_through(spec.model, spec.revision, cache, notify)
+            models[key] = open_model(spec.model, spec.revision, cache)
         run = replace(_with_texts(spec, label, column, models[key], languages, allocation, texts), weights=weights)
         _check_method(run)
         prepared.append(run)
@@ -168,17 +180,23 @@ def _check_adaptive(spec: RunSpec, dense: DenseStatistics) -> None:
         )
 
 
-def read_through(model: str, revision: str | None, cache: Path, notify: NotifyStep) -> Model:
-    """Open a checkpoint and read it through once, for NaN and for its fingerprint.
+def read_models(runs: Sequence[PreparedRun], notify: NotifyStep) -> None:
+    """Read each model of the runs once, as :meth:`Model.read_through` does."""
+    for model in {id(run.model): run.model for run in runs}.values():
+        model.read_through(notify)
 
-    A model that cannot be taken apart into blocks, or lacks a tensor, is refused before it is read through.
-    """
+
+def open_model(model: str, revision: str | None, cache: Path) -> Model:
+    """Open a checkpoint. Raises :class:`InputError` where it cannot be taken apart into blocks, or lacks a tensor."""
     checkpoint = open_checkpoint(model, revision)
-    decoder = Decoder(checkpoint, torch.float32)
-    name = Path(model).name
-    progress = partial(notify, f"reading {name}")
-    read = fingerprint(checkpoint, decoder.parameter_tensors(), cache, progress)
-    return Model(name, checkpoint, read, decoder)
+    return Model(Path(model).name, checkpoint, Decoder(checkpoint, torch.float32), cache)
+
+
+def read_through(model: str, revision: str | None, cache: Path, notify: NotifyStep) -> Model:
+    """Open a checkpoint as :func:`open_model` and read it as :meth:`Model.read_through`."""
+    opened = open_model(model, revision, cache)
+    opened.read_through(notify)
+    return opened
 
 
 def _with_texts(

@@ -114,7 +114,7 @@ def gather(
             num_cpus=READER_CPUS,
         )
         rows = rows.map_batches(
-            tokenize_texts,
+            tokenize_in_task,
             fn_kwargs={"recipe": recipe},
             batch_format="pyarrow",
             batch_size=None,
@@ -185,6 +185,12 @@ def _texts(documents: Sequence[Document]) -> dict[str, Any]:
     }
 
 
+def tokenize_in_task(rows: pa.Table, *, recipe: Recipe) -> Iterator[pa.Table]:
+    """Do as :func:`tokenize_texts` in one thread: a task has a part of a CPU, not all of the node's."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    yield from tokenize_texts(rows, recipe=recipe)
+
+
 def tokenize_texts(rows: pa.Table, *, recipe: Recipe) -> Iterator[pa.Table]:
     """A row of TOKENS for each unit, and for each excerpt of a passage."""
     for row in rows.to_pylist():
@@ -217,7 +223,6 @@ def _tokens(row: dict[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
 @lru_cache(maxsize=2)
 def _tokenizer(name: str, join: Join, digest: str) -> DocumentTokenizer:
     """Kept by the process from one task to the next, and from one drawing to the next as long as it is the same."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has a part of a CPU, not all of the node's
     return DocumentTokenizer(name, join)
 
 

@@ -1,4 +1,4 @@
-"""From a request to a written set of segments, drawn through Ray Data; the same request gives the same bits."""
+"""From a request to a written set of segments, here or through Ray Data; the same request gives the same bits."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +10,7 @@ import ray
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.cpu_wait import await_cpu
+from mbs_ray.text.here import HERE_BYTES, gather_here
 from mbs_ray.text.language_draw import ChosenFromAll, LanguageDraw, LanguageSegments, Shortage, WholeText
 from mbs_ray.text.ray_data import Found, Recipe, gather
 from mbs_ray.text.segment_file import SegmentSet, write_segments
@@ -31,16 +32,19 @@ def check_request(request: SegmentRequest) -> None:
     _ = request.fingerprint
 
 
-def draw_segments(request: SegmentRequest, directory: Path, progress: Notify | None = None) -> SegmentSet:
-    """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it; Ray must be initialized.
+def draw_segments(
+    request: SegmentRequest, directory: Path, progress: Notify | None = None, here_bytes: int = HERE_BYTES
+) -> SegmentSet:
+    """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it.
 
     Rows are ordered by language (table order), and by where they begin in its text. `progress` is called with the
-    units and spots done, and those asked for so far. InputError for a corpus that is missing, malformed, or too short.
+    units and spots done, and those asked for so far. Text of more than `here_bytes` is drawn through Ray Data, for
+    which Ray must be initialized. InputError for a corpus that is missing, malformed, or too short.
     """
     path = directory / f"{request.fingerprint[:16]}.parquet"
     if (written := _written(path, request.fingerprint)) is not None:
         return written
-    return write_segments(path, request.fingerprint, request.plain(), _drawn(request, progress))
+    return write_segments(path, request.fingerprint, request.plain(), _drawn(request, progress, here_bytes))
 
 
 def draw_per_language(
@@ -57,18 +61,22 @@ def draw_per_language(
     missing = {language: request.allocation[language] for language, one in found.items() if one is None}
     if missing:
         together = replace(request, languages=tuple(missing), allocation=missing)
-        for language, drawn in _drawn(together, progress).items():
+        for language, drawn in _drawn(together, progress, HERE_BYTES).items():
             one = apart[language]
             found[language] = write_segments(paths[language], one.fingerprint, one.plain(), {language: drawn})
     return {language: one for language, one in found.items() if one is not None}
 
 
-def _drawn(request: SegmentRequest, progress: Notify | None) -> dict[str, LanguageSegments]:
-    if not ray.is_initialized():
-        raise RuntimeError("Ray is not initialized: call ray.init() first")
-    await_cpu()
+def _drawn(request: SegmentRequest, progress: Notify | None, here_bytes: int) -> dict[str, LanguageSegments]:
     draws = language_draws(request)
-    fill(draws, partial(gather, request.opened.shards, recipe_of(request), _tokenizers()), progress)
+    if sum(map(sum, map(request.opened.extents, request.opened.shards))) <= here_bytes:
+        read: Reader = partial(gather_here, request.opened.shards, recipe_of(request))
+    else:
+        if not ray.is_initialized():
+            raise RuntimeError("Ray is not initialized: call ray.init() first")
+        await_cpu()
+        read = partial(gather, request.opened.shards, recipe_of(request), _tokenizers())
+    fill(draws, read, progress)
     return finished(request, draws)
 
 

@@ -154,7 +154,7 @@ def sweep_of(folder: Path) -> dict[str, Any]:
 def prepare(sweep_file: Path, cache: Path) -> object:
     sweep = load_sweep(sweep_file)
     specs = sweep.runs()
-    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), cache, lambda *_: None)
+    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), cache)
 
 
 def test_the_files_that_are_spoilt_below_are_sound(valid: Path) -> None:

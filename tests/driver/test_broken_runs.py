@@ -178,7 +178,7 @@ def test_what_stops_the_end_of_a_run_leaves_it_open_to_fail(
     run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en", "sw"], "segments": 4, "sequence_length": 32}
     sweep = validated(SweepSpec, {"name": "broken", "run": {**run, "method": "magnitude", "sampling": "equal"}})
     specs = sweep.runs()
-    (prepared,) = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), tmp_path / "cache", lambda *_: None)
+    (prepared,) = prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), tmp_path / "cache")
     folders = SweepFolders(tmp_path / "out", "broken")
     directory = folders.run(prepared.label)
     (directory.path / "linears.parquet").mkdir(parents=True)

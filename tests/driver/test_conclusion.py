@@ -43,7 +43,8 @@ def run(label: str, model: tuple[str, str], evaluation: Mapping[str, SegmentRequ
     name, fingerprint = model
     fields = {"model": name, "corpus": "c", "method": "wanda", "sampling": "equal", "seed": seed}
     spec = validated(RunSpec, fields)
-    opened: Any = Model(name, None, fingerprint, None)  # type: ignore[arg-type]  # tables ask for names alone
+    opened: Any = Model(name, None, None, Path())  # type: ignore[arg-type]  # tables ask for names alone
+    opened.__dict__["fingerprint"] = fingerprint
     column = ("wanda-50", label)
     calibration = next(iter(evaluation.values()))
     return PreparedRun(label, column, spec, opened, ("en",), {"en": 1}, calibration, dict(evaluation), 1)

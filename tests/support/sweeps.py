@@ -26,7 +26,7 @@ def run_sweep(sweep: SweepSpec, out: Path, pool: StagePool | None = WARM) -> tup
 
 def prepared_runs(sweep: SweepSpec, out: Path) -> list[PreparedRun]:
     specs, folders = sweep.runs(), SweepFolders(out, sweep.name)
-    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache, lambda *_: None)
+    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), folders.cache)
 
 
 def predrawn(runs: list[PreparedRun], out: Path) -> dict[str, SegmentSet]:

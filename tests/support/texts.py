@@ -2,7 +2,8 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from mbs_ray.text.here import gather_here
 from mbs_ray.text.language_draw import LanguageSegments
-from mbs_ray.text.ray_data import Found, read_items, read_texts, results, tokenize_texts
 from mbs_ray.text.segment_draw import fill, finished, language_draws, recipe_of
 from mbs_ray.text.segment_request import SegmentRequest
-from mbs_ray.text.unit_draw import Ask
 
 WORDS = {
     "en": ["the", "river", "was", "high", "that", "spring", "and", "nobody", "crossed", "it", "before", "noon"],
@@ -67,17 +67,9 @@ def request(corpus: object, tokenizer: Path, allocation: Mapping[str, int], **op
 
 
 def drawn_here(asked: SegmentRequest) -> dict[str, LanguageSegments]:
-    """The segments of a request, one unit after the other in this process, without Ray."""
-    recipe = recipe_of(asked)
-
-    def read(asks: Sequence[Ask]) -> Iterator[Found]:
-        for item in read_items(asks):
-            for text in read_texts(pa.Table.from_pylist([item]), shards=asked.opened.shards, seed=asked.seed):
-                for table in tokenize_texts(text, recipe=recipe):
-                    yield from results(table)
-
+    """The segments of a request, drawn in this process, before they are written."""
     draws = language_draws(asked)
-    fill(draws, read, None)
+    fill(draws, partial(gather_here, asked.opened.shards, recipe_of(asked)), None)
     return finished(asked, draws)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.cluster_utils import Cluster
 
 from mbs_ray.evaluation.token_scores import write_token_scores
 from mbs_ray.text.segment_draw import draw_segments
@@ -73,7 +72,7 @@ def test_nothing_but_empty_documents_gives_no_token(blank: DocumentTokenizer) ->
 
 
 def test_whole_text_is_cut_as_the_papers_scripts_cut_it_and_blank_lines_are_not_scored(
-    ray_cluster: Cluster, tmp_path: Path, tokenizer: Path
+    tmp_path: Path, tokenizer: Path
 ) -> None:
     texts = {language: some_texts(language, 30) for language in ("en", "hi")}
     write_parquet(tmp_path / "en.parquet", texts["en"], 1000)

@@ -64,7 +64,7 @@ def test_a_stream_gives_the_segments_of_the_same_folder(folder: Path, tokenizer:
 @pytest.mark.slow
 def test_a_stream_is_drawn_through_ray(ray_cluster: Cluster, folder: Path, tokenizer: Path, tmp_path: Path) -> None:
     asked = request(parquet(folder), tokenizer, {"en": 9, "sw": 6})
-    segments = draw_segments(asked, tmp_path).read()
+    segments = draw_segments(asked, tmp_path, here_bytes=0).read()
     here = drawn_here(asked)
     assert [tuple(row) for row in segments.token_ids.tolist()] == rows_of(here["en"]) + rows_of(here["sw"])
     assert segments.documents[0][0].startswith("en.parquet:train[")

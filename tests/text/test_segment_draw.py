@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from mbs_ray.errors import InputError
@@ -43,7 +44,7 @@ ALLOCATION = {"sw": 12, "en": 30, "hi": 10, "zh-Hans": 8}
 
 @pytest.fixture(scope="module")
 def drawn(ray_cluster: Cluster, corpus: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> SegmentSet:
-    return draw_segments(request(corpus, tokenizer, ALLOCATION), tmp_path_factory.mktemp("segments"))
+    return draw_segments(request(corpus, tokenizer, ALLOCATION), tmp_path_factory.mktemp("segments"), here_bytes=0)
 
 
 def token_rows(segments: Segments) -> list[tuple[int, ...]]:
@@ -60,6 +61,17 @@ def test_ray_gives_the_segments_of_the_plain_process(drawn: SegmentSet, corpus: 
     assert segments.bytes.tolist() == [segment.bytes.tolist() for segment in expected]
     assert segments.documents == [list(segment.documents) for segment in expected]
     assert drawn.facts == {language: result.facts for language, result in here.items()}
+
+
+def test_little_text_is_drawn_in_this_process_and_gives_the_same_file(
+    drawn: SegmentSet, corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(corpus, tokenizer, ALLOCATION)
+    size = sum(sum(asked.opened.extents(language)) for language in LANGUAGES)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(RuntimeError, match=r"ray\.init"):
+        draw_segments(asked, tmp_path, here_bytes=size - 1)
+    assert draw_segments(asked, tmp_path, here_bytes=size).path.read_bytes() == drawn.path.read_bytes()
 
 
 def test_the_file_is_named_by_its_fingerprint_and_ordered_by_language(drawn: SegmentSet) -> None:
@@ -204,13 +216,13 @@ def test_an_error_in_text_that_only_a_task_reads_reaches_the_driver_as_it_is(
         file.write(b'{"text": "caf\xe9"}\n')
     asked = request(tmp_path, tokenizer, {"en": 2, "sw": 30})
     with pytest.raises(InputError, match=r"sw\.jsonl: line 21 is not valid UTF-8") as error:
-        draw_segments(asked, tmp_path / "segments")
+        draw_segments(asked, tmp_path / "segments", here_bytes=0)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "segments").exists()
     check_request(asked)  # by which only the first document is read
 
 
-def test_too_little_text_names_language_and_numbers(ray_cluster: Cluster, tmp_path: Path, tokenizer: Path) -> None:
+def test_too_little_text_names_language_and_numbers(tmp_path: Path, tokenizer: Path) -> None:
     write_txt(tmp_path / "sw.txt", some_texts("sw", 3))
     with pytest.raises(InputError, match=r"'sw': the corpus gives \d+ segments of 32 tokens, 500 were asked for"):
         draw_segments(request(tmp_path, tokenizer, {"sw": 500}), tmp_path)

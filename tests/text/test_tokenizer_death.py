@@ -15,7 +15,7 @@ def _kill_first_tokenizer(killed: list[int], stop: threading.Event) -> None:
     """Ray writes into the title of a process what it works on."""
     while not stop.wait(0.002):
         for process in psutil.process_iter(["cmdline"]):
-            if "tokenize_texts" in "".join(process.info["cmdline"] or ())[:80]:
+            if "tokenize_in_task" in "".join(process.info["cmdline"] or ())[:80]:
                 process.kill()
                 killed.append(process.pid)
                 return
@@ -31,7 +31,7 @@ def test_a_killed_tokenizer_costs_no_bit(ray_cluster: Cluster, tokenizer: Path, 
     killer = threading.Thread(target=_kill_first_tokenizer, args=(killed, stop))
     killer.start()
     try:
-        drawn = draw_segments(asked, tmp_path / "segments")
+        drawn = draw_segments(asked, tmp_path / "segments", here_bytes=0)
     finally:
         stop.set()
         killer.join()

@@ -47,7 +47,7 @@ def prepared(models: list[Path], corpus: Path, cache: Path, evaluated: bool = Tr
     }
     sweep = validated(SweepSpec, {"name": "tiny", "run": run, "grid": grid})
     specs = sweep.runs()
-    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), cache, lambda *_: None)
+    return prepare_runs(specs, sweep.labels(specs), sweep.columns(specs), cache)
 
 
 def begun(connection: MlflowConnection, folders: SweepFolders, runs: list[PreparedRun]) -> SweepTracking:

@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 import ray
+
+from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
+
+# torch reads it once. The process may be one that served others of the job before: starting one takes seconds.
+os.environ.update(LARGE_PAGES)
+
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
