@@ -59,7 +59,7 @@ def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microba
     The kind of device is decided here, for driver and stages alike. Raises :class:`InputError` where there is none of
     the kind that is asked for.
     """
-    device = _device(options.device)
+    device = settled_device(options.device)
     if not room_for_actors(options.threads, device):
         raise InputError(_no_room(options.threads, device))
     layout = resolve_layout(
@@ -76,7 +76,7 @@ def settle_resources(options: ClusterOptions, *, runs: int, blocks: int, microba
 
 def room_for_actors(threads: int | None, asked: str) -> int:
     """Count the actors the connected Ray has room for: one per GPU with CPUs, else one per node or ``threads`` CPUs."""
-    if _device(asked) == "cuda":
+    if settled_device(asked) == "cuda":
         return sum(min(gpus, cpus // (threads or 1)) for cpus, gpus in _nodes_with_gpus())
     return sum(cpus // threads if threads else 1 for cpus in _cpus_of_nodes())
 
@@ -95,7 +95,11 @@ def _no_room(threads: int | None, device: str) -> str:
     )
 
 
-def _device(asked: str) -> str:
+def settled_device(asked: str) -> str:
+    """Resolve ``auto`` in the kind of device by what the connected Ray has.
+
+    Raises :class:`InputError` where ``cuda`` is asked for and there is none.
+    """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if asked == "cuda" and not gpus:
         raise InputError(

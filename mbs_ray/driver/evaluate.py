@@ -9,7 +9,7 @@ from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.job import JobText, job_text
-from mbs_ray.cluster.resources import room_for_actors, settle_resources
+from mbs_ray.cluster.resources import room_for_actors, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
 from mbs_ray.driver.evaluate_tasks import TaskQuestion, TaskResult, open_question, score_tasks
@@ -75,7 +75,8 @@ def evaluate(
         nullcontext(pool) if pool else StagePool() as stages,
     ):
         files = _drawn(requests, out, progress)
-        together = auto_microbatch(max((one.sequence_length for one in requests.values()), default=1))
+        longest = max((one.sequence_length for one in requests.values()), default=1)
+        together = auto_microbatch(longest, settled_device(cluster.device))
         shared = [-(-len(file.languages) // together) for file in files.values()]
         if opened_tasks is not None:
             # How many requests tasks make is not known yet; a replica without any of them does nothing.

@@ -10,7 +10,7 @@ from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connecting
 from mbs_ray.cluster.import_ahead import import_ahead
-from mbs_ray.cluster.resources import Resources, settle_resources
+from mbs_ray.cluster.resources import Resources, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
 from mbs_ray.driver.conclusion import SweepResult, distinct_allocations
@@ -77,6 +77,8 @@ def _conduct(
         connect()
         open_until_end.enter_context(nodes_awaited(options, _useful_stages(runs), progress.say))
         hardware = live_cluster(options.nvme_path)
+        device = settled_device(options.device)
+        runs = [replace(run, device=device) for run in runs]
         resources = _settled(options, runs, hardware).shrunk_to_cluster(progress.say)
         progress.say(f"layout: {resources}")
         _refuse_changed(runs, resources, folders)

@@ -36,9 +36,9 @@ class TokenRequests:
         """Tokens of all distinct sequences."""
         return sum(length * len(rows) for length, rows in self._by_length.items())
 
-    def write(self) -> tuple[JobText, ...]:
-        """Write a file of segments for each length, with a microbatch that suits it."""
-        return tuple(self._write(length, rows) for length, rows in self._by_length.items())
+    def write(self, device: str) -> tuple[JobText, ...]:
+        """Write a file of segments for each length, with a microbatch that suits it and the device."""
+        return tuple(self._write(length, rows, auto_microbatch(length, device)) for length, rows in self._by_length.items())
 
     def scores(self, directory: Path) -> list[RequestScore]:
         """Read the scores, in the order of the sequences, from the files of a job's ``directory``."""
@@ -49,7 +49,7 @@ class TokenRequests:
             found |= {row: RequestScore(*scored) for row, *scored in zip(rows, *columns, strict=True)}
         return [found[sequence] for sequence in self._asked]
 
-    def _write(self, length: int, rows: Sequence[tuple[int, ...]]) -> JobText:
+    def _write(self, length: int, rows: Sequence[tuple[int, ...]], microbatch: int) -> JobText:
         # No bytes: a request is no running text, whose bits per byte would be asked for.
         nothing = np.zeros(length, np.int32)
         source = Source(_KIND, bytes(DIGEST_BYTES), "")
@@ -57,7 +57,7 @@ class TokenRequests:
         facts: Mapping[str, LanguageSegments] = {_KIND: LanguageSegments(segments, {})}
         path = self._folder / f"{_name(length)}.parquet"
         write_segments(path, _name(length), {"sequence_length": length}, facts)
-        return JobText(_name(length), path, (_KIND,) * len(rows), auto_microbatch(length), requests=True)
+        return JobText(_name(length), path, (_KIND,) * len(rows), microbatch, requests=True)
 
 
 def _name(length: int) -> str:

@@ -114,14 +114,14 @@ class MetaDecoders:
     """Decoders without weights, each built once."""
 
     def __init__(self, cuda: bool) -> None:
-        self._cuda = cuda
+        self.device = "cuda" if cuda else "cpu"
         self._built: dict[tuple[str, str | None, str], Decoder] = {}
 
     def decoder(self, model: str, revision: str | None, compute_dtype: str) -> Decoder:
         key = model, revision, compute_dtype
         if key not in self._built:
             checkpoint = meta_checkpoint(model, revision)
-            auto = checkpoint.dtype if self._cuda else torch.float32
+            auto = checkpoint.dtype if self.device == "cuda" else torch.float32
             dtype = auto if compute_dtype == "auto" else getattr(torch, compute_dtype)
             self._built[key] = MetaDecoder(checkpoint, dtype)
         return self._built[key]
@@ -141,7 +141,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         if spec.statistics is not None:
             # As if every run collected its own moments: what runs share depends on all of them.
             segments = spec.statistics.segments_per_language * len(spec.sampling.weights(distribution, codes))
-        microbatch = settled_microbatch(spec.microbatch, spec.sequence_length)
+        microbatch = settled_microbatch(spec.microbatch, spec.sequence_length, outlines.device)
         evaluation = tuple(
             TokenBatches(one.segments * languages, one.sequence_length or spec.sequence_length, microbatch)
             for one in spec.evaluation.values()

@@ -86,7 +86,7 @@ class CheckedTexts:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run whose model, languages, allocation and texts are settled.
+    """A run whose model, languages, allocation and texts are settled; ``device``, once Ray has told, is its kind.
 
     ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
     and ``allocation`` are those of the pool: equally many segments of each weighted language. ``search`` describes
@@ -101,7 +101,7 @@ class PreparedRun:
     allocation: dict[str, int]
     calibration: SegmentRequest
     evaluation: dict[str, SegmentRequest]
-    microbatch: int
+    device: str = "cpu"
     weights: dict[str, Fraction] | None = None
     search: Mapping[str, Any] | None = None
 
@@ -114,6 +114,11 @@ class PreparedRun:
     def shares(self) -> dict[str, float] | None:
         """Weights as plain numbers; None for propagated statistics."""
         return None if self.weights is None else {code: float(one) for code, one in self.weights.items()}
+
+    @property
+    def microbatch(self) -> int:
+        """Number of segments in one forward on the run's device."""
+        return settled_microbatch(self.spec.microbatch, self.spec.sequence_length, self.device)
 
     @property
     def shared_microbatches(self) -> int:
@@ -220,10 +225,7 @@ def _with_texts(
         seed=spec.seed,
         allow_repeat=spec.allow_repeat,
     )
-    microbatch = settled_microbatch(spec.microbatch, spec.sequence_length)
-    return PreparedRun(
-        label, column, spec, model, languages, allocation, texts.check(calibration), evaluation, microbatch
-    )
+    return PreparedRun(label, column, spec, model, languages, allocation, texts.check(calibration), evaluation)
 
 
 def evaluation_requests(

@@ -47,7 +47,7 @@ def run(label: str, model: tuple[str, str], evaluation: Mapping[str, SegmentRequ
     opened.__dict__["fingerprint"] = fingerprint
     column = ("wanda-50", label)
     calibration = next(iter(evaluation.values()))
-    return PreparedRun(label, column, spec, opened, ("en",), {"en": 1}, calibration, dict(evaluation), 1)
+    return PreparedRun(label, column, spec, opened, ("en",), {"en": 1}, calibration, dict(evaluation))
 
 
 def tables_of(
