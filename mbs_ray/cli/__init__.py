@@ -18,7 +18,7 @@ from mbs_ray.cli import (
     result_commands,
     sweep_commands,
 )
-from mbs_ray.garbage import collect_garbage_rarely
+from mbs_ray.cluster.garbage import collect_garbage_rarely
 
 
 class _App(typer.Typer):

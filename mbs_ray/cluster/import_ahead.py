@@ -6,7 +6,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.garbage import collect_garbage_rarely
+from mbs_ray.cluster.garbage import collect_garbage_rarely
 
 #: The module of the actor; it imports torch and transformers.
 _STAGE = "mbs_ray.cluster.stage.actor"

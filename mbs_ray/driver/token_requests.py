@@ -38,7 +38,9 @@ class TokenRequests:
 
     def write(self, device: str) -> tuple[JobText, ...]:
         """Write a file of segments for each length, with a microbatch that suits it and the device."""
-        return tuple(self._write(length, rows, auto_microbatch(length, device)) for length, rows in self._by_length.items())
+        return tuple(
+            self._write(length, rows, auto_microbatch(length, device)) for length, rows in self._by_length.items()
+        )
 
     def scores(self, directory: Path) -> list[RequestScore]:
         """Read the scores, in the order of the sequences, from the files of a job's ``directory``."""

@@ -142,7 +142,9 @@ class RunSpec(FrozenSpec):
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
     )
-    microbatch: PositiveInt | Literal["auto"] = Field("auto", description="segments in one forward; auto: of about 4,096 tokens on GPUs, 512 on CPUs")
+    microbatch: PositiveInt | Literal["auto"] = Field(
+        "auto", description="segments in one forward; auto: of about 4,096 tokens on GPUs, 512 on CPUs"
+    )
     statistics: StatisticsField = Field(
         None,
         description="of second moments: propagated: from blocks after compressed ones; dense: from the model as it is",

@@ -106,7 +106,7 @@ def test_the_allocation_is_printed_before_anything_runs(swept: tuple[Path, Sweep
     _, _, printed = swept
     lines = printed.splitlines()
     first = lines.index("allocation equal (12 segments): en 3  fr 3  hi 3  sw 3")
-    assert first < min(number for number, line in enumerate(lines) if line.startswith("drawing"))
+    assert first < min(number for number, line in enumerate(lines) if line.startswith("layout"))
     assert "magnitude-50-equal: done" in printed
 
 
