@@ -10,8 +10,13 @@ from pathlib import Path
 
 # Usage reporting is off unless the user turns it on; Ray reads this when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# SIGTERM is ours, and Ray would abort with a stack; processes that it starts shall print theirs where they crash.
+_NO_STACKS = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
+_ours = os.environ.setdefault(_NO_STACKS, "1")
 
 import ray
+
+del os.environ[_NO_STACKS]
 from ray.exceptions import RayError
 
 from mbs_ray.errors import InputError, one_line
