@@ -1,16 +1,18 @@
 """One block of BLOOM-176B's shape on one GPU: memory and time of every part against the plan.
 
 ``python -m benchmarks.engine.block_176b OUT``: random weights, 64 segments × 2,048 tokens (and 8 scored), no Ray. Then
-the factor at 57,344 columns with its residual, and second moments of bfloat16 inputs against float32 ones.
+the factor at 57,344 columns with its residual, and second moments of bfloat16 inputs against float32 ones. With a small
+``--hidden`` it runs on a CPU too, which tells nothing of a GPU but that the script works.
 """
 
 import argparse
-import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from transformers import BloomConfig
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.job import Compress, Job, job_text
 from mbs_ray.cluster.layout import Layout, StagePlace
 from mbs_ray.cluster.stage.stage_run import Send, StageRun
 from mbs_ray.cluster.stage.worker import Worker
@@ -43,9 +45,12 @@ from mbs_ray.text.token_stream import TokenStream
 
 GIB = 2**30
 LENGTH, MICROBATCH = 2048, 2
+DEVICE = forward_device("auto")
+CUDA = DEVICE.type == "cuda"
+THREADS = min(8, os.cpu_count() or 1)
 METHODS = [
     {"name": "sparsegpt", "sparsity": 0.5},
-    {"name": "gptq", "bits": 3, "group_size": 1024},
+    {"name": "gptq", "bits": 3, "group_size": 128},
     {"name": "wanda", "sparsity": 0.5},
 ]
 
@@ -59,7 +64,7 @@ def write_model(folder: Path, hidden: int, heads: int, vocabulary: int) -> None:
     names = meta_checkpoint(str(folder)).tensors
     tensors = {}
     for name, info in names.items():
-        value = torch.randn(info.shape, device="cuda") * 0.02
+        value = torch.randn(info.shape, device=DEVICE) * 0.02
         tensors[name] = (1 + value if "layernorm.weight" in name or "ln_f.weight" in name else value).bfloat16().cpu()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -79,6 +84,23 @@ def write_random_segments(path: Path, count: int, vocabulary: int) -> Path:
     return path
 
 
+def settle() -> None:
+    """Wait until the device has done what it was asked for."""
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def begin_measuring() -> None:
+    settle()
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    """Peak of device memory since :func:`begin_measuring`; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated() if CUDA else 0
+
+
 class WatchedRun(StageRun):
     """Notes the peak of device memory of every part."""
 
@@ -86,18 +108,18 @@ class WatchedRun(StageRun):
 
     @contextmanager
     def timed(self, report: BlockReport, part: str) -> Iterator[None]:
-        torch.cuda.reset_peak_memory_stats()
+        begin_measuring()
         with super().timed(report, part):
             yield
-            torch.cuda.synchronize()
-        self.peaks[part] = torch.cuda.max_memory_allocated()
+            settle()
+        self.peaks[part] = peak_bytes()
 
 
 class WatchedWorker(Worker):
     """``peaks`` of device memory by part."""
 
-    def __init__(self, place: StagePlace, threads: int) -> None:
-        super().__init__(place, threads)
+    def __init__(self, place: StagePlace, numerics: Numerics) -> None:
+        super().__init__(place, numerics)
         self.peaks: dict[str, int] = {}
 
     def stage_run(self, job: Job, store: ActivationStore, send: Send | None) -> StageRun:
@@ -106,60 +128,85 @@ class WatchedWorker(Worker):
         return run
 
 
-def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: int, heading: str) -> None:
+def run_block(
+    out: Path, model: Path, segments: int, scored: int, vocabulary: int, methods: Sequence[dict[str, Any]] = METHODS
+) -> list[dict[str, Any]]:
+    """Take the block through a stage's work with each method: bytes and seconds of every part, planned and measured."""
     files = [
         write_random_segments(out / f"{name}.parquet", n, vocabulary) for name, n in (("c", segments), ("e", scored))
     ]
     calibration, evaluation = (job_text(path.stem, SegmentSet.open(path)) for path in files)
     decoder = MetaDecoder(meta_checkpoint(str(model)), torch.bfloat16)
     batches = TokenBatches(segments, LENGTH, MICROBATCH), (TokenBatches(scored, LENGTH, MICROBATCH),)
-    works = [PlannedRun(str(spec["name"]), decoder, build_method(spec), *batches) for spec in METHODS]
+    works = [PlannedRun(str(spec["name"]), decoder, build_method(spec), *batches) for spec in methods]
     hardware = Hardware((this_machine(),))
-    begun = time.monotonic()
-    rates = measure_rates(works, assumed_rates(hardware.device, True, 8, torch.bfloat16), out)
-    print(f"rates in {time.monotonic() - begun:.0f} s: {rates}\n", flush=True)
+    rates = measure_rates(works, assumed_rates(hardware.device, CUDA, THREADS, torch.bfloat16), out, THREADS)
     activations = sum(hidden_bytes(decoder, one, one.segments) for one in works[0].batches)
     rows = []
-    for spec, work in zip(METHODS, works, strict=True):
+    for spec, work in zip(methods, works, strict=True):
         directory = out / work.label
         (directory / "blocks").mkdir(parents=True)
-        job = Job(work.label, model, "bfloat16", MICROBATCH, spec, calibration, (evaluation,), directory, (range(1),))
-        torch.cuda.empty_cache()
-        worker = WatchedWorker(StagePlace(0, 0, Layout()), Numerics(forward_device().type, 8))
-        worker.process(job, ActivationStore(MemoryTier(torch.device("cuda"))), None)
-        seconds = {"evaluate": sum(one.end - one.begin for one in worker.timeline.take() if one.part == "evaluate")}
+        job = Job(
+            key=work.label,
+            model=model,
+            compute_dtype="bfloat16",
+            microbatch=MICROBATCH,
+            directory=directory,
+            blocks=(range(1),),
+            work=Compress(spec, calibration),
+            evaluation=(evaluation,),
+        )
+        if CUDA:
+            torch.cuda.empty_cache()
+        worker = WatchedWorker(StagePlace(0, 0, Layout()), Numerics(DEVICE.type, THREADS))
+        worker.take(job, ActivationStore(MemoryTier(DEVICE)), None)
+        spans = worker.process.timeline.take()
+        seconds = {"evaluate": sum(one.end - one.begin for one in spans if one.part == "evaluate")}
         seconds |= read_block_reports(job.blocks_folder)[0].seconds
-        planned = stage_seconds(work, range(1), True, rates, "none", True).parts
+        planned = stage_seconds(work, range(1), CUDA, rates, "none", True).parts
         planned["collect"] += planned.pop("moments", 0.0)
         planned["solve"] += planned.pop("factorise", 0.0)
         phases = {phase.name: sum(phase.device.values()) + activations for phase in phases_of(work, range(1), False)}
-        for part in ("read", "collect", "solve", "write", "propagate", "evaluate"):
-            measured, peak = seconds.get(part, 0.0), worker.peaks.get(part)
-            memory = f"{phases[part] / GIB:.1f} | {peak / GIB:.1f} | {peak / phases[part]:.2f}" if peak else "| |"
-            ratio = measured / planned[part] if planned.get(part) else float("nan")
-            rows.append(f"| {work.label} | {part} | {memory} | {planned[part]:.1f} | {measured:.1f} | {ratio:.2f} |")
+        rows += [
+            {
+                "method": work.label,
+                "part": part,
+                "planned_bytes": phases.get(part),
+                "peak_bytes": worker.peaks.get(part),
+                "planned_seconds": planned.get(part),
+                "seconds": seconds.get(part, 0.0),
+            }
+            for part in ("read", "collect", "solve", "write", "propagate", "evaluate")
+        ]
         shutil.rmtree(directory)
-    print(f"{heading}\n\n| method | part | planned GiB | measured | ratio | planned s | measured | ratio |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n", flush=True)
-    print(json.dumps({"rates": rates.source}), flush=True)
+    return rows
 
 
-def factor_residual(columns: int, tokens: int) -> None:
-    """U Uᵀ... of the factor at full size: rows of U H Uᵀ against the identity, in float64."""
-    moment = Moment.zeros(columns, Statistic.FULL, device=torch.device("cuda"))
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    scale = torch.rand(columns, device="cuda", generator=generator) + 0.1
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    print("| method | part | planned GiB | measured | ratio | planned s | measured | ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        planned, peak = row["planned_bytes"], row["peak_bytes"]
+        memory = f"{planned / GIB:.1f} | {peak / GIB:.1f} | {peak / planned:.2f}" if planned and peak else " | | "
+        asked = row["planned_seconds"] or float("nan")
+        times = f"{asked:.1f} | {row['seconds']:.1f} | {row['seconds'] / asked:.2f}"
+        print(f"| {row['method']} | {row['part']} | {memory} | {times} |", flush=True)
+
+
+def factor_residual(columns: int, tokens: int) -> dict[str, float]:
+    """Measure the factor U at full size: rows of U H Uᵀ against the identity, in float64."""
+    moment = Moment.zeros(columns, Statistic.FULL, device=DEVICE)
+    generator = torch.Generator(device=DEVICE).manual_seed(0)
+    scale = torch.rand(columns, device=DEVICE, generator=generator) + 0.1
     for _ in range(0, tokens, 4096):
-        moment.add((torch.randn(4096, columns, device="cuda", generator=generator) * scale).bfloat16())
-    torch.cuda.reset_peak_memory_stats()
-    torch.cuda.synchronize()
+        moment.add((torch.randn(4096, columns, device=DEVICE, generator=generator) * scale).bfloat16())
+    begin_measuring()
     begun = time.monotonic()
     factor = inverse_factor(moment, 0.01, "linear")
-    torch.cuda.synchronize()
+    settle()
     seconds = time.monotonic() - begun
-    peak = torch.cuda.max_memory_allocated()
-    planned = moment.sum.nbytes + preparing_bytes(build_method("sparsegpt"), columns)
-    rows = torch.randperm(columns, device="cuda", generator=generator)[:64]
+    peak = peak_bytes()
+    rows = torch.randperm(columns, device=DEVICE, generator=generator)[:64]
     own = factor.upper[rows].double()
     product = torch.zeros_like(own)
     for start in range(0, columns, 2048):
@@ -170,37 +217,43 @@ def factor_residual(columns: int, tokens: int) -> None:
     worst = 0.0
     for start in range(0, columns, 2048):
         identity = product @ factor.upper[start : start + 2048].double().t()
-        found = rows[:, None] == torch.arange(start, start + identity.shape[1], device="cuda")
+        found = rows[:, None] == torch.arange(start, start + identity.shape[1], device=DEVICE)
         worst = max(worst, float((identity - found.double()).abs().max()))
-    flops = 2 / 3 * columns**3
-    print(
-        f"factor of {columns} columns: {seconds:.2f} s = {flops / seconds / 1e12:.1f} TFLOP/s, "
-        f"peak {peak / GIB:.1f} GiB (planned {planned / GIB:.1f}), damping "
-        f"{factor.damping:g}, largest |U H Uᵀ - I| of 64 rows {worst:.1e}",
-        flush=True,
-    )
+    return {
+        "columns": columns,
+        "seconds": seconds,
+        "tflops": 2 / 3 * columns**3 / seconds / 1e12,
+        "peak_bytes": peak,
+        "planned_bytes": moment.sum.nbytes + preparing_bytes(build_method("sparsegpt"), columns),
+        "damping": factor.damping,
+        "largest_residual_of_64_rows": worst,
+    }
 
 
-def moment_types(columns: int, tokens: int) -> None:
-    """Second moments of the same bf16 inputs by products of bf16 and of float32 numbers."""
-    generator = torch.Generator(device="cuda").manual_seed(1)
-    inputs = [torch.randn(4096, columns, device="cuda", generator=generator).bfloat16() for _ in range(tokens // 4096)]
-    rows = torch.arange(0, columns, columns // 64, device="cuda")
-    exact = sum(one[:, rows].double().t() @ one.double() for one in inputs[:4])
+def moment_types(columns: int, tokens: int) -> list[dict[str, Any]]:
+    """Measure second moments of the same bf16 inputs by products of bf16 and of float32 numbers."""
+    generator = torch.Generator(device=DEVICE).manual_seed(1)
+    inputs = [torch.randn(4096, columns, device=DEVICE, generator=generator).bfloat16() for _ in range(tokens // 4096)]
+    rows = torch.arange(0, columns, columns // 64, device=DEVICE)
+    exact = sum(one[:, rows].double().t() @ one.double() for one in inputs)
+    found = []
     for name, cast in (("bfloat16", lambda one: one), ("float32", lambda one: one.float())):
-        moment = Moment.zeros(columns, Statistic.FULL, device=torch.device("cuda"))
+        moment = Moment.zeros(columns, Statistic.FULL, device=DEVICE)
         moment.add(cast(inputs[0]))
         moment.sum.zero_()
-        torch.cuda.synchronize()
+        settle()
         begun = time.monotonic()
-        for one in inputs[:4]:
+        for one in inputs:
             moment.add(cast(one))
-        torch.cuda.synchronize()
-        seconds = time.monotonic() - begun
-        error = torch.linalg.norm(moment.sum[rows].double() - exact) / torch.linalg.norm(exact)
-        print(
-            f"moments of {name}, {columns} columns: {seconds / 4:.3f} s for 4,096 tokens, error {error:.1e}", flush=True
-        )
+        settle()
+        seconds = (time.monotonic() - begun) / len(inputs)
+        error = float(torch.linalg.norm(moment.sum[rows].double() - exact) / torch.linalg.norm(exact))
+        found.append({"inputs": name, "columns": columns, "seconds_for_4096_tokens": seconds, "error": error})
+    return found
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if CUDA else f"CPU, {THREADS} threads"
 
 
 def main() -> None:
@@ -212,19 +265,13 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--scored", type=int, default=8)
     arguments = parser.parse_args()
-    heading = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.segments} × {LENGTH} tokens"
-    print(heading, flush=True)
-    begun = time.monotonic()
+    print(f"{device_name()}, torch {torch.__version__}, {arguments.segments} × {LENGTH} tokens", flush=True)
     model = arguments.out / "model"
     write_model(model, arguments.hidden, arguments.heads, arguments.vocabulary)
-    print(f"model written in {time.monotonic() - begun:.0f} s", flush=True)
-    torch.backends.cuda.matmul.allow_tf32 = False
     with torch.inference_mode():
-        factor_residual(4 * arguments.hidden, 65536)
-        torch.cuda.empty_cache()
-        moment_types(4 * arguments.hidden, 16384)
-        torch.cuda.empty_cache()
-    run_block(arguments.out, model, arguments.segments, arguments.scored, arguments.vocabulary, heading)
+        print(factor_residual(4 * arguments.hidden, 65536), flush=True)
+        print(moment_types(4 * arguments.hidden, 16384), flush=True)
+    print_table(run_block(arguments.out, model, arguments.segments, arguments.scored, arguments.vocabulary))
 
 
 if __name__ == "__main__":

@@ -27,38 +27,39 @@ def score(decoder: Decoder, microbatches: Iterable[tuple[torch.Tensor, torch.Ten
 
     A microbatch is (hidden states after :meth:`Decoder.finish` [microbatch, length or length - 1, hidden_size], int64
     token ids [microbatch, length]), in host memory: parts of it go to the device in turn. Lengths may differ between
-    microbatches. The vocabulary is the outer loop, so
-    that each row of the head is read once; a running log-sum-exp is kept per token. The microbatches are gone through
-    once per 32,768 rows, and one of them is held at a time. At most 256 MiB of float32 logits live at once.
+    microbatches. The vocabulary is the outer loop, so that each row of the head is read once; a running log-sum-exp, 13
+    bytes per token, is kept on the device. The microbatches are gone through once per 32,768 rows, and one of them is
+    held at a time. At most 256 MiB of float32 logits live at once.
     """
     running: list[tuple[torch.Tensor, ...]] = []
     for start, stop in vocabulary_chunks(decoder.vocabulary):
         weight, bias = decoder.head_rows(start, stop)
         for position, (hidden, token_ids) in enumerate(microbatches):
             if position == len(running):
-                running.append(_start(token_ids))
+                running.append(_start(token_ids, decoder.device))
             peak, total, target, is_argmax = (one.view(-1) for one in running[position])
-            tokens = token_ids[:, 1:].reshape(-1)
+            tokens = token_ids[:, 1:].reshape(-1).to(decoder.device)
             states = hidden[:, : token_ids.shape[1] - 1].reshape(-1, hidden.shape[-1])
             for part in _parts(len(tokens), stop - start):
                 logits = decoder.logits(states[part][None].to(decoder.device), weight, bias)[0].float()
-                here, first = (one.cpu() for one in logits.max(dim=1))
+                here, first = logits.max(dim=1)
                 is_argmax[part] = torch.where(here > peak[part], start + first == tokens[part], is_argmax[part])
                 highest = torch.maximum(peak[part], here)
-                shifted = (logits - highest.to(logits.device)[:, None]).exp_().sum(dim=1).cpu()
-                total[part] = total[part] * (peak[part] - highest).exp() + shifted
-                peak[part] = highest
                 inside = (tokens[part] >= start) & (tokens[part] < stop)
                 column = (tokens[part] - start).clamp(0, stop - start - 1)
-                own = logits.gather(1, column[:, None].to(logits.device))[:, 0].cpu()
+                own = logits.gather(1, column[:, None])[:, 0]
                 target[part] = torch.where(inside, own, target[part])
-    return [Scored(peak + total.log() - target, is_argmax) for peak, total, target, is_argmax in running]
+                shifted = logits.sub_(highest[:, None]).exp_().sum(dim=1)
+                total[part] = total[part] * (peak[part] - highest).exp() + shifted
+                peak[part] = highest
+    # What is known of a token stays on the device until the end: reading it earlier would wait for every part.
+    return [Scored((peak + total.log() - target).cpu(), right.cpu()) for peak, total, target, right in running]
 
 
-def _start(token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _start(token_ids: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Running maximum, sum of exponentials relative to it, logit of the token itself, whether it is the maximum's."""
-    shape = token_ids[:, 1:].shape
-    return torch.full(shape, -torch.inf), torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    zeros = torch.zeros(token_ids[:, 1:].shape, device=device)
+    return torch.full_like(zeros, -torch.inf), zeros, zeros.clone(), torch.zeros_like(zeros, dtype=torch.bool)
 
 
 def _parts(tokens: int, vocabulary: int) -> Iterator[slice]:

@@ -105,7 +105,7 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     threshold = _threshold(scores, count)
-    if scores.is_cuda:
+    if scores.device.type != "cpu":
         return _first_of_equals(scores, threshold, count)
     chosen = scores <= threshold
     # Counting equals in order takes longer than all the rest, and few lines have more of them than they need.
@@ -123,7 +123,7 @@ def _first_of_equals(scores: Tensor, threshold: Tensor, count: int) -> Tensor:
 
 def _threshold(scores: Tensor, count: int) -> Tensor:
     """Return the count-th lowest score along the last dimension, which keeps size 1."""
-    if scores.is_cuda:
+    if scores.device.type != "cpu":
         return scores.kthvalue(count, dim=-1, keepdim=True).values
     # NumPy selects with vector instructions, many times faster; but not in 16 bits.
     copy = scores.float() if scores.itemsize == 2 else scores.clone(memory_format=torch.contiguous_format)
@@ -133,7 +133,7 @@ def _threshold(scores: Tensor, count: int) -> Tensor:
 
 def lowest_of_all(scores: Tensor, count: int) -> Tensor:
     """Return a mask of exactly `count` lowest scores of a whole [rows, columns] matrix, ties row by row."""
-    if count == 0 or scores.is_cuda:
+    if count == 0 or scores.device.type != "cpu":
         return lowest(scores.reshape(-1), count).view(scores.shape)
     # The threshold is sought in the order of memory: transposing takes longer than selecting.
     threshold = _threshold((scores if scores.is_contiguous() else scores.t()).reshape(-1), count)
