@@ -10,16 +10,16 @@ from pathlib import Path
 
 # Usage reporting is off unless the user turns it on; Ray reads this when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# SIGTERM is ours, and Ray would abort with a stack; processes that it starts shall print theirs where they crash.
-_NO_STACKS = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
-_ours = os.environ.setdefault(_NO_STACKS, "1")
+# Likewise: SIGTERM is ours, and Ray would print a stack and abort.
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 
 import ray
-
-del os.environ[_NO_STACKS]
 from ray.exceptions import RayError
 
 from mbs_ray.errors import InputError, one_line
+
+# The processes that Ray starts print theirs where they crash.
+del os.environ["RAY_DISABLE_FAILURE_SIGNAL_HANDLER"]
 
 #: Our own hand-over is bounded to a few microbatches; the rest serves Ray Data while it draws text.
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20

@@ -121,7 +121,8 @@ class RunsShown:
     def ended(self, key: str, error: Exception | None) -> None:
         """Say that a run is through, and how many are."""
         self._ended += 1
-        seconds = self._clock() - self._begun.get(key, self._clock())
+        now = self._clock()
+        seconds = now - self._begun.get(key, now)
         if self._bars is not None and key in self._tasks:
             self._bars.remove_task(self._tasks.pop(key))
         if error is None:

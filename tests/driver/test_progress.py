@@ -1,6 +1,7 @@
 """What a terminal shows: tables cut to its width, runs in flight with stage, block, language and time left."""
 
 import io
+import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +70,14 @@ def test_plain_lines_tell_stage_block_language_and_time_left() -> None:
     assert lines[0] == "second: 14 %, stage 1, block 2/8, collect sw, about 0 s left"
     assert lines[1] == "first: 86 %, stage 2, block 7/8, propagate yo, about 2 s left"
     assert lines[2] == "first: done in 11 s (1 of 2)" and len(lines) == 3
+
+
+def test_a_run_that_ended_before_it_was_seen_took_no_time() -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=120), clock=itertools.count().__next__)
+    with progress.runs({"short": job("short")}) as show:
+        show.ended("short", None)
+    assert text.getvalue() == "short: done in 0 s (1 of 1)\n"
 
 
 def test_a_log_file_gets_one_line_in_some_seconds_and_none_without_news() -> None:

@@ -125,9 +125,10 @@ def endure(
                         posted = time.monotonic()
                 if (kill := folder.announced()) is not None:
                     endured.kills.append(kill)
-                    second = partial(_second, command, environment, driver, endured.refusals)
+                    second = partial(_second, command, environment, driver, endured.refusals, folder.confirm)
                     back += _execute(kill, driver, nodes, server, second)
-                    folder.confirm()
+                    if kill.order.target != "second":
+                        folder.confirm()
                     posted, complete = None, _blocks(endured.folder)
                 elif posted is not None and time.monotonic() - posted > _PATIENCE and folder.withdraw():
                     posted = None  # its phase did not come any more
@@ -195,14 +196,22 @@ def _later(target: Target, seconds: float, start: Callable[[], None]) -> _Away:
 
 
 def _second(
-    command: list[str], environment: dict[str, str], first: "subprocess.Popen[bytes]", refusals: list[str]
+    command: list[str],
+    environment: dict[str, str],
+    first: "subprocess.Popen[bytes]",
+    refusals: list[str],
+    confirm: Callable[[], None],
 ) -> _Away:
-    """Start a second driver, which is to be refused in one line, unless the first has ended meanwhile."""
+    """Start a second driver, which is to be refused in one line, unless the first has ended meanwhile.
+
+    The stage that obeyed waits for it, or a small sweep would have ended before a driver has started.
+    """
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def over() -> bool:
         if process.poll() is None:
             return False
+        confirm()
         stdout, stderr = process.communicate()
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         if process.returncode == 2 and len(errors) == 1 and "held by" in errors[0] and "Traceback" not in stderr:
