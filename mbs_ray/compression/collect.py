@@ -53,7 +53,10 @@ def collect(
 def collecting(
     block: nn.Module, statistics: Sequence[Statistic], linears: Collection[str] | None = None
 ) -> Iterator[list[Collected]]:
-    """Watch the linears of a block while it is called; yield one :class:`Collected` for each statistic."""
+    """Watch the linears of a block while it is called; yield one :class:`Collected` for each statistic.
+
+    Moments are complete once the context is left.
+    """
     recordings = [_Recording(statistic) for statistic in statistics]
     hooks = [
         module.register_forward_hook(
@@ -69,6 +72,9 @@ def collecting(
     finally:
         for hook in hooks:
             hook.remove()
+    for own in recordings:
+        for names in own.collected.inputs():
+            own.collected.moments[names[0]].complete()
 
 
 class _Recording:
@@ -88,7 +94,7 @@ class _Recording:
             moments[name] = seen or Moment.zeros(shape_of(module)[1], self._statistic, device=inputs.device)
             energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
         if moments[name] is not seen:
-            moments[name].add(inputs)
+            moments[name].accumulate(inputs)
             self._latest = inputs, moments[name]
         energies[name] += squared_norms(without_bias(module, output)).sum()
 

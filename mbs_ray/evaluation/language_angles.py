@@ -119,10 +119,12 @@ def measure_similarity(
                     hidden = store.get(index, block, decoder.device)
                     if half not in parts:
                         parts[half] = Moment.zeros(hidden.shape[-1], Statistic.FULL, decoder.device)
-                    parts[half].add(hidden)
+                    parts[half].accumulate(hidden)
                     if following is not None:
                         store.put(index, block + 1, decoder.run_block(following, block, hidden))
                     notify(block * len(pieces) + index + 1, decoder.blocks * len(pieces))
+                for one in parts.values():
+                    one.complete()
                 moment, other = (
                     Moment(one.statistic, one.columns, one.tokens, one.sum.cpu()) for one in parts.values()
                 )

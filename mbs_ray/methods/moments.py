@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mbs_ray.methods.precision import exact_float32
 
-PANEL = 1024
+#: Columns of a panel, by whether it is on a GPU: narrow ones waste less above the diagonal, wide ones launch less.
+_PANEL = {False: 256, True: 1024}
 
 
 class Statistic(enum.Enum):
@@ -54,6 +55,11 @@ class Moment:
     @exact_float32()
     def add(self, inputs: Tensor) -> None:
         """Add tokens, [..., columns], of any float dtype; products and sums are float32, in place."""
+        self.accumulate(inputs)
+        self.complete()
+
+    def accumulate(self, inputs: Tensor) -> None:
+        """Add tokens as :meth:`add`, but leave a full moment to be completed: its upper triangle is not up to date."""
         if inputs.shape[-1] != self.columns:
             raise ValueError(f"inputs have {inputs.shape[-1]} columns, the moment has {self.columns}")
         tokens = inputs.reshape(-1, self.columns)
@@ -63,19 +69,27 @@ class Moment:
             self.sum += tokens.to(torch.float32).square().sum(0)
         self.tokens += tokens.shape[0]
 
+    def complete(self) -> None:
+        """Mirror the lower triangle of a full moment to the upper one, once after many :meth:`accumulate`."""
+        if self.statistic is Statistic.FULL:
+            for start, stop in self._panels():
+                self.sum[start:stop, stop:] = self.sum[stop:, start:stop].t()
+
     def _add_square(self, tokens: Tensor) -> None:
-        """Add tokensᵀ tokens, the lower triangle in panels, then mirrored: symmetric work is done once."""
+        """Add tokensᵀ tokens to the lower triangle and its blocks on the diagonal, in panels of columns."""
         # CUDA multiplies 16-bit numbers exactly and sums them in float32 at many times the speed of float32.
         wide = not (tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16))
         tokens = tokens.to(torch.float32) if wide else tokens
-        for start in range(0, self.columns, PANEL):
-            stop = min(start + PANEL, self.columns)
+        for start, stop in self._panels():
             left, right = tokens[:, start:].t(), tokens[:, start:stop]
             if wide:
                 self.sum[start:, start:stop].addmm_(left, right)
             else:
                 self.sum[start:, start:stop] += torch.mm(left, right, out_dtype=torch.float32)
-            self.sum[start:stop, stop:] = self.sum[stop:, start:stop].t()
+
+    def _panels(self) -> list[tuple[int, int]]:
+        width = _PANEL[self.sum.is_cuda]
+        return [(start, min(start + width, self.columns)) for start in range(0, self.columns, width)]
 
     def merge(self, other: "Moment") -> None:
         """Add the tokens of another moment of the same linear, in place."""

@@ -123,7 +123,7 @@ def _moments(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
     tokens = batches.rows * batches.length
     inputs = torch.randn(tokens, columns, dtype=decoder.compute_dtype).to(timing.device)
     moment = Moment.zeros(columns, Statistic.FULL, device=timing.device)
-    return float(columns) ** 2 * tokens / timing(lambda: moment.add(inputs))
+    return float(columns) ** 2 * tokens / timing(lambda: moment.accumulate(inputs))
 
 
 def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: _Timing) -> Rates:

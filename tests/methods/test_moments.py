@@ -118,3 +118,17 @@ def test_full_precision_is_switched_on_and_what_was_is_restored() -> None:
     finally:
         cuda.fp32_precision, cpu.fp32_precision = before
     assert torch.equal(lowered, collected(inputs, Statistic.FULL).sum)
+
+
+@pytest.mark.parametrize("columns", [5, 256, 700])
+def test_many_tokens_accumulated_and_completed_once_are_those_added_one_after_the_other(columns: int) -> None:
+    parts = torch.randn(3, 11, columns, generator=torch.Generator().manual_seed(columns))
+    added, accumulated = (Moment.zeros(columns, Statistic.FULL) for _ in range(2))
+    for part in parts:
+        added.add(part)
+        accumulated.accumulate(part)
+    accumulated.complete()
+    assert torch.equal(accumulated.sum, added.sum) and torch.equal(added.sum, added.sum.t())
+    assert accumulated.tokens == added.tokens == 33
+    exact = parts.flatten(0, 1).double()
+    torch.testing.assert_close(added.sum.double(), exact.t() @ exact, rtol=1e-5, atol=1e-5)
