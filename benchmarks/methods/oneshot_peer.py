@@ -1,7 +1,7 @@
 """A whole process of llm-compressor's ``oneshot`` on the token ids of one of our runs, to be timed beside ours.
 
-``time mbs compress --model MODEL … --out OUT`` in our environment, then ``time python benchmarks/methods/oneshot_peer.py
-MODEL OUT/segments/….parquet sparsegpt SAVED`` in one with llm-compressor, on the same cores.
+``time mbs compress --model MODEL … --out OUT`` in our environment, then, on the same cores, in one with llm-compressor
+``time python benchmarks/methods/oneshot_peer.py MODEL OUT/segments/….parquet sparsegpt SAVED``.
 """
 
 import argparse
