@@ -72,8 +72,8 @@ def connected(address: str | None, cpus: int) -> Iterator[None]:
 def connecting(address: str | None, cpus: int, then: Callable[[], None] | None = None) -> Iterator[Callable[[], None]]:
     """Begin as :func:`connected` does, in a thread: for seconds a Ray that starts leaves this process idle.
 
-    The function that is provided returns once there is a connection, and raises what :func:`connected` does. ``then``
-    is called as soon as there is one.
+    The function that is provided returns once there is a connection, and raises what :func:`connected` does; a cluster
+    is joined before. ``then`` is called as soon as there is a connection.
     """
     if ray.is_initialized():
         yield lambda: None
@@ -89,6 +89,8 @@ def connecting(address: str | None, cpus: int, then: Callable[[], None] | None =
     with ThreadPoolExecutor(1, thread_name_prefix="connect") as thread:
         begun = thread.submit(begin)
         try:
+            if _target(address)[0] is not None:
+                begun.result()  # takes a moment, and what listens there may be no Ray
             yield begun.result
         finally:
             # Also where the thread is still at it: a Ray that was begun is ended.

@@ -52,12 +52,12 @@ class Moment:
         shape = (columns, columns) if statistic is Statistic.FULL else (columns,)
         return cls(statistic, columns, 0, torch.zeros(shape, dtype=torch.float32, device=device))
 
-    @exact_float32()
     def add(self, inputs: Tensor) -> None:
         """Add tokens, [..., columns], of any float dtype; products and sums are float32, in place."""
         self.accumulate(inputs)
         self.complete()
 
+    @exact_float32()
     def accumulate(self, inputs: Tensor) -> None:
         """Add tokens as :meth:`add`, but leave a full moment to be completed: its upper triangle is not up to date."""
         if inputs.shape[-1] != self.columns:
