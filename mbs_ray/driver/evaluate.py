@@ -76,7 +76,7 @@ def evaluate(
     ):
         files = _drawn(requests, out, progress)
         longest = max((one.sequence_length for one in requests.values()), default=1)
-        together = auto_microbatch(longest, settled_device(cluster.device))
+        together = auto_microbatch(longest, settled_device(cluster.device), opened.checkpoint.hidden_size)
         shared = [-(-len(file.languages) // together) for file in files.values()]
         if opened_tasks is not None:
             # How many requests tasks make is not known yet; a replica without any of them does nothing.

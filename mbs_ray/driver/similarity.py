@@ -119,7 +119,7 @@ def language_similarity(
         similarity = measure_similarity(
             Decoder(opened.checkpoint, getattr(torch, dtype), device),
             token_ids,
-            auto_microbatch(sequence_length, device),
+            auto_microbatch(sequence_length, device, opened.checkpoint.hidden_size),
             ActivationStore(MemoryTier(torch.device("cpu"))),
             notify,
         )

@@ -36,10 +36,11 @@ class TokenRequests:
         """Tokens of all distinct sequences."""
         return sum(length * len(rows) for length, rows in self._by_length.items())
 
-    def write(self, device: str) -> tuple[JobText, ...]:
-        """Write a file of segments for each length, with a microbatch that suits it and the device."""
+    def write(self, device: str, hidden_size: int) -> tuple[JobText, ...]:
+        """Write a file of segments for each length, with a microbatch that suits it, the device and the model."""
         return tuple(
-            self._write(length, rows, auto_microbatch(length, device)) for length, rows in self._by_length.items()
+            self._write(length, rows, auto_microbatch(length, device, hidden_size))
+            for length, rows in self._by_length.items()
         )
 
     def scores(self, directory: Path) -> list[RequestScore]:

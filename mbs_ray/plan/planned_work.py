@@ -141,7 +141,9 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         if spec.statistics is not None:
             # As if every run collected its own moments: what runs share depends on all of them.
             segments = spec.statistics.segments_per_language * len(spec.sampling.weights(distribution, codes))
-        microbatch = settled_microbatch(spec.microbatch, spec.sequence_length, outlines.device)
+        microbatch = settled_microbatch(
+            spec.microbatch, spec.sequence_length, outlines.device, decoder.checkpoint.hidden_size
+        )
         evaluation = tuple(
             TokenBatches(one.segments * languages, one.sequence_length or spec.sequence_length, microbatch)
             for one in spec.evaluation.values()

@@ -2,16 +2,21 @@
 
 from typing import Literal
 
-#: Tokens in one forward. A GPU wants many, to be busy; the caches of a CPU hold the activations of few: of 4,096 a
-#: forward took half as long again per token.
-_TOKENS = {"cuda": 4096, "cpu": 512}
+#: Tokens in one forward: a GPU wants many, to be busy.
+_MOST_TOKENS = 4096
+#: On a CPU as many as its caches hold the hidden states of, in numbers: of four times as many a forward takes half as
+#: long again per token. Below so few tokens products are slow, whatever the caches hold.
+_CACHED_NUMBERS, _LEAST_TOKENS = 2**19, 512
 
 
-def auto_microbatch(sequence_length: int, device: str) -> int:
+def auto_microbatch(sequence_length: int, device: str, hidden_size: int) -> int:
     """Choose the number of segments in one forward on ``cuda`` or ``cpu``."""
-    return max(1, _TOKENS[device] // sequence_length)
+    tokens = _MOST_TOKENS
+    if device == "cpu":
+        tokens = min(_MOST_TOKENS, max(_LEAST_TOKENS, _CACHED_NUMBERS // hidden_size))
+    return max(1, tokens // sequence_length)
 
 
-def settled_microbatch(asked: int | Literal["auto"], sequence_length: int, device: str) -> int:
+def settled_microbatch(asked: int | Literal["auto"], sequence_length: int, device: str, hidden_size: int) -> int:
     """Resolve ``auto`` in the number of segments that a run asks for."""
-    return auto_microbatch(sequence_length, device) if asked == "auto" else asked
+    return auto_microbatch(sequence_length, device, hidden_size) if asked == "auto" else asked

@@ -251,7 +251,7 @@ def test_sequences_of_all_lengths_are_scored_as_by_the_plain_model(kind: str, bl
     plain = score_plainly(folder)
     sequences = some_sequences(plain)
     requests = TokenRequests(tmp_path / "segments", sequences)
-    files = requests.write("cpu")
+    files = requests.write("cpu", 64)
     assert [(file.name, len(file.languages)) for file in files] == [
         ("length-17", 1), ("length-9", 3), ("length-5", 1), ("length-2", 2),
     ]  # fmt: skip
@@ -267,7 +267,7 @@ def test_replicas_share_the_lengths(ray_cluster: Cluster, bloom: Path, tmp_path:
     with scoring(bloom, tmp_path, 1, 2) as score:
         assert_scored(score(sequences), plain(sequences))
     assert list((tmp_path / "evaluated").iterdir()) == []
-    files = TokenRequests(tmp_path / "segments", sequences).write("cpu")
+    files = TokenRequests(tmp_path / "segments", sequences).write("cpu", 64)
     job = Job("shared", bloom, "float32", 1, tmp_path, (range(4),), Score(), files, replicas=2)
     shares = [[one.file.name for one in job.microbatches(replica)] for replica in range(2)]
     assert shares == [["length-9", "length-2"], ["length-17", "length-5"]]
