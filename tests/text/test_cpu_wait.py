@@ -7,11 +7,23 @@ import time
 import pytest
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from mbs_ray.errors import InputError
 from mbs_ray.text import cpu_wait
 from mbs_ray.text.cpu_wait import await_cpu
+
+
+def all_cpus() -> list[PlacementGroup]:
+    """Take every CPU, those too that stages of an earlier test still give back."""
+    taken, quiet = [], 0
+    while quiet < 10:
+        if free := int(ray.available_resources().get("CPU", 0)):
+            taken.append(placement_group([{"CPU": 1}] * free))
+            assert taken[-1].wait(20)
+        quiet = 0 if free else quiet + 1
+        time.sleep(0.1)
+    return taken
 
 
 def test_who_waits_for_what_is_said_and_a_limit_ends_it(
@@ -19,15 +31,11 @@ def test_who_waits_for_what_is_said_and_a_limit_ends_it(
 ) -> None:
     monkeypatch.setattr(cpu_wait, "_TELL_SECONDS", 0.2)
     await_cpu(limit=60)
-    free = int(ray.available_resources()["CPU"])
-    taken = placement_group([{"CPU": 1}] * free)
-    assert taken.wait(20)
-    while ray.available_resources().get("CPU", 0) >= 1:
-        time.sleep(0.1)
+    taken = all_cpus()
     with caplog.at_level(logging.WARNING):
         with pytest.raises(InputError, match="drawing text: all 12 CPUs of the cluster are taken by other work, for 1"):
             await_cpu(limit=1)
-        freed = threading.Timer(1.5, remove_placement_group, [taken])
+        freed = threading.Timer(1.5, lambda: [remove_placement_group(one) for one in taken])
         freed.start()
         await_cpu(limit=60)
     assert [record.message for record in caplog.records] == [
