@@ -55,6 +55,8 @@ def _path(folder: Path, path: str) -> str:
 
 
 def _expanded(path: str) -> Path:
+    if "\0" in path:
+        raise InputError(f"{path!r}: no path can hold a null character")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -128,6 +128,13 @@ def test_folders_in_a_mapping_are_relative_to_the_file_and_a_tilde_is_a_home(
         assert load_sweep(written(tmp_path, in_grid)).runs()[0].corpus == expected
 
 
+@pytest.mark.parametrize("field", ["model", "corpus", "nvme_path"])
+def test_a_path_with_a_null_character_is_one_line(tmp_path: Path, field: str) -> None:
+    fields = {"method": "wanda", "sampling": "equal", "corpus": "corpus", field: "\0x"}
+    with pytest.raises(InputError, match=r"sweep\.yaml: '\\x00x': no path can hold a null character"):
+        load_sweep(written(tmp_path, yaml.safe_dump(fields)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
