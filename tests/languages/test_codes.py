@@ -38,6 +38,7 @@ def test_a_script_that_goes_without_saying_is_left_out() -> None:
     shortest = {"eng_Latn": "en", "deu-Latn": "de", "kor_Hang": "ko", "srp_Latn": "sr-Latn", "zho_Hans": "zh-Hans"}
     assert {code: shortest_code(code) for code in shortest} == shortest
     assert shortest_code("klingon") == "klingon"
+    assert shortest_code("xx_Latn") == "xx_Latn"  # a code of the right form that is no language's
     assert [base_language(code) for code in ("zh-Hant", "eng_Latn", "sr-Latn", "tum")] == ["zh", "en", "sr", "tum"]
 
 
@@ -82,6 +83,8 @@ def test_the_distribution_of_a_hub_repository_is_read(tmp_path: Path, monkeypatc
     assert languages_of("someone/multilingual", "ja,de") == ("de", "ja")
     with pytest.raises(UnknownDistributionError):
         model_distribution("someone/else")
+    with pytest.raises(InputError, match=r'"all" are those of the model.s distribution, and none is known'):
+        languages_of("someone/else", "all")
     (snapshot / DISTRIBUTION_FILE).write_text(text.replace("de", "../de"))
     with pytest.raises(InputError, match=rf"{DISTRIBUTION_FILE}: language '\.\./de'"):
         model_distribution("someone/multilingual")
