@@ -128,9 +128,7 @@ class WatchedWorker(Worker):
         return run
 
 
-def run_block(
-    out: Path, model: Path, segments: int, scored: int, vocabulary: int, methods: Sequence[dict[str, Any]] = METHODS
-) -> list[dict[str, Any]]:
+def run_block(out: Path, model: Path, segments: int, scored: int, vocabulary: int) -> list[dict[str, Any]]:
     """Take the block through a stage's work with each method: bytes and seconds of every part, planned and measured."""
     files = [
         write_random_segments(out / f"{name}.parquet", n, vocabulary) for name, n in (("c", segments), ("e", scored))
@@ -138,12 +136,12 @@ def run_block(
     calibration, evaluation = (job_text(path.stem, SegmentSet.open(path)) for path in files)
     decoder = MetaDecoder(meta_checkpoint(str(model)), torch.bfloat16)
     batches = TokenBatches(segments, LENGTH, MICROBATCH), (TokenBatches(scored, LENGTH, MICROBATCH),)
-    works = [PlannedRun(str(spec["name"]), decoder, build_method(spec), *batches) for spec in methods]
+    works = [PlannedRun(str(spec["name"]), decoder, build_method(spec), *batches) for spec in METHODS]
     hardware = Hardware((this_machine(),))
     rates = measure_rates(works, assumed_rates(hardware.device, CUDA, THREADS, torch.bfloat16), out, THREADS)
     activations = sum(hidden_bytes(decoder, one, one.segments) for one in works[0].batches)
     rows = []
-    for spec, work in zip(methods, works, strict=True):
+    for spec, work in zip(METHODS, works, strict=True):
         directory = out / work.label
         (directory / "blocks").mkdir(parents=True)
         job = Job(

@@ -85,7 +85,7 @@ def kernel_against_torch(rows: int, columns: int) -> list[dict[str, Any]]:
 def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool) -> tuple[Any, list[float]]:
     """Result, and seconds of each repetition after a first one that is not counted."""
     least, seconds = obs.LEAST_COLUMNS, []
-    obs.LEAST_COLUMNS = 0 if compiled else weight.shape[1] + 1  # type: ignore[misc]
+    obs.LEAST_COLUMNS = 0 if compiled else weight.shape[1] + 1
     try:
         for _ in range(REPEATS + 1):
             begun = time.monotonic()
@@ -93,7 +93,7 @@ def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool)
             settle()
             seconds.append(time.monotonic() - begun)
     finally:
-        obs.LEAST_COLUMNS = least  # type: ignore[misc]
+        obs.LEAST_COLUMNS = least
     return result, seconds[1:]
 
 

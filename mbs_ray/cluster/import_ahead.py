@@ -1,15 +1,10 @@
 """What stages compute with, imported into idle processes of Ray while the driver is still busy."""
 
-import importlib
-
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.garbage import collect_garbage_rarely
-
-#: The module of the actor; it imports torch and transformers.
-_STAGE = "mbs_ray.cluster.stage.actor"
 
 
 def import_ahead(options: ClusterOptions) -> None:
@@ -30,4 +25,4 @@ def import_ahead(options: ClusterOptions) -> None:
 @ray.remote(num_cpus=0, max_retries=0)
 def _import() -> None:
     collect_garbage_rarely()
-    importlib.import_module(_STAGE)
+    import mbs_ray.cluster.stage.actor  # noqa: F401  # and with it torch and transformers

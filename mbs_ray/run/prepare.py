@@ -43,7 +43,7 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See :func:`~mbs_ray.model.fingerprint.fingerprint`; takes what :meth:`read_through` found."""
+        """See :func:`~mbs_ray.model.fingerprint.fingerprint`; after :meth:`read_through` it is in the cache."""
         return fingerprint(self.checkpoint, self.decoder.parameter_tensors(), self.cache)
 
     def read_through(self, notify: NotifyStep) -> None:
@@ -52,7 +52,7 @@ class Model:
         ``notify(what, done, total)`` is called meanwhile. Raises :class:`InputError` naming a tensor with NaN.
         """
         told = partial(notify, f"reading {self.name}")
-        self.__dict__["fingerprint"] = fingerprint(self.checkpoint, self.decoder.parameter_tensors(), self.cache, told)
+        fingerprint(self.checkpoint, self.decoder.parameter_tensors(), self.cache, told)
 
     def check_length(self, field: str, length: int) -> None:
         """Raise :class:`InputError` naming the field if the model takes no segments of this length."""

@@ -69,7 +69,7 @@ def draw_per_language(
 
 def _drawn(request: SegmentRequest, progress: Notify | None, here_bytes: int) -> dict[str, LanguageSegments]:
     draws = language_draws(request)
-    if sum(map(sum, map(request.opened.extents, request.opened.shards))) <= here_bytes:
+    if sum(sum(request.opened.extents(language)) for language in draws) <= here_bytes:
         read: Reader = partial(gather_here, request.opened.shards, recipe_of(request))
     else:
         if not ray.is_initialized():
