@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +33,8 @@ _CHUNK = 64 * 2**20
 class Order:
     """Kill ``target`` so many seconds after a phase has begun.
 
-    ``place``: where in tracking, for its phase; ``sleep``: seconds for which a driver sleeps.
+    ``place``: where in tracking, for its phase; ``sleep``: seconds for which a driver sleeps; ``after``: how many
+    blocks are solved that it is not for, so that a sweep comes further between two kills.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Order:
     delay: float
     place: str = ""
     sleep: float = 120.0
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class Orders:
     """A folder with at most one order, and what became of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._after = folder, 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def post(self, order: Order) -> None:
-        _write(self.folder / "order.json", asdict(order))
+        """Have an order obeyed in the first such phase once a block was solved that was not when the last one was."""
+        _write(self.folder / "order.json", asdict(replace(order, after=self._after)))
 
     def withdraw(self) -> bool:
         """Take back what nobody has begun to obey."""
@@ -94,6 +97,7 @@ class Orders:
             return None
         content = json.loads(path.read_text())
         path.unlink()
+        self._after = self._blocks_solved()
         return Kill(**{**content, "order": Order(**content["order"])})
 
     def confirm(self) -> None:
@@ -141,8 +145,12 @@ class Orders:
 
     def _pending(self) -> Order | None:
         with contextlib.suppress(FileNotFoundError):
-            return Order(**json.loads((self.folder / "order.json").read_text()))
+            order = Order(**json.loads((self.folder / "order.json").read_text()))
+            return order if self._blocks_solved() > order.after else None
         return None
+
+    def _blocks_solved(self) -> int:
+        return len({(run, block) for _, run, block in self.solved()})
 
     def _take(self, name: str) -> Path | None:
         with contextlib.suppress(FileNotFoundError):

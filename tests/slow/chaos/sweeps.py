@@ -23,8 +23,8 @@ from tests.support.mlflow_server import free_port, start, wait_until_healthy
 
 _SERVER = "MBS_CHAOS_SERVER"
 _REPLACED_AFTER = 6.0
-# A driver that was killed needs half a minute to be back on a busy machine.
-_PATIENCE = 60.0
+# A driver that was killed needs half a minute to be back on a busy machine, and then has a block to solve.
+_PATIENCE = 90.0
 _LONGEST = 1800.0
 
 
@@ -92,10 +92,10 @@ def endure(
     orders: Callable[[Endured, set[Target]], Order | None],
     log: Path,
 ) -> Endured:
-    """Run a sweep under orders, each of which is asked for when a block was completed since the one before.
+    """Run a sweep under orders, the next of which is asked for as soon as the one before was obeyed.
 
     ``orders`` is told what was killed and is not back yet; while a second driver is there, or the driver sleeps, it is
-    not asked.
+    not asked. Who obeyed goes on once the next order is there, so that no sweep is too fast for its orders.
 
     A driver that was killed is started again, and so is one that ended while the MLflow server was away, as its last
     words ask for. AssertionError, with the end of the driver's log, where the sweep does not come to a good end.
@@ -107,9 +107,17 @@ def endure(
     environment = nodes.environment | {FOLDER: str(folder.folder), "MLFLOW_TRACKING_URI": server.uri}
     command = [sys.executable, "-m", "tests.slow.chaos.driver", str(file), str(out), nodes.address]
     deadline = time.monotonic() + _LONGEST
-    posted: float | None = None
-    complete = 0
     back: list[_Away] = []
+
+    def post_next() -> float | None:
+        away = {one.target for one in back}
+        order = None if away & {"second", "sleep"} else orders(endured, away)
+        if order is None:
+            return None
+        folder.post(order)
+        return time.monotonic()
+
+    posted: float | None = None
     with log.open("wb") as written:
         while True:
             endured.starts += 1
@@ -117,26 +125,21 @@ def endure(
             driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
             while driver.poll() is None:
                 assert time.monotonic() < deadline, _end(log)
-                alone = not {"second", "sleep"} & {one.target for one in back}
-                if posted is None and alone and _blocks(endured.folder) > complete:
-                    order = orders(endured, {one.target for one in back})
-                    if order is not None:
-                        folder.post(order)
-                        posted = time.monotonic()
+                posted = posted or post_next()
                 if (kill := folder.announced()) is not None:
                     endured.kills.append(kill)
                     second = partial(_second, command, environment, driver, endured.refusals, folder.confirm)
                     back += _execute(kill, driver, nodes, server, second)
+                    posted = post_next()
                     if kill.order.target != "second":
                         folder.confirm()
-                    posted, complete = None, _blocks(endured.folder)
                 elif posted is not None and time.monotonic() - posted > _PATIENCE and folder.withdraw():
                     posted = None  # its phase did not come any more
                 back = [one for one in back if not one.over()]
                 time.sleep(0.005)
             if (kill := folder.announced()) is not None:  # the driver killed itself
                 endured.kills.append(kill)
-                posted, complete = None, _blocks(endured.folder)
+                posted = None
             if driver.returncode == -signal.SIGKILL:
                 continue
             assert driver.returncode == 0, _end(log)
@@ -221,10 +224,6 @@ def _second(
         return True
 
     return _Away("second", over)
-
-
-def _blocks(sweep: Path) -> int:
-    return len(list(sweep.glob("runs/*/blocks/*.safetensors")))
 
 
 def _environment(process: Path) -> bytes:
