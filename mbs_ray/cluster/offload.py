@@ -15,8 +15,9 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mbs_ray.cluster.activations.aio import check_lockable, padded
 from mbs_ray.cluster.activations.aio_op import BUILD_SECONDS, is_built, load_aio
+from mbs_ray.cluster.activations.copies import CudaCopies
 from mbs_ray.cluster.activations.host_memory import host_memory, pinned_size
-from mbs_ray.cluster.activations.memory_tier import MemoryTier
+from mbs_ray.cluster.activations.memory_tier import MemoryTier, PinnedTier
 from mbs_ray.cluster.activations.nvme_tier import NvmeTier, remove_stale
 from mbs_ray.cluster.activations.slot_file import BUFFERS
 from mbs_ray.cluster.activations.store import ActivationStore
@@ -145,8 +146,9 @@ class StoreMaker:
         if self.tier == "nvme":
             assert self._nvme_path is not None
             return ActivationStore(NvmeTier(self._aio, self._nvme_path))
-        device = torch.device("cuda" if self._cuda and self.tier == "none" else "cpu")
-        return ActivationStore(MemoryTier(device, pinned=self._cuda and self.tier == "host"))
+        if self._cuda and self.tier == "host":
+            return ActivationStore(PinnedTier(CudaCopies()))
+        return ActivationStore(MemoryTier(torch.device("cuda" if self._cuda else "cpu")))
 
     def _try_out(self) -> None:
         with closing(self()) as store:

@@ -157,6 +157,8 @@ def _with_tier(
         host["buffers of the disk"] = held * BUFFERS * padded(microbatch)
     else:
         host["activations"] = sum(pinned if cuda else sizes)
+        if cuda:
+            device["copies"] = 2 * microbatch
     whole = [Phase(one.name, {**one.device, **device}, {**one.host, **host}) for one in phases]
     return StagePlan(stage, blocks, tier, whole, sum(sizes) if tier == "nvme" else 0)
 

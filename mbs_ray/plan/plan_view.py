@@ -12,7 +12,19 @@ from mbs_ray.plan.stage_plans import Plan, StagePlan
 from mbs_ray.plan.units import duration, format_gib
 
 #: Parts in the order in which they are shown; others follow.
-_ORDER = ("block", "moments", "factor", "solver", "weight", "forward", "masks", "microbatch", "head", "logits")
+_ORDER = (
+    "block",
+    "moments",
+    "factor",
+    "solver",
+    "weight",
+    "forward",
+    "masks",
+    "microbatch",
+    "copies",
+    "head",
+    "logits",
+)
 
 
 def summary(plan: Plan) -> str:

@@ -1,25 +1,23 @@
-"""Activations in host memory, pinned where there is a GPU."""
+"""Activations in memory: the stage's own, or the host's, pinned where there is a GPU."""
 
+import threading
 from collections.abc import Callable
 
 import torch
 
+from mbs_ray.cluster.activations.copies import Copies, Copy
+
 
 class MemoryTier:
-    """Hidden states in memory of ``device``: the stage's own, or the host's.
+    """Hidden states in memory of ``device``."""
 
-    Host memory of a stage on CUDA is pinned by DeepSpeed's accelerator.
-    """
-
-    def __init__(self, device: torch.device, pinned: bool = False) -> None:
-        self._empty = _pinned if pinned else _plain(device)
+    def __init__(self, device: torch.device) -> None:
+        self._empty = _plain(device)
         self._held: dict[int, torch.Tensor] = {}
         self._closed = False
 
     def keep(self, microbatch: int, hidden: torch.Tensor) -> None:
-        place = self._held.get(microbatch)
-        if place is None or (place.shape, place.dtype) != (hidden.shape, hidden.dtype):
-            place = self._empty(hidden.shape, hidden.dtype)
+        place = self._place(microbatch, hidden)
         place.copy_(hidden)
         if not self._closed:
             self._held[microbatch] = place
@@ -37,6 +35,82 @@ class MemoryTier:
     def close(self) -> None:
         self._closed = True
         self._held.clear()
+
+    def _place(self, microbatch: int, hidden: torch.Tensor) -> torch.Tensor:
+        place = self._held.get(microbatch)
+        if place is None or (place.shape, place.dtype) != (hidden.shape, hidden.dtype):
+            return self._empty(hidden.shape, hidden.dtype)
+        return place
+
+
+class PinnedTier(MemoryTier):
+    """Hidden states in host memory that DeepSpeed's accelerator pins, copied while the device computes.
+
+    While a microbatch is computed, the one before comes down and the next one goes up. On the device that takes the
+    memory of two microbatches more.
+    """
+
+    def __init__(self, copies: Copies) -> None:
+        super().__init__(torch.device("cpu"))
+        self._empty = _pinned
+        self._copies = copies
+        #: The last copy into the place of a microbatch.
+        self._coming: dict[int, Copy] = {}
+        # The microbatch that is expected to be asked for next. What is kept replaces it, so both change under a lock.
+        self._ahead: tuple[int, torch.Tensor, Copy] | None = None
+        self._changing = threading.Lock()
+
+    def keep(self, microbatch: int, hidden: torch.Tensor) -> None:
+        place = self._place(microbatch, hidden)
+        if self._copies.is_there(hidden):
+            self._coming[microbatch] = self._copies.down(hidden, place)
+        else:
+            self._wait(microbatch)
+            place.copy_(hidden)
+        with self._changing:
+            if self._ahead is not None and self._ahead[0] == microbatch:
+                self._ahead = None
+            if not self._closed:
+                self._held[microbatch] = place
+
+    def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
+        """Return the microbatch on the device of the copies, whatever ``device`` says, and begin to copy the next."""
+        with self._changing:
+            ahead, self._ahead = self._ahead, None
+            if ahead is None or ahead[0] != microbatch:
+                ahead = self._begin(microbatch)
+            if microbatch + 1 in self._held:
+                self._ahead = self._begin(microbatch + 1)
+        _, content, copy = ahead
+        copy.before_computing()
+        return content
+
+    def drop(self, microbatch: int) -> None:
+        self._wait(microbatch)
+        with self._changing:
+            if self._ahead is not None and self._ahead[0] == microbatch:
+                self._forget_ahead()
+            super().drop(microbatch)
+
+    def close(self) -> None:
+        for microbatch in list(self._coming):
+            self._wait(microbatch)
+        with self._changing:
+            self._forget_ahead()
+            super().close()
+
+    def _begin(self, microbatch: int) -> tuple[int, torch.Tensor, Copy]:
+        return microbatch, *self._copies.up(self._held[microbatch], self._coming.get(microbatch))
+
+    def _forget_ahead(self) -> None:
+        """Free its memory on the device; the host's may be freed, too, once it is not read any more."""
+        if self._ahead is not None:
+            self._ahead[2].wait()
+            self._ahead = None
+
+    def _wait(self, microbatch: int) -> None:
+        if (copy := self._coming.pop(microbatch, None)) is not None:
+            copy.wait()
 
 
 def _plain(device: torch.device) -> Callable[[torch.Size, torch.dtype], torch.Tensor]:

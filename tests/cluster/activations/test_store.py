@@ -116,14 +116,6 @@ def test_host_memory_of_a_cpu_stage_imports_no_deepspeed() -> None:
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
 
 
-def test_pinned_memory_comes_from_the_accelerator() -> None:
-    store = ActivationStore(MemoryTier(CPU, pinned=True))
-    hidden = torch.randn(2, 3, 4).bfloat16()
-    store.put(0, 0, hidden)
-    assert torch.equal(store.get(0, 0, CPU), hidden)
-    assert store.get(0, 0, CPU).is_pinned() == torch.cuda.is_available()
-
-
 def _raised_while_waiting(store: ActivationStore, act: Callable[[], None]) -> BaseException:
     raised: list[BaseException] = []
 

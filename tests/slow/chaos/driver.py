@@ -11,12 +11,12 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
 from mbs_ray.run.sweep_spec import load_sweep
-from tests.slow.chaos.orders import FOLDER, install_in_driver, install_in_worker
+from tests.slow.chaos.orders import FOLDER, START, install_in_driver, install_in_worker
 
 
 def main(file: str, out: str, address: str) -> int:
     install_in_driver()
-    told = {name: os.environ[name] for name in (FOLDER, "PYTHONPATH")}
+    told = {name: os.environ[name] for name in (FOLDER, START, "PYTHONPATH")}
     runtime_env = {"worker_process_setup_hook": install_in_worker, "env_vars": told}
     ray.init(address=address, runtime_env=runtime_env, log_to_driver=False)
     try:

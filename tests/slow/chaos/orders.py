@@ -25,7 +25,10 @@ _OF_A_STAGE = ("stage", "memory")
 PHASES = ("receive", "collect", "solve", "write", "propagate", "evaluate", "track")
 #: Where a process of a sweep finds the folder of orders.
 FOLDER = "MBS_CHAOS_ORDERS"
-_PATIENCE = 30.0
+#: Which start of the driver a process belongs to: a stage may live on for seconds after its driver was killed.
+START = "MBS_CHAOS_START"
+# A second driver on a busy machine needs longer than half a minute.
+_PATIENCE = 100.0
 _CHUNK = 64 * 2**20
 
 
@@ -33,8 +36,9 @@ _CHUNK = 64 * 2**20
 class Order:
     """Kill ``target`` so many seconds after a phase has begun.
 
-    ``place``: where in tracking, for its phase; ``sleep``: seconds for which a driver sleeps; ``after``: how many
-    blocks are solved that it is not for, so that a sweep comes further between two kills.
+    ``place``: where in tracking, for its phase; ``sleep``: seconds for which a driver sleeps; ``after``: obeyed when
+    more blocks than that were solved, so that a sweep comes further between two kills; ``start``: of the driver whose
+    processes it is for.
     """
 
     number: int
@@ -44,6 +48,7 @@ class Order:
     place: str = ""
     sleep: float = 120.0
     after: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,13 @@ def draw(number: int, hits: Counter, away: Collection[Target], source: random.Ra
 class Orders:
     """A folder with at most one order, and what became of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._after = folder, 0
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self.folder, self._start, self._after, self._dying = folder, start, 0, False
         folder.mkdir(parents=True, exist_ok=True)
 
-    def post(self, order: Order) -> None:
+    def post(self, order: Order, start: int) -> None:
         """Have an order obeyed in the first such phase once a block was solved that was not when the last one was."""
-        _write(self.folder / "order.json", asdict(replace(order, after=self._after)))
+        _write(self.folder / "order.json", asdict(replace(order, after=self._after, start=start)))
 
     def withdraw(self) -> bool:
         """Take back what nobody has begun to obey."""
@@ -114,7 +119,9 @@ class Orders:
             file.write(json.dumps([time.time(), run, block]) + "\n")
 
     def obey(self, phase: str, place: str, run: str, block: int, node: str) -> None:
-        """Obey an order for this phase; whoever is to be killed by others waits for it here."""
+        """Obey an order for this phase; whoever is to be killed by others, or takes memory, waits for it here."""
+        while self._dying:
+            time.sleep(0.1)
         order = self._pending()
         if order is None or order.phase != phase or order.place != place or self._take("taken") is None:
             return
@@ -137,7 +144,7 @@ class Orders:
 
     def die(self, order: Order, phase: str, run: str, block: int, node: str) -> None:
         self._announce(Kill(order, phase, run, block, node, os.getpid(), time.time()))
-        taken = []
+        taken, self._dying = [], order.target == "memory"
         while order.target == "memory":
             taken.append(b"x" * _CHUNK)
             time.sleep(0.01)
@@ -146,7 +153,7 @@ class Orders:
     def _pending(self) -> Order | None:
         with contextlib.suppress(FileNotFoundError):
             order = Order(**json.loads((self.folder / "order.json").read_text()))
-            return order if self._blocks_solved() > order.after else None
+            return order if order.start == self._start and self._blocks_solved() > order.after else None
         return None
 
     def _blocks_solved(self) -> int:
@@ -161,13 +168,18 @@ class Orders:
         _write(self.folder / "kill.json", asdict(kill))
 
 
+def own_orders() -> Orders:
+    """Those for the process that asks."""
+    return Orders(Path(os.environ[FOLDER]), int(os.environ[START]))
+
+
 def install_in_worker() -> None:
     """In every process of Ray's workers: phases of a stage ask for orders when they begin."""
     import ray
 
     from mbs_ray.cluster.stage.timeline import Timeline
 
-    orders, enter = Orders(Path(os.environ[FOLDER])), Timeline.part
+    orders, enter = own_orders(), Timeline.part
 
     @contextlib.contextmanager
     def part(self: Timeline, run: str, block: int, part: str) -> Iterator[None]:
@@ -187,7 +199,7 @@ def install_in_driver() -> None:
     """The driver's phase: between finding or making a run in MLflow and describing it, and before metrics."""
     from mbs_ray.tracking.tracked_run import TrackedRun
 
-    orders = Orders(Path(os.environ[FOLDER]))
+    orders = own_orders()
     describe, deliver = TrackedRun.describe, TrackedRun.deliver_metrics
 
     def obeying_describe(self: TrackedRun, *arguments: object) -> None:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import yaml
 
 from tests.slow.chaos.nodes import Nodes
-from tests.slow.chaos.orders import FOLDER, Kill, Order, Orders, Target
+from tests.slow.chaos.orders import FOLDER, START, Kill, Order, Orders, Target
 from tests.support.mlflow_server import free_port, start, wait_until_healthy
 
 _SERVER = "MBS_CHAOS_SERVER"
@@ -114,7 +114,7 @@ def endure(
         order = None if away & {"second", "sleep"} else orders(endured, away)
         if order is None:
             return None
-        folder.post(order)
+        folder.post(order, endured.starts)
         return time.monotonic()
 
     posted: float | None = None
@@ -122,15 +122,16 @@ def endure(
         while True:
             endured.starts += 1
             known = len(endured.kills)
-            driver = subprocess.Popen(command, env=environment, stdout=written, stderr=written)
+            started = environment | {START: str(endured.starts)}
+            driver = subprocess.Popen(command, env=started, stdout=written, stderr=written)
             while driver.poll() is None:
                 assert time.monotonic() < deadline, _end(log)
                 posted = posted or post_next()
                 if (kill := folder.announced()) is not None:
                     endured.kills.append(kill)
-                    second = partial(_second, command, environment, driver, endured.refusals, folder.confirm)
+                    second = partial(_second, command, started, driver, endured.refusals, folder.confirm)
                     back += _execute(kill, driver, nodes, server, second)
-                    posted = post_next()
+                    posted = post_next() if driver.poll() is None else None
                     if kill.order.target != "second":
                         folder.confirm()
                 elif posted is not None and time.monotonic() - posted > _PATIENCE and folder.withdraw():
@@ -172,6 +173,7 @@ def _execute(
     """Kill what is not dead yet; what is not as it was, and when it will be."""
     if kill.order.target == "driver":
         driver.kill()
+        driver.wait()
     elif kill.order.target == "node":
         nodes.kill(nodes.of_process(kill.process))
         return [_later("node", _REPLACED_AFTER, nodes.add)]
