@@ -26,8 +26,9 @@ class Rates:
 
     ``forward`` and ``head`` are in the dtype of the forward, ``factor`` and ``product`` in float32, ``moments`` in
     either with float32 sums; ``scores`` are the bytes of attention scores; ``link`` is between device and pinned host
-    memory, ``upload`` and ``download`` between device and plain host memory. ``solve`` holds, by the label of a
-    method, the seconds that it takes besides products for a column and for a weight, where they were measured.
+    memory, ``upload`` and ``download`` between device and plain host memory. Besides products an OBS solver takes the
+    seconds of ``column`` for each column, of ``compiled_column`` where its leaves are compiled, and every method takes
+    those of ``weight`` for each weight; ``solve`` holds both by the label of a method where they were measured.
     """
 
     forward: float
@@ -44,7 +45,8 @@ class Rates:
     nvme: float = 2e9
     network: float = 1e9
     column: float = 80e-6
-    weight: float = 1e-11
+    compiled_column: float = 12e-6
+    weight: float = 5e-10
     solve: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     source: str = "figures of the vendor"
 
@@ -64,7 +66,7 @@ def assumed_rates(device: str, cuda: bool, threads: int, compute_dtype: torch.dt
         memory = _CPU_MEMORY
         return Rates(
             flops, flops, flops, flops, flops, memory, memory, memory, memory,
-            column=30e-6, weight=1e-8, source="assumed of a CPU",
+            column=30e-6, compiled_column=10e-6, weight=1e-8, source="assumed of a CPU",
         )  # fmt: skip
     name = next((one for one in _DEVICES if one in device), _UNKNOWN_GPU)
     half, single, memory = _DEVICES[name]

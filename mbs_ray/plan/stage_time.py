@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mbs_ray.cluster.sharding import assign_longest_first
-from mbs_ray.methods import Statistic
-from mbs_ray.methods.factor import Factored
+from mbs_ray.methods import Factored, Method, Statistic
+from mbs_ray.methods.leaf import LEAST_COLUMNS
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
@@ -64,12 +64,25 @@ def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
     return float(sum(columns**2 for columns, _ in inputs_of(decoder, index))) * tokens
 
 
-def solve_operations(decoder: Decoder, index: int) -> tuple[float, float, int]:
-    """Count the operations of a block's factors and of its solved linears, and the linears' columns."""
-    shapes = decoder.linears(index)
+def solve_operations(decoder: Decoder, index: int) -> tuple[float, float]:
+    """Count the operations of a block's factors and of its solved linears."""
     factors = sum(2 / 3 * columns**3 for columns, _ in inputs_of(decoder, index))
-    solved = sum(float(rows) * columns**2 for rows, columns in shapes.values())
-    return factors, solved, sum(columns for _, columns in shapes.values())
+    return factors, sum(float(rows) * columns**2 for rows, columns in decoder.linears(index).values())
+
+
+def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates) -> float:
+    """Estimate the seconds of a block's columns and weights; without measuring, only OBS solvers go by columns."""
+    of_weight = rates.weight
+    of_column = of_compiled = 0.0
+    if method.label in rates.solve:
+        of_column, of_weight = rates.solve[method.label]
+        of_compiled = of_column
+    elif isinstance(method, Factored):
+        of_column, of_compiled = rates.column, rates.compiled_column
+    return sum(
+        columns * (of_compiled if columns >= LEAST_COLUMNS else of_column) + rows * columns * of_weight
+        for rows, columns in decoder.linears(index).values()
+    )
 
 
 def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
@@ -86,10 +99,9 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
             parts["collect"] = once * (len(inputs_of(decoder, index)) if work.true_sequential else 1)
         if method.statistic is Statistic.FULL:
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
-        factors, solved, columns = solve_operations(decoder, index)
-        of_column, of_weight = rates.solve.get(method.label, (rates.column, rates.weight))
+        factors, solved = solve_operations(decoder, index)
         weights = sum(rows * columns for rows, columns in decoder.linears(index).values())
-        parts["solve"] = columns * of_column + weights * of_weight
+        parts["solve"] = _besides_products(decoder, index, method, rates)
         if isinstance(method, Factored):
             parts["factorise"] = factors / rates.factor
             parts["solve"] += solved / rates.product

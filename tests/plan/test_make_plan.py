@@ -148,11 +148,33 @@ def test_results_by_what_is_kept(works, decoder):
 
 def test_operations_in_closed_form(decoder):
     assert moment_operations(decoder, 0, 4096) == 4096 * (3 * 14336**2 + 57344**2)
-    factors, solved, columns = solve_operations(decoder, 0)
+    factors, solved = solve_operations(decoder, 0)
     h = 14336
     assert factors == pytest.approx(2 / 3 * (3 * h**3 + 57344**3))
     assert solved == pytest.approx((3 * h + h + 4 * h) * h**2 + h * 57344**2)
-    assert columns == 3 * h + 57344
+
+
+def test_columns_take_the_time_of_their_way_and_only_with_obs_solvers(works):
+    """Those of linears with 2,048 columns or more are compiled."""
+    nothing = replace(RATES, column=0.0, compiled_column=0.0, solve={})
+
+    def added(work, **rates):
+        before, after = (
+            stage_seconds(work, range(1), False, one, "host", True).parts["solve"]
+            for one in (nothing, replace(nothing, **rates))
+        )
+        return after - before
+
+    large, columns = works[1], 3 * 14336 + 57344
+    assert added(large, compiled_column=1.0) == pytest.approx(columns)
+    assert added(large, column=1.0) == 0
+    assert added(replace(large, method=build_method("wanda")), column=1.0, compiled_column=1.0) == 0
+    small = replace(large, decoder=MetaDecoder(meta_checkpoint("bigscience/bloom-560m"), torch.bfloat16))
+    assert added(small, column=1.0) == pytest.approx(3 * 1024)
+    assert added(small, compiled_column=1.0) == pytest.approx(4096)
+    weights = 12 * 14336**2
+    measured = added(large, solve={large.method.label: (2.0, 0.0)})
+    assert measured == pytest.approx(2 * columns - weights * RATES.weight)
 
 
 def test_runs_follow_one_another_through_the_stages(works):
