@@ -57,13 +57,20 @@ def on_cluster(address: str | None) -> bool:
 
 
 @contextmanager
-def connected(address: str | None, cpus: int) -> Iterator[None]:
+def connected(
+    address: str | None,
+    cpus: int,
+    meanwhile: Callable[[], None] = lambda: None,
+    then: Callable[[], None] | None = None,
+) -> Iterator[None]:
     """Provide a Ray connection for the length of a job; a Ray already running in this process is used as it is.
 
-    Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started.
+    Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started; ``meanwhile`` is
+    called while it starts, ``then`` once there is a connection.
     Raises :class:`InputError` when the address does not answer, or no local Ray can be started.
     """
-    with connecting(address, cpus) as connect:
+    with connecting(address, cpus, then) as connect:
+        meanwhile()
         connect()
         yield
 

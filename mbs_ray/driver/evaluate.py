@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
+from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.job import JobText, job_text
 from mbs_ray.cluster.resources import room_for_actors, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
@@ -20,7 +22,7 @@ from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import languages_of
 from mbs_ray.run.microbatch import auto_microbatch
-from mbs_ray.run.prepare import CheckedTexts, Model, evaluation_requests, read_through
+from mbs_ray.run.prepare import CheckedTexts, Model, evaluation_requests, open_model
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import draw_segments
@@ -65,12 +67,14 @@ def evaluate(
     asked = () if text is None else languages_of(model, text.languages, revision)
     for one in () if text is None else text.sets.values():
         require_languages(one.corpus, asked)
-    opened = read_through(model, revision, out / "cache", progress.work)
+    opened = open_model(model, revision, out / "cache")
     requests = {} if text is None else _checked(text, opened, asked, out)
     # As lm-eval loads it: its own maximum length counts.
     tokenizer = None if tasks is None else load_tokenizer(str(opened.checkpoint.folder))
+    read = partial(opened.read_through, progress.work)
+    ahead = None if pool else partial(import_ahead, cluster)
     with (
-        connected(cluster.address, cluster.cpus),
+        connected(cluster.address, cluster.cpus, read, ahead),
         nodes_awaited(cluster, 1, progress.say),
         nullcontext(pool) if pool else StagePool() as stages,
     ):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from mbs_ray.report.increase_table import to_markdown
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.run.numerics import Numerics
-from mbs_ray.run.prepare import CheckedTexts, Model, read_through
+from mbs_ray.run.prepare import CheckedTexts, Model, open_model
 from mbs_ray.text.corpus import Location, require_languages
 from mbs_ray.text.segment_draw import draw_segments
 from mbs_ray.text.segment_request import SegmentRequest
@@ -85,7 +86,7 @@ def language_similarity(
     if compute_dtype not in _COMPUTE_DTYPES:
         raise InputError(f"--compute-dtype {compute_dtype}: there are {', '.join(_COMPUTE_DTYPES)}")
     check_ray(cluster.address)
-    opened = read_through(model, revision, out / "cache", progress.work)
+    opened = open_model(model, revision, out / "cache")
     opened.check_length("--sequence-length", sequence_length)
     request = CheckedTexts(out / "cache").check(
         SegmentRequest(
@@ -104,7 +105,7 @@ def language_similarity(
     _check_room(opened, len(asked), len(asked) * segments * sequence_length, dtype)
     uri = default_tracking_uri(out)
     connection = MlflowConnection(uri, EXPERIMENT, out / "artifacts")
-    with connected(cluster.address, cluster.threads or 1):
+    with connected(cluster.address, cluster.threads or 1, partial(opened.read_through, progress.work)):
         progress.say(f"drawing {segments} segments of each of {len(asked)} languages")
         drawn = draw_segments(request, out / "segments")
         for warning in text_warnings([drawn.facts]):

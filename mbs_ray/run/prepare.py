@@ -198,13 +198,6 @@ def open_model(model: str, revision: str | None, cache: Path) -> Model:
     return Model(Path(model).name, checkpoint, Decoder(checkpoint, torch.float32), cache)
 
 
-def read_through(model: str, revision: str | None, cache: Path, notify: NotifyStep) -> Model:
-    """Open a checkpoint as :func:`open_model` and read it as :meth:`Model.read_through`."""
-    opened = open_model(model, revision, cache)
-    opened.read_through(notify)
-    return opened
-
-
 def _with_texts(
     spec: RunSpec,
     label: str,

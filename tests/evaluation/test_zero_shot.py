@@ -51,7 +51,7 @@ from mbs_ray.evaluation.zero_shot import (
     task_metrics,
 )
 from mbs_ray.run.numerics import Numerics
-from mbs_ray.run.prepare import read_through
+from mbs_ray.run.prepare import open_model
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import validated
 from mbs_ray.text.tokenizer_files import load_tokenizer
@@ -111,7 +111,7 @@ def score_plainly(folder: Path) -> Any:
 @contextmanager
 def scoring(model: Path, out: Path, stages: int, replicas: int = 1) -> Iterator[Callable[..., list[RequestScore]]]:
     """The function that scores requests on stages of their own."""
-    opened, progress = read_through(str(model), None, out / "cache", lambda *_: None), Progress(Console(quiet=True))
+    opened, progress = open_model(str(model), None, out / "cache"), Progress(Console(quiet=True))
     with StagePool() as pool:
         driver = StageDriver(Resources(Layout(stages, replicas), Numerics("cpu", 1)), pool, AUTO, progress)
         scorer = CheckpointScorer(str(model), opened, "float32", driver, out / "evaluated", progress)
