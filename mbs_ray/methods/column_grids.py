@@ -58,6 +58,23 @@ class ColumnGrids:
         shape = stop - start, -1
         return self._as_grid(self._scale[group].expand(shape), self._zero[group].expand(shape))
 
+    def to_own_order(self, own: Tensor) -> None:
+        """Bring the codes from the order of solving back to the columns' own, of which ``own`` are the places."""
+        self.codes = self.codes[own]
+
+    def of_group(self, group: int) -> Grid:
+        """Return the grid of a group, [rows]."""
+        return self._as_grid(self._scale[group], self._zero[group])
+
+    def set_scale(self, group: int, scale: Tensor) -> None:
+        """Replace the scales of a group, [rows] float32, which the dtype of the weight holds exactly."""
+        self._scale[group] = scale
+
+    def as_they_stand(self, columns: slice) -> Grid:
+        """Return the grids of columns in their own order, [columns, rows]."""
+        groups = torch.arange(columns.start, columns.stop, device=self._scale.device) // self.group_size
+        return self._as_grid(self._scale[groups], self._zero[groups])
+
     def scales(self) -> Tensor:
         """Return the scales, [rows, groups], in the dtype in which they are stored."""
         return self._scale.t().to(self._dtype).contiguous()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods.field_checks import require_fraction
+from mbs_ray.methods.field_checks import require_fraction, require_integer
 from mbs_ray.methods.method_part import MethodPart
 from mbs_ray.methods.moments import Moment, Statistic
 from mbs_ray.methods.precision import exact_float32
@@ -45,13 +45,15 @@ class Factored(MethodPart, ABC):
     """Base of the methods that solve with an inverse factor: their field and their preparation.
 
     damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    small for a factorization.
+    small for a factorization. refine: passes of coordinate descent after the solver, see :mod:`.refine`.
     """
 
     damping: float = 0.01
+    refine: int = 0
 
     def __post_init__(self) -> None:
         require_fraction(self.name, "damping", self.damping, one=True)
+        require_integer(self.name, "refine", self.refine, 0, 100)
 
     def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
         """Compute the factor of a full moment with tokens, which all linears with this input share."""

@@ -12,8 +12,9 @@ from mbs_ray.methods.field_checks import require_flag, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.leaf import Finals
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import solve_columns, solved_loss
+from mbs_ray.methods.obs import damped_loss, solve_columns, undamped_loss
 from mbs_ray.methods.precision import exact_float32
+from mbs_ray.methods.refine import Solved, refine
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.tensor_checks import required_moment
 
@@ -66,10 +67,15 @@ class GPTQ(Factored, Quantization):
             return Finals(kept, grid=grids.of_columns(start, stop), codes=grids.codes[start:stop])
 
         solve_columns(work, factor.upper, grids.units, finals, written)
-        # Back from the order of solving to the columns' own.
-        own = slice(None) if factor.order is None else torch.argsort(factor.order)
-        final = written[own].t().contiguous()
-        loss = solved_loss(work, weight, final, factor, moment)
+        damped = damped_loss(work, factor)
+        if factor.order is not None:
+            # Back from the order of solving to the columns' own.
+            own = torch.argsort(factor.order)
+            written, zero = written[own], None if zero is None else zero[own]
+            grids.to_own_order(own)
+        refine(Solved(weight, written, zero, grids), self.refine, factor, moment, damped, work)
+        final = written.t().contiguous()
+        loss = undamped_loss(damped, weight, final, factor, moment)
         return measured(
             weight,
             final,
@@ -77,7 +83,7 @@ class GPTQ(Factored, Quantization):
             name,
             loss=loss,
             damping=factor.damping,
-            codes=grids.codes[own].t().contiguous(),
+            codes=grids.codes.t().contiguous(),
             scales=grids.scales(),
             zeros=grids.zeros(),
             group_size=grids.group_size,

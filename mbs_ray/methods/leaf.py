@@ -1,4 +1,4 @@
-"""The columns of one leaf of the OBS loop, in one pass over the rows.
+"""The columns of one leaf of the OBS loop, or of a pass of coordinate descent, in one pass over the rows.
 
 What becomes of a row within a leaf depends on that row alone. So a leaf is one function of its tensors, and compiled
 (to C++ for CPUs, to Triton for GPUs) it is one kernel that reads the weights once and writes errors, weights and codes
@@ -7,6 +7,7 @@ once. Uncompiled it is a dozen operations per column, of the same bits on CPUs.
 
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,10 +49,26 @@ def solve_leaf(work: Tensor, upper: Tensor, finals: Finals, written: Tensor, *, 
     work: [columns, rows] float32, the weights as updated so far; on return the errors (w_j - q_j) / U_jj. upper:
     [columns, columns], the factor's block on the diagonal. written: [columns, rows], takes the final values q.
     """
+    solve = _compiled(_solve) if compiled else _solve
+    solve(work, upper, written, *_plain(finals), finals.pattern)
+
+
+def descend_leaf(work: Tensor, hessian: Tensor, finals: Finals, written: Tensor, *, compiled: bool) -> None:
+    """Give each column of a leaf, in order, the final value of least error while all other columns stay as they are.
+
+    work: [columns, rows] float32, -1/2 times the gradient of the error, (W - Ŵ) H; on return how much each value has
+    changed. hessian: [columns, columns], the leaf's block on the diagonal of H. written: [columns, rows], the final
+    values before and after. ``finals`` has no pattern.
+    """
+    descend = _compiled(_descend) if compiled else _descend
+    descend(work, hessian, written, *_plain(finals))
+
+
+def _plain(finals: Finals) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
+    """Codes, what is pruned, scale, zero point and top of the grid."""
     grid = finals.grid
-    scale, zero, top = (None, None, 0) if grid is None else (grid.scale, grid.zero, grid.top)
-    solve = _compiled() if compiled else _solve
-    solve(work, upper, written, finals.codes, finals.pruned, scale, zero, top, finals.pattern)
+    of_grid = (None, None, 0) if grid is None else (grid.scale, grid.zero, grid.top)
+    return finals.codes, finals.pruned, *of_grid
 
 
 def _solve(
@@ -77,9 +94,8 @@ def _solve(
         elif pruned is not None:
             value = value.masked_fill(pruned[j], 0)
         if scale is not None and zero is not None:
-            number = ((value / scale[j]).round() + zero[j]).clamp(0, top)
-            numbers.append(number.to(torch.uint8))
-            value = (number - zero[j]) * scale[j]
+            number, value = _rounded(value, scale[j], zero[j], top)
+            numbers.append(number)
         value = value.to(written.dtype)
         error = (columns[j] - value.to(torch.float32)) / upper[j, j]
         values.append(value)
@@ -93,6 +109,46 @@ def _solve(
     written.copy_(torch.stack(values))
     if codes is not None:
         codes.copy_(torch.stack(numbers))
+
+
+def _descend(
+    work: Tensor,
+    hessian: Tensor,
+    written: Tensor,
+    codes: Tensor | None,
+    pruned: Tensor | None,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    top: int,
+) -> None:
+    columns = list(work.unbind())
+    changes, values, numbers = [], [], []
+    for j in range(len(columns)):
+        before = written[j].to(torch.float32)
+        value = before + columns[j] / hessian[j, j]
+        if pruned is not None:
+            value = value.masked_fill(pruned[j], 0)
+        if scale is not None and zero is not None:
+            number, value = _rounded(value, scale[j], zero[j], top)
+            numbers.append(number)
+        value = value.to(written.dtype)
+        change = value.to(torch.float32) - before
+        values.append(value)
+        changes.append(change)
+        if torch.compiler.is_compiling():
+            for k in range(j + 1, len(columns)):
+                columns[k] = columns[k] - hessian[j, k] * change
+        else:
+            work[j + 1 :].sub_(hessian[j, j + 1 :, None] * change)
+    work.copy_(torch.stack(changes))
+    written.copy_(torch.stack(values))
+    if codes is not None:
+        codes.copy_(torch.stack(numbers))
+
+
+def _rounded(value: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    number = ((value / scale).round() + zero).clamp(0, top)
+    return number.to(torch.uint8), (number - zero) * scale
 
 
 def _chosen(
@@ -110,7 +166,7 @@ def _chosen(
 
 
 @functools.cache
-def _compiled() -> Any:
+def _compiled(leaf: Callable[..., None]) -> Any:
     # Rounded where torch rounds: by default a value that is narrowed and widened again keeps all its bits, and Triton
     # divides approximately. One thread of the compiler: there is one kernel to compile, and no pool is left behind.
     options: dict[str, Any] = {
@@ -119,7 +175,7 @@ def _compiled() -> Any:
         "compile_threads": 1,
     }
     return torch.compile(  # type: ignore[call-overload]  # torch's own overloads lack recompile_limit
-        _solve, fullgraph=True, dynamic=True, recompile_limit=64, options=options
+        leaf, fullgraph=True, dynamic=True, recompile_limit=64, options=options
     )
 
 

@@ -40,16 +40,27 @@ def solve_columns(
     of the work is in a few large products, and every node of the recursion begins with its columns up to date.
     """
     leaf = min([leaf, *units])
-    compiled = len(work) >= LEAST_COLUMNS and can_compile(work.device.type)
-    _Columns(work, upper, [*units, leaf], finals, written, compiled).solve(0, len(work))
+    Columns(solve_leaf, work, upper, [*units, leaf], finals, written, compiles(work)).solve(0, len(work))
+
+
+def compiles(work: Tensor) -> bool:
+    """Return whether leaves of a weight [columns, rows] are compiled."""
+    return len(work) >= LEAST_COLUMNS and can_compile(work.device.type)
 
 
 # Not closures within solve_columns: a closure that calls itself keeps all that it sees, including the weight, alive
 # until the next garbage collection.
 @dataclass(frozen=True, eq=False)
-class _Columns:
+class Columns:
+    """Columns that a leaf makes final one after the other, halved recursively as :func:`solve_columns` says.
+
+    What a leaf leaves in ``work`` reaches a later column k as -``square``[j, k] times column j; ``grain``: the units,
+    and the size of a leaf.
+    """
+
+    leaf: Callable[..., None]
     work: Tensor
-    upper: Tensor
+    square: Tensor
     grain: Sequence[int]
     finals: Callable[[int, int], Finals]
     written: Tensor
@@ -61,7 +72,7 @@ class _Columns:
             # What is left over at the end is not worth a kernel of its own.
             compiled = self.compiled and stop - start == self.grain[-1]
             finals = self.finals(start, stop)
-            solve_leaf(self.work[part], self.upper[part, part], finals, self.written[part], compiled=compiled)
+            self.leaf(self.work[part], self.square[part, part], finals, self.written[part], compiled=compiled)
             return
         # Split at a multiple of the largest unit smaller than the range: then a unit always lies within one range, and
         # all columns before it have updated it when its first column is solved. The errors of the first half reach the
@@ -69,23 +80,33 @@ class _Columns:
         unit = next(unit for unit in self.grain if unit < stop - start)
         middle = start + -(-(stop - start) // unit) // 2 * unit
         self.solve(start, middle)
-        self.work[middle:stop].addmm_(self.upper[start:middle, middle:stop].t(), self.work[start:middle], alpha=-1)
+        self.work[middle:stop].addmm_(self.square[start:middle, middle:stop].t(), self.work[start:middle], alpha=-1)
         self.solve(middle, stop)
 
 
-def solved_loss(errors: Tensor, weight: Tensor, final: Tensor, factor: InverseFactor, moment: Moment) -> float:
-    """Compute tr(dW H dWᵀ) with H = 2/tokens Σ x xᵀ from the errors that solve_columns leaves.
+def damped_loss(errors: Tensor, factor: InverseFactor) -> Tensor:
+    """Compute tr(dW (UᵀU)⁻¹ dWᵀ) from the errors that solve_columns leaves, a float64 scalar.
 
-    dW = -E U with E the errors, so tr(dW (UᵀU)⁻¹ dWᵀ) = ‖E‖², from which the damping's part is subtracted.
-    This is exact, costs no product, and is accurate to float32's rounding of that damped loss.
+    dW = -E U with E the errors, so it is ‖E‖²: exact, and without a product.
 
-    errors: [columns, rows] in the order of solving; weight, final: [rows, columns] as it was and as it is written.
+    errors: [columns, rows] in the order of solving.
     """
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    total = torch.zeros((), dtype=torch.float64, device=errors.device)
     # A dead column is decoupled, and as no token activates it, its error costs nothing.
     dead = factor.dead if factor.order is None else factor.dead[factor.order]
     for part, own in zip(errors.split(AT_ONCE), dead.split(AT_ONCE), strict=True):
         total += torch.linalg.vector_norm(part, dim=1).double().square().masked_fill(own, 0).sum()
+    return total
+
+
+def undamped_loss(damped: Tensor, weight: Tensor, final: Tensor, factor: InverseFactor, moment: Moment) -> float:
+    """Compute tr(dW H dWᵀ) with H = 2/tokens Σ x xᵀ from the damped loss, less the damping's part of it.
+
+    Accurate to float32's rounding of the damped loss.
+
+    weight, final: [rows, columns] as it was and as it is written.
+    """
+    total = damped.clone()
     live = (~factor.dead).float()
     for before, after in zip(weight.split(AT_ONCE), final.split(AT_ONCE), strict=True):
         change = after.to(torch.float32, copy=True).sub_(before).mul_(live)

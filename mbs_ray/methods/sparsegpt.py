@@ -9,9 +9,10 @@ from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.field_checks import require_flag, require_integer
 from mbs_ray.methods.leaf import LEAF, Finals
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import solve_columns, solved_loss
+from mbs_ray.methods.obs import damped_loss, solve_columns, undamped_loss
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.pruning_mask import PruningMask
+from mbs_ray.methods.refine import Solved, refine
 from mbs_ray.methods.result import Compressed, measured
 from mbs_ray.methods.sparsity import Pruning
 
@@ -62,6 +63,8 @@ class SparseGPT(Factored, Pruning):
         else:
             mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
             solve_columns(work, factor.upper, [mask.unit], lambda *own: Finals(mask.of_columns(*own)), written)
+        damped = damped_loss(work, factor)
+        refine(Solved(weight, written), self.refine, factor, moment, damped, work)
         final = written.t().contiguous()
-        loss = solved_loss(work, weight, final, factor, moment)
+        loss = undamped_loss(damped, weight, final, factor, moment)
         return measured(weight, final, moment, name, loss=loss, damping=factor.damping)

@@ -6,6 +6,7 @@ from mbs_ray.methods.factor import PANEL, Factored
 from mbs_ray.methods.greedy import BUFFER_BYTES
 from mbs_ray.methods.leaf import LEAF
 from mbs_ray.methods.obs import AT_ONCE
+from mbs_ray.methods.refine import unit_and_block
 
 _FLOAT = 4
 #: A scale and a zero point of a grid as float32, the group's range before any update, and what is kept of them.
@@ -36,20 +37,22 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
         case GPTQ():
             # The float32 copy, the weight as written, codes; then the results, in the order of the columns.
             solving = (_FLOAT + itemsize + 1) * weights
-            ordered = method.activation_order
-            ending = itemsize * weights * (2 if ordered else 1) + (0 if ordered else weights)
-            grid = 0 if ordered and not method.clip_search else 3 * _FLOAT * rows * (method.group_size or columns)
-            return solving + max(ending, grid) + _grids(method.group_size, rows, columns) + method.keep_zeros * weights
+            static = method.activation_order and not method.clip_search
+            grid = (1 if static else 3) * _FLOAT * rows * (method.group_size or columns)
+            passing = max((itemsize + 1) * weights, grid, _refining(method, rows, columns, itemsize))
+            return solving + passing + _grids(method.group_size, rows, columns) + method.keep_zeros * weights
         case SparseGPTQ():
             solving = (_FLOAT + itemsize + 2) * weights
             grid = 4 * _FLOAT * rows * (method.group_size or columns)
-            return solving + max((itemsize + 1) * weights, grid) + _grids(method.group_size, rows, columns)
+            passing = max((itemsize + 1) * weights, grid, _refining(method, rows, columns, itemsize))
+            return solving + passing + _grids(method.group_size, rows, columns)
         case SparseGPT():
             # The float32 copy, the weight as written, the mask; then a block's choice, or the result and its loss.
             masks = method.keep_zeros + (method.kept_of_group is None or method.kept_of_group[1] > LEAF)
             choosing = 3 * _FLOAT * rows * min(method.block_size, columns)
             ending = itemsize * weights + _FLOAT * min(AT_ONCE, rows) * columns
-            return (_FLOAT + itemsize + masks) * weights + max(choosing, ending)
+            passing = max(choosing, ending, _refining(method, rows, columns, itemsize))
+            return (_FLOAT + itemsize + masks) * weights + passing
         case Wanda():
             return round({"n:m": 10.25, "share": 44.0}.get(_kind(method), 12.0) * weights)
         case Magnitude():
@@ -62,6 +65,18 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
         case OBQ():
             return min(BUFFER_BYTES, 8 * rows * columns**2) + 40 * columns**2
     raise InputError(f"{method.name}: no plan of its memory is known")
+
+
+def _refining(method: SparseGPT | GPTQ | SparseGPTQ, rows: int, columns: int, itemsize: int) -> int:
+    """Compute the bytes of a block of coordinate descent: its part of the Hessian, its gradient and its changes."""
+    if method.refine == 0:
+        return 0
+    group, scaled = None, 0
+    if not isinstance(method, SparseGPT):
+        group = method.group_size or columns
+        scaled = 2 * _FLOAT + (itemsize if itemsize < _FLOAT else 0)
+    unit, block = (min(one, columns) for one in unit_and_block(group))
+    return _FLOAT * block * (columns + rows) + (3 * _FLOAT + scaled) * unit * rows
 
 
 def _kind(method: Wanda) -> str:

@@ -23,6 +23,7 @@ VALUES: dict[str, list[Any]] = {
     "keep_zeros": [False, True],
     "damping": [0.01, 0.05, 0.1, 1e-05, 1],
     "block_size": [128, 32, 64, 256],
+    "refine": [0, 1, 2],
 }
 
 
@@ -78,6 +79,7 @@ def test_each_field_alone_shows_in_the_label(name: str) -> None:
         ("obq", "obq-4bit"),
         ({"name": "sparsegpt", "damping": 0.05, "keep_zeros": True}, "sparsegpt-50-damping0.05-keep-zeros"),
         ({"name": "gptq", "damping": 0.1, "activation_order": True}, "gptq-4bit-act-damping0.1"),
+        ({"name": "sparsegpt", "pattern": "2:4", "refine": 2}, "sparsegpt-2:4-refine2"),
         ({"name": "sparsegpt", "block_size": 64}, "sparsegpt-50-block-size64"),
     ],
 )

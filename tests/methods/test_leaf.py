@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.grid import Grid
-from mbs_ray.methods.leaf import LEAF, Finals, solve_leaf
+from mbs_ray.methods.leaf import LEAF, Finals, descend_leaf, solve_leaf
 
 ROWS = 1003
 
@@ -25,7 +25,9 @@ class Solved(NamedTuple):
     """The weights given as pruned, where they are."""
 
 
-def solved(dtype: torch.dtype, parts: set[str], *, compiled: bool, rows: int = ROWS) -> Solved:
+def solved(
+    dtype: torch.dtype, parts: set[str], *, compiled: bool, rows: int = ROWS, leaf: Callable[..., None] = solve_leaf
+) -> Solved:
     generator = torch.Generator().manual_seed(7)
     work = torch.randn(LEAF, rows, generator=generator)
     upper = (torch.randn(LEAF, LEAF, generator=generator) / 4).triu(1)
@@ -40,8 +42,8 @@ def solved(dtype: torch.dtype, parts: set[str], *, compiled: bool, rows: int = R
         Grid(scale, zero, 15, dtype) if "grid" in parts else None,
         codes if "grid" in parts else None,
     )
-    written = torch.empty(LEAF, rows, dtype=dtype)
-    solve_leaf(work, upper, finals, written, compiled=compiled)
+    written = torch.randn(LEAF, rows, generator=generator).to(dtype)
+    leaf(work, upper, finals, written, compiled=compiled)
     return Solved(work, written, codes, few)
 
 
@@ -77,6 +79,15 @@ def test_compiled_it_has_the_same_bits(dtype: torch.dtype, parts: set[str]) -> N
     for rows in (ROWS, 64):
         kernel, plain = (solved(dtype, parts, compiled=compiled, rows=rows) for compiled in (True, False))
         assert all(torch.equal(one, other) for one, other in zip(kernel, plain, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "parts"), [(torch.bfloat16, {"pruned"}), (torch.float32, {"grid"}), (torch.float16, {"pruned", "grid"})]
+)
+def test_compiled_a_descent_has_the_same_bits(dtype: torch.dtype, parts: set[str]) -> None:
+    kernel, plain = (solved(dtype, parts, compiled=compiled, leaf=descend_leaf) for compiled in (True, False))
+    assert all(torch.equal(one, other) for one, other in zip(kernel, plain, strict=True))
 
 
 @pytest.mark.slow

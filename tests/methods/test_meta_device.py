@@ -22,6 +22,8 @@ METHODS: list[Method] = [
     GPTQ(bits=4, group_size=128, clip_search=True),
     SparseGPTQ(pattern="2:4", bits=4, group_size=128),
     SparseGPTQ(sparsity=0.5, bits=4, group_size=128),
+    SparseGPT(pattern="2:4", refine=1),
+    GPTQ(bits=3, group_size=128, activation_order=True, refine=2),
 ]
 
 
@@ -73,8 +75,8 @@ def test_a_leaf_takes_two_launches_and_128_columns_a_mask_or_a_grid(
 ) -> None:
     """A kernel, and a product that takes its errors to later columns; in another order two look-ups of their grids."""
     monkeypatch.setattr(obs, "can_compile", lambda device: True)
-    monkeypatch.setattr(leaf, "_compiled", lambda: lambda work, *_: work.zero_())
+    monkeypatch.setattr(leaf, "_compiled", lambda _: lambda work, *_: work.zero_())
     _, whole = counted(method, 64, 2048)
-    monkeypatch.setattr(obs._Columns, "solve", lambda *_: None)
+    monkeypatch.setattr(obs.Columns, "solve", lambda *_: None)
     _, around = counted(method, 64, 2048)
     assert 2 * 2048 // leaf.LEAF - 1 <= whole - around <= per_leaf * 2048 // leaf.LEAF + per_unit * 2048 // 128
