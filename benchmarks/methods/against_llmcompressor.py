@@ -48,6 +48,11 @@ METHODS: tuple[Method, ...] = (
     GPTQ(bits=4, group_size=128, activation_order=True, damping=DAMPING),
     GPTQ(bits=3, group_size=128, clip_search=True, damping=DAMPING),
     GPTQ(bits=4, group_size=128, clip_search=True, damping=DAMPING),
+    SparseGPT(sparsity=0.5, damping=DAMPING, refine=1),
+    SparseGPT(pattern="2:4", damping=DAMPING, refine=1),
+    GPTQ(bits=3, group_size=128, damping=DAMPING, refine=1),
+    GPTQ(bits=3, group_size=128, damping=DAMPING, refine=2),
+    GPTQ(bits=4, group_size=128, damping=DAMPING, refine=1),
 )
 
 

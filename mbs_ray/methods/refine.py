@@ -9,7 +9,6 @@ Codes by coordinate descent: Nair & Suggala, CDQuant, arXiv 2406.17542; the best
 arXiv 2401.02938, who finds them by another way.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +20,9 @@ from mbs_ray.methods.leaf import LEAF, Finals, descend_leaf
 from mbs_ray.methods.moments import Moment
 from mbs_ray.methods.obs import Columns, compiles
 
-#: Columns whose gradient is one product; groups are never cut, and larger ones than MOST keep their scales.
-BLOCK = 128
+#: Columns whose gradient is one product, and of these, without groups, those whose changes reach the others together.
+BLOCK, UNIT = 512, 128
+#: Groups of more columns keep their scales.
 MOST = 1024
 
 
@@ -41,7 +41,7 @@ class Solved:
 
 def unit_and_block(group_size: int | None) -> tuple[int, int]:
     """Return the columns whose changes reach all others together, and those whose gradient is one product."""
-    unit = group_size if group_size is not None and group_size <= MOST else BLOCK
+    unit = group_size if group_size is not None and group_size <= MOST else UNIT
     return unit, unit * max(1, BLOCK // unit)
 
 
@@ -50,77 +50,83 @@ def refine(solved: Solved, passes: int, factor: InverseFactor, moment: Moment, d
 
     damped: float64 scalar, tr(Δ H Δᵀ) in units of the factor. buffer: [columns, rows] float32, to be overwritten.
     """
-    difference = buffer.copy_(solved.weight.t()).sub_(solved.written)
-    compiled = compiles(difference)
-    unit, block = unit_and_block(None if solved.grids is None else solved.grids.group_size)
+    if passes == 0:
+        return
+    buffer.copy_(solved.weight.t()).sub_(solved.written)
+    descent = _Descent(solved, factor, moment, damped, buffer, compiles(buffer))
     for _ in range(passes):
-        for start in range(0, len(difference), block):
-            _block(solved, slice(start, start + block), unit, factor, moment, difference, damped, compiled)
+        descent.over_all()
 
 
-def _block(
-    solved: Solved,
-    block: slice,
-    unit: int,
-    factor: InverseFactor,
-    moment: Moment,
-    difference: Tensor,
-    damped: Tensor,
-    compiled: bool,
-) -> None:
-    hessian = moment.sum[block] / factor.scale
-    dead = factor.dead[block]
-    hessian[:, block].diagonal().add_(dead).add_(factor.damping)
-    slopes = hessian @ difference
-    for own, columns in _units(block, unit, len(slopes)):
-        square, slope = hessian[own, columns], slopes[own]
-        first, change = slope.clone(), difference[columns].clone()
-        if solved.grids is not None and solved.grids.group_size == unit:
-            _fit_scales(solved, solved.grids, columns, square, slope)
-        _descend(solved, columns, square, slope, compiled)
-        difference[columns].copy_(solved.weight[:, columns].t()).sub_(solved.written[columns])
-        change -= difference[columns]
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    solved: Solved
+    factor: InverseFactor
+    moment: Moment
+    damped: Tensor
+    difference: Tensor
+    """Δ, [columns, rows]."""
+    compiled: bool
+
+    def over_all(self) -> None:
+        grids = self.solved.grids
+        unit, block = unit_and_block(None if grids is None else grids.group_size)
+        for start in range(0, len(self.difference), block):
+            self.over_block(slice(start, start + block), unit)
+
+    def over_block(self, block: slice, unit: int) -> None:
+        hessian = self.moment.sum[block] / self.factor.scale
+        hessian[:, block].diagonal().add_(self.factor.dead[block]).add_(self.factor.damping)
+        slopes = hessian @ self.difference
+        for start in range(0, len(slopes), unit):
+            stop = min(start + unit, len(slopes))
+            columns = slice(block.start + start, block.start + stop)
+            change = self.over_unit(columns, hessian[start:stop, columns], slopes[start:stop])
+            slopes[stop:].addmm_(hessian[stop:, columns], change, alpha=-1)
+            del change  # not beside the next one's
+
+    def over_unit(self, columns: slice, square: Tensor, slope: Tensor) -> Tensor:
+        """Return the change of the values, C; slope: (Δ H) of the columns, to be overwritten."""
+        grids, written = self.solved.grids, self.solved.written[columns]
+        first, before = slope.clone(), written.clone()
+        if grids is not None and grids.group_size == len(written):
+            _fit_scales(grids, columns.start // grids.group_size, written, square, slope)
+        self.descend(columns, square, slope)
+        change = written.to(torch.float32, copy=True).sub_(before)
+        self.difference[columns] -= change
         # (Δ - C) H (Δ - C)ᵀ - Δ H Δᵀ; no token activates a dead column, so that it costs nothing.
-        gain = (square @ change).sub_(first, alpha=2).mul_(change)
-        damped += gain.sum(1, dtype=torch.float64).masked_fill(dead[own], 0).sum()
-        slopes[own.stop :].addmm_(hessian[own.stop :, columns], change, alpha=-1)
+        gain = (square @ change).sub_(first, alpha=2).mul_(change).sum(1, dtype=torch.float64)
+        self.damped.add_(gain.masked_fill(self.factor.dead[columns], 0).sum())
+        return change
+
+    def descend(self, columns: slice, square: Tensor, slope: Tensor) -> None:
+        grids, written, pruned = self.solved.grids, self.solved.written[columns], self.solved.pruned
+        if pruned is not None:
+            pruned = pruned[columns]
+        elif grids is None:
+            pruned = written == 0
+
+        def finals(start: int, stop: int) -> Finals:
+            zero = None if pruned is None else pruned[start:stop]
+            if grids is None:
+                return Finals(zero)
+            part = slice(columns.start + start, columns.start + stop)
+            return Finals(zero, grid=grids.as_they_stand(part), codes=grids.codes[part])
+
+        leaf = min(LEAF, len(slope))
+        Columns(descend_leaf, slope, square, [leaf], finals, written, self.compiled).solve(0, len(slope))
 
 
-def _units(block: slice, unit: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the units of a block: their columns in it, and in the linear."""
-    for start in range(0, columns, unit):
-        stop = min(start + unit, columns)
-        yield slice(start, stop), slice(block.start + start, block.start + stop)
-
-
-def _fit_scales(solved: Solved, grids: ColumnGrids, group: slice, square: Tensor, slope: Tensor) -> None:
+def _fit_scales(grids: ColumnGrids, group: int, written: Tensor, square: Tensor, slope: Tensor) -> None:
     """Give each row of a group the scale of least error for its codes, rounded as it will be stored."""
-    grid, codes = grids.of_group(group.start // grids.group_size), grids.codes[group]
-    steps = codes - grid.zero
+    grid = grids.of_group(group)
+    steps = grids.codes[group * grids.group_size :][: len(written)] - grid.zero
     down = (steps * slope).sum(0)
     curved = (square @ steps).mul_(steps).sum(0)
     scale = (grid.scale + down / curved).to(grid.dtype).to(torch.float32)
     # Where all codes are zero nothing is to be fitted; a scale that is none would turn the codes around.
     scale = torch.where((curved > 0) & (scale > 0) & scale.isfinite(), scale, grid.scale)
-    grids.set_scale(group.start // grids.group_size, scale)
-    values = (steps * scale).to(grid.dtype)
-    slope.addmm_(square, values.to(torch.float32) - solved.written[group], alpha=-1)
-    solved.written[group] = values
-
-
-def _descend(solved: Solved, columns: slice, square: Tensor, slope: Tensor, compiled: bool) -> None:
-    grids, written = solved.grids, solved.written[columns]
-    if solved.pruned is not None:
-        pruned: Tensor | None = solved.pruned[columns]
-    else:
-        pruned = written == 0 if grids is None else None
-
-    def finals(start: int, stop: int) -> Finals:
-        zero = None if pruned is None else pruned[start:stop]
-        if grids is None:
-            return Finals(zero)
-        part = slice(columns.start + start, columns.start + stop)
-        return Finals(zero, grid=grids.as_they_stand(part), codes=grids.codes[part])
-
-    leaf = min(LEAF, len(slope))
-    Columns(descend_leaf, slope, square, [leaf], finals, written, compiled).solve(0, len(slope))
+    grids.set_scale(group, scale)
+    values = steps.mul_(scale).to(grid.dtype)
+    slope.addmm_(square, values.to(torch.float32) - written, alpha=-1)
+    written.copy_(values)

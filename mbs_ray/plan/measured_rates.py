@@ -23,7 +23,7 @@ from mbs_ray.plan.meta_checkpoint import RandomOutline
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import inputs_of
-from mbs_ray.plan.stage_time import forward_seconds
+from mbs_ray.plan.stage_time import forward_seconds, products_of
 
 #: Columns of the factor and the solved linear that are timed, rows of the latter, bytes of the file.
 _COLUMNS = {"cpu": 4096, "cuda": 16384}
@@ -147,7 +147,7 @@ def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: 
         for rows in (_ROWS // 16, _ROWS):
             weight = (torch.randn(rows, columns, device=timing.device) * 0.02).to(decoder.stored_dtype)
             seconds = timing(partial(method.compress, weight, given[method.statistic], **options))
-            products = float(rows) * columns**2 / rates.product if options else 0.0
+            products = products_of(method) * float(rows) * columns**2 / rates.product
             taken.append(max(seconds - products, 0.0) / columns)
         of_weight = max(taken[1] - taken[0], 0.0) / (_ROWS - _ROWS // 16)
         solve[method.label] = (max(taken[0] - of_weight * (_ROWS // 16), 0.0), of_weight)

@@ -71,12 +71,12 @@ def _refining(method: SparseGPT | GPTQ | SparseGPTQ, rows: int, columns: int, it
     """Compute the bytes of a block of coordinate descent: its part of the Hessian, its gradient and its changes."""
     if method.refine == 0:
         return 0
-    group, scaled = None, 0
+    group, of_weight = None, 3 * _FLOAT + itemsize
     if not isinstance(method, SparseGPT):
         group = method.group_size or columns
-        scaled = 2 * _FLOAT + (itemsize if itemsize < _FLOAT else 0)
+        of_weight = 4 * _FLOAT + (_FLOAT if itemsize < _FLOAT else 0)
     unit, block = (min(one, columns) for one in unit_and_block(group))
-    return _FLOAT * block * (columns + rows) + (3 * _FLOAT + scaled) * unit * rows
+    return _FLOAT * block * (columns + rows) + of_weight * unit * rows
 
 
 def _kind(method: Wanda) -> str:

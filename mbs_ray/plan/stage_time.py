@@ -70,6 +70,11 @@ def solve_operations(decoder: Decoder, index: int) -> tuple[float, float]:
     return factors, sum(float(rows) * columns**2 for rows, columns in decoder.linears(index).values())
 
 
+def products_of(method: Method) -> int:
+    """Return how often rows × columns² operations a method takes in products: half a square, and a square a pass."""
+    return 1 + 2 * method.refine if isinstance(method, Factored) else 0
+
+
 def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates) -> float:
     """Estimate the seconds of a block's columns and weights; without measuring, only OBS solvers go by columns."""
     of_weight = rates.weight
@@ -78,7 +83,8 @@ def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates
         of_column, of_weight = rates.solve[method.label]
         of_compiled = of_column
     elif isinstance(method, Factored):
-        of_column, of_compiled = rates.column, rates.compiled_column
+        times = 1 + method.refine
+        of_column, of_compiled, of_weight = times * rates.column, times * rates.compiled_column, times * rates.weight
     return sum(
         columns * (of_compiled if columns >= LEAST_COLUMNS else of_column) + rows * columns * of_weight
         for rows, columns in decoder.linears(index).values()
@@ -104,7 +110,7 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         parts["solve"] = _besides_products(decoder, index, method, rates)
         if isinstance(method, Factored):
             parts["factorise"] = factors / rates.factor
-            parts["solve"] += solved / rates.product
+            parts["solve"] += solved * products_of(method) / rates.product
         if cuda:
             moved = float(weights * decoder.stored_dtype.itemsize)
             parts["solve"] += moved / rates.upload + moved / rates.download

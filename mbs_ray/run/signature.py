@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from mbs_ray.methods import ARITHMETIC, method_spec
+from mbs_ray.methods import ARITHMETIC, Method, method_spec
 from mbs_ray.run.directory import METRICS
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import PreparedRun
@@ -35,7 +35,7 @@ def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, 
     return {
         "model": run.model.fingerprint,
         "calibration": run.calibration.fingerprint,
-        "method": method_spec(run.spec.method),
+        "method": _signed(run.spec.method),
         **_statistics(run),
         "true_sequential": run.spec.true_sequential,
         "per_language": run.spec.per_language,
@@ -53,6 +53,11 @@ def finished_result(folders: SweepFolders, run: PreparedRun) -> Mapping[str, Any
         return None
     # Weights that were removed are computed again where they are wanted after all.
     return None if run.spec.keep == "checkpoint" and result.get("keep") == METRICS else result
+
+
+def _signed(method: Method) -> dict[str, Any]:
+    """Describe a method, without what runs begun before it was there do not have."""
+    return {field: value for field, value in method_spec(method).items() if (field, value) != ("refine", 0)}
 
 
 def _statistics(run: PreparedRun) -> dict[str, Any]:
