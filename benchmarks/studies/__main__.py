@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.studies import adaptive, budget, dense, hessian, monolingual, pairs, resistance, seeds, temperature
+from benchmarks.studies import (
+    adaptive,
+    budget,
+    dense,
+    hessian,
+    monolingual,
+    pairs,
+    refine,
+    resistance,
+    seeds,
+    temperature,
+)
 from benchmarks.studies.similarity import similarities
 from mbs_ray.report.figures.canvas import save_figure
 
@@ -42,6 +53,7 @@ def main() -> None:
         "seeds": (seeds, "seeds"),
         "pairs": (pairs, "pairs"),
         "dense": (dense, "dense-moments"),
+        "refine": (refine, "refine"),
     }.items():
         module, sweep = study
         if there(sweep):

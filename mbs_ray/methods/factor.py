@@ -45,7 +45,7 @@ class Factored(MethodPart, ABC):
     """Base of the methods that solve with an inverse factor: their field and their preparation.
 
     damping: fraction of the Hessian's mean diagonal added to it, raised tenfold (up to 1) where it is too
-    small for a factorization. refine: passes of coordinate descent after the solver, see :mod:`.refine`.
+    small for a factorization. refine: passes of coordinate descent after the solver, each of about its time.
     """
 
     damping: float = 0.01

@@ -20,7 +20,7 @@ from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.support.models import HELD_OUT, write_corpus
 from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
-QUANTIZED, PRUNED = "gptq-4bit-g32-equal", "wanda-50-equal"
+QUANTIZED, PRUNED = "gptq-4bit-g32-refine1-equal", "wanda-50-equal"
 LOGITS = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,7 +60,7 @@ def sweep_once(model: Path, corpus: Path, held_out: Path, out: Path) -> None:
                 "again": {"corpus": str(held_out), "segments": 2},
             },
         },
-        "grid": {"method": [{"name": "gptq", "bits": 4, "group_size": 32}, {"name": "wanda", "sparsity": 0.5}]},
+        "grid": {"method": [{"name": "gptq", "bits": 4, "group_size": 32, "refine": 1}, {"name": "wanda", "sparsity": 0.5}]},
         "layout": {"stages": 2},
         "threads": 1,
     }
