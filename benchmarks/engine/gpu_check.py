@@ -1,8 +1,9 @@
 """Ten minutes on one GPU: do the tests of CUDA pass, is the kernel of a leaf right and how fast, does 176B fit?
 
 ``python -m benchmarks.engine.gpu_check OUT`` writes OUT/gpu-check.json: the device, the tests that need it, the
-compiled leaf against the same function uncompiled (which weights differ, seconds), one block of BLOOM-176B's shape with
-each method against its plan, second moments of bfloat16 against those of float32. With a small ``--hidden`` and
+compiled leaf against the same function uncompiled (which weights differ, seconds), copies of pinned memory beside
+computing, one block of BLOOM-176B's shape with each method against its plan, second moments of bfloat16 against those
+of float32. With a small ``--hidden`` and
 ``--columns`` it runs on a CPU too, which tells nothing of a GPU but that the script works.
 """
 
@@ -28,6 +29,9 @@ from benchmarks.engine.block_176b import (
     settle,
     write_model,
 )
+from mbs_ray.cluster.activations.copies import CudaCopies
+from mbs_ray.cluster.activations.memory_tier import MemoryTier, PinnedTier
+from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.methods import GPTQ, Method, Moment, SparseGPT, SparseGPTQ, Statistic, obs
 
 METHODS: tuple[Method, ...] = (
@@ -36,6 +40,7 @@ METHODS: tuple[Method, ...] = (
     GPTQ(bits=4, group_size=128),
     GPTQ(bits=3, group_size=128, activation_order=True),
     SparseGPTQ(pattern="2:4", bits=4, group_size=128),
+    GPTQ(bits=3, group_size=128, refine=1),
 )
 DTYPES = (torch.float32, torch.bfloat16)
 REPEATS = 3
@@ -97,6 +102,33 @@ def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool)
     return result, seconds[1:]
 
 
+def copies_beside_computing(width: int) -> dict[str, Any]:
+    """Take hidden states through pinned host memory and through the device's own: the same bits? how much longer?"""
+    if DEVICE.type != "cuda":
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    hidden = [torch.randn(2, 2048, width, generator=generator).to(torch.bfloat16) for _ in range(8)]
+    weight = torch.randn(width, width, generator=generator).to(DEVICE, torch.bfloat16) / width**0.5
+
+    def taken(tier: MemoryTier) -> tuple[list[torch.Tensor], float]:
+        store = ActivationStore(tier)
+        for index, one in enumerate(hidden):
+            store.put(index, 0, one)
+        settle()
+        begun = time.monotonic()
+        for block in range(8):
+            for index in range(len(hidden)):
+                store.put(index, block + 1, store.get(index, block, DEVICE) @ weight @ weight)
+        settle()
+        seconds = time.monotonic() - begun
+        return [store.get(index, 8, DEVICE).cpu() for index in range(len(hidden))], seconds
+
+    pinned, beside = taken(PinnedTier(CudaCopies()))
+    own, alone = taken(MemoryTier(DEVICE))
+    same = all(map(torch.equal, pinned, own))
+    return {"same_bits": same, "seconds_pinned": beside, "seconds_in_device_memory": alone}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -122,6 +154,7 @@ def main() -> None:
 
     with torch.inference_mode():
         keep("kernel", kernel_against_torch(arguments.columns, arguments.columns))
+        keep("copies", copies_beside_computing(arguments.hidden))
         keep("moments", moment_types(4 * arguments.hidden, 16384))
         keep("factor", factor_residual(4 * arguments.hidden, 65536))
     model = arguments.out / "model"

@@ -41,7 +41,11 @@ def held_out(ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path_factory: 
 def test_stages_give_the_weights_of_the_plain_way_whatever_their_number(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
-    methods = {"sparsegpt": SPARSE, "gptq": {"name": "gptq", "bits": 3, "refine": 1}, "wanda": {"name": "wanda", "pattern": "2:4"}}
+    methods = {
+        "sparsegpt": SPARSE,
+        "gptq": {"name": "gptq", "bits": 3, "refine": 1},
+        "wanda": {"name": "wanda", "pattern": "2:4"},
+    }
     digests: dict[str, list[dict[str, str]]] = {key: [] for key in methods}
     for stages in (1, 2, 3):
         jobs = [

@@ -60,7 +60,9 @@ def sweep_once(model: Path, corpus: Path, held_out: Path, out: Path) -> None:
                 "again": {"corpus": str(held_out), "segments": 2},
             },
         },
-        "grid": {"method": [{"name": "gptq", "bits": 4, "group_size": 32, "refine": 1}, {"name": "wanda", "sparsity": 0.5}]},
+        "grid": {
+            "method": [{"name": "gptq", "bits": 4, "group_size": 32, "refine": 1}, {"name": "wanda", "sparsity": 0.5}]
+        },
         "layout": {"stages": 2},
         "threads": 1,
     }
