@@ -1,10 +1,8 @@
 """Tasks of lm-evaluation-harness on the stages give what its own HFLM gives."""
 
-import io
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from tokenizers import Tokenizer, processors
@@ -23,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from typer.testing import CliRunner
 
 from mbs_ray.cli import app
-from mbs_ray.cli.terminal_tables import accuracy_table
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.cluster_options import ClusterOptions
@@ -43,11 +39,8 @@ from mbs_ray.errors import InputError
 from mbs_ray.evaluation.token_scores import RequestScore
 from mbs_ray.evaluation.zero_shot import (
     TaskScore,
-    language_means,
     open_tasks,
-    overall_mean,
     run_tasks,
-    task_language,
     task_metrics,
 )
 from mbs_ray.run.numerics import Numerics
@@ -58,23 +51,11 @@ from mbs_ray.text.tokenizer_files import load_tokenizer
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
 from tests.support.models import TEXTS
 from tests.support.stages import ONE, WARM
-from tests.support.task_files import write_tasks
 
 MAX_LENGTH = 40
 
 
-@pytest.fixture(scope="module")
-def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tasks(tmp_path_factory.mktemp("tasks") / "tasks")
-
-
-@pytest.fixture(autouse=True)
-def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval's own 14,000 tasks take it ten seconds to find."""
-    from lm_eval.tasks import TaskManager
-
-    first = TaskManager.__init__
-    monkeypatch.setattr(TaskManager, "__init__", lambda self, **given: first(self, **given, include_defaults=False))
+pytestmark = pytest.mark.usefixtures("own_tasks_only")
 
 
 @pytest.fixture(scope="module")
@@ -345,88 +326,3 @@ def test_the_command_prints_writes_and_tracks_accuracies(
     assert run.data.metrics == pytest.approx(metrics)
     assert {"acc/river/zh-Hans", "acc_stderr/ford/en", "acc/mean/sw", "acc/mean/all"} <= metrics.keys()
     assert len(client.get_metric_history(run.info.run_id, "acc/mean/all")) == 1
-
-
-def test_a_language_counts_over_its_tasks_and_all_languages_alike() -> None:
-    scores = [
-        TaskScore("xnli", "sw", 0.25, None, 10),
-        TaskScore("xcopa", "sw", 0.5, 0.1, 500),
-        TaskScore("xnli", "en", 0.75, 0.1, 10),
-        TaskScore("xcopa", "qu", 0.5, 0.1, 10),
-    ]
-    assert language_means(scores) == {"en": 0.75, "sw": 0.375, "qu": 0.5}
-    assert overall_mean(scores) == pytest.approx((0.75 + 0.375 + 0.5) / 3)
-    metrics = task_metrics(scores)
-    assert metrics["acc/xnli/sw"] == 0.25 and "acc_stderr/xnli/sw" not in metrics
-    assert metrics["acc_stderr/xcopa/sw"] == 0.1 and metrics["acc/mean/sw"] == 0.375
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(accuracy_table("accuracy", scores))
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line
-    ]
-    assert rows == [
-        ["en", "75.00 ± 10.00", "", "75.00"],
-        ["sw", "25.00", "50.00 ± 10.00", "37.50"],
-        ["qu", "", "50.00 ± 10.00", "50.00"],
-        ["all", "", "", "54.17"],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("name", "task", "language"),
-    [
-        ("xnli_en", "xnli", "en"),
-        ("xcopa_zh", "xcopa", "zh-Hans"),
-        ("xcopa_qu", "xcopa", "qu"),
-        ("xwinograd_jp", "xwinograd", "ja"),
-        ("paws_ja", "paws", "ja"),
-        ("belebele_eng_Latn", "belebele", "en"),
-        ("belebele_zho_Hant", "belebele", "zh-Hant"),
-        ("belebele_swh_Latn", "belebele", "sw"),
-        ("belebele_deu_Latn", "belebele", "de"),
-        ("belebele_kor_Hang", "belebele", "ko"),
-        ("belebele_srp_Latn", "belebele", "sr-Latn"),
-        ("afrixnli_swa", "afrixnli", "sw"),
-        ("arc_easy", "arc_easy", "und"),
-        ("mmlu_pro", "mmlu_pro", "und"),
-        ("copa", "copa", "und"),
-    ],
-)
-def test_the_language_of_a_task_is_read_from_its_name(name: str, task: str, language: str) -> None:
-    assert task_language(name) == (task, language)
-
-
-def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, task_folder: Path) -> None:
-    def task(name: str, **fields: Any) -> None:
-        content = yaml.safe_load((task_folder / "river_en.yaml").read_text()) | {"task": name} | fields
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-
-    task("river_en")
-    task("absent_en", dataset_path="nobody/has-this", dataset_kwargs={})
-    task("written_en", output_type="generate_until", metric_list=[{"metric": "exact_match"}])
-    task("river_eng")
-    task("fixed_en", num_fewshot=0)
-    for names, message in (
-        ([], "names no task"),
-        (["rivers_en"], r"task rivers_en: lm-evaluation-harness .* did you mean river_en"),
-        (["absent_en"], r"task absent_en: cannot be loaded: .*nobody/has-this"),
-        (["written_en"], "task written_en: has no accuracy .* generate_until with exact_match"),
-        (["river_en", "river_eng"], "tasks river_en and river_eng both are river in en"),
-    ):
-        with pytest.raises(InputError, match=message) as refused:
-            open_tasks(names, tmp_path)
-        assert "\n" not in str(refused.value)
-    with pytest.raises(InputError, match="is no folder"):
-        open_tasks(["river_en"], tmp_path / "nowhere")
-    with pytest.raises(InputError, match="task fixed_en: takes no examples"):
-        run_tasks(None, open_tasks(["fixed_en"], tmp_path), shots=2)
-
-
-def test_without_the_extra_the_command_says_what_to_install(
-    bloom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    result = CliRunner().invoke(app, ["evaluate", str(bloom), "--tasks", "xnli", "--out", str(tmp_path)])
-    assert result.exit_code == 2 and "pip install 'mbs_ray[zero-shot]'" in result.stderr
-    result = CliRunner().invoke(app, ["evaluate", str(bloom), "--out", str(tmp_path)])
-    assert result.exit_code == 2 and "give --corpus with text, or --tasks" in result.stderr
