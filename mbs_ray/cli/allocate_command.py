@@ -22,8 +22,12 @@ def allocate(
     segments: Annotated[int, typer.Option("--segments", min=1, help="Segments in all.")] = 256,
     languages: Languages = "paper",
     distribution: Distribution = None,
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="Folder with text, in which proportional:unit=tokens counts.")
+    ] = None,
 ) -> None:
     """Show how many calibration segments each language gets. Needs no Ray, and the network for a hub id alone."""
+    from mbs_ray.driver.allocate import in_unit_of
     from mbs_ray.driver.begin_tokens import begin_sentence
     from mbs_ray.languages.distribution import parse_languages
     from mbs_ray.languages.sampling_registry import build_sampling, distribution_for
@@ -32,6 +36,7 @@ def allocate(
         built = build_sampling(named_spec(sampling))
         known = distribution_for(built, model, distribution)
         asked = parse_languages(languages, known)
+        known = in_unit_of(built, known, model, asked, corpus)
         allocation = built.allocate(known, asked, segments)
         title = f"{segments} segments, {sampling}, {known.source if known else 'distribution unknown'}"
         console = Console()

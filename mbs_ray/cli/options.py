@@ -15,8 +15,8 @@ Sampling = Annotated[
     str,
     typer.Option(
         "--sampling",
-        help="monolingual[:language=en], equal, proportional, temperature:alpha=0.3, counts:counts={en: 9}, "
-        "adaptive:objective=worst",
+        help="monolingual[:language=en], equal, proportional[:unit=tokens], temperature:alpha=0.3, "
+        "counts:counts={en: 9}, adaptive:objective=worst",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it does not fit.")]

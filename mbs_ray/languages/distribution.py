@@ -13,6 +13,8 @@ from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import LANGUAGES, PAPER_LANGUAGES, table_order
 
 DISTRIBUTION_FILE = "language_distribution.json"
+#: Units of amounts that can be turned into each other.
+BYTES, TOKENS = "bytes", "tokens"
 BLOOM_ON_THE_HUB = re.compile(r"bigscience/bloomz?(-[\w.-]+)?")
 
 
@@ -38,6 +40,17 @@ class Distribution:
                 )
         return {code: self.amounts[code] for code in asked}
 
+    def in_tokens(self, bytes_per_token: Mapping[str, float]) -> "Distribution":
+        """Return the amounts of these languages in tokens. InputError where they are not in bytes."""
+        if self.unit != BYTES:
+            raise InputError(
+                f"sampling proportional: unit: tokens needs a distribution in bytes or tokens, and {self.source} has "
+                f"{self.unit!r}; take unit: bytes, which takes its amounts as they are"
+            )
+        amounts = self.amounts_of(bytes_per_token)
+        tokens = {code: amount / bytes_per_token[code] for code, amount in amounts.items()}
+        return Distribution(f"{self.source}, in tokens", TOKENS, tokens)
+
     def shares(self, languages: Iterable[str]) -> dict[str, float]:
         """Compute the share of each language among those asked for; they add up to 1."""
         amounts = self.amounts_of(languages)
@@ -51,7 +64,7 @@ class UnknownDistributionError(InputError):
 
 ROOTS = Distribution(
     source="ROOTS, arXiv 2211.05100",
-    unit="bytes",
+    unit=BYTES,
     amounts={code: float(language.roots_bytes) for code, language in LANGUAGES.items()},
 )
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.languages.distribution import Distribution, UnknownDistributionError, model_distribution
+from mbs_ray.languages.distribution import BYTES, TOKENS, Distribution, UnknownDistributionError, model_distribution
 from mbs_ray.languages.samplings import Adaptive, Counts, Equal, Monolingual, Proportional, Sampling, Temperature
 
 SAMPLINGS: Mapping[str, type[Any]] = MappingProxyType(
@@ -33,6 +33,12 @@ def distribution_for(
         ) from error
 
 
+def counts_tokens(sampling: Sampling, distribution: Distribution | None) -> bool:
+    """Return whether a sampling wants the distribution in tokens, and it is in another unit."""
+    wanted = isinstance(sampling, Proportional) and sampling.unit == TOKENS
+    return wanted and distribution is not None and distribution.unit != TOKENS
+
+
 def build_sampling(spec: str | Mapping[str, Any]) -> Sampling:
     """Build a sampling from its name, or from a mapping with `name` and its fields; InputError for any other."""
     if not isinstance(spec, str | Mapping):
@@ -53,5 +59,11 @@ def build_sampling(spec: str | Mapping[str, Any]) -> Sampling:
 
 
 def sampling_spec(sampling: Sampling) -> dict[str, Any]:
-    """Return the mapping `build_sampling` makes this sampling from; plain YAML and JSON values."""
-    return {"name": sampling.name, **asdict(sampling)}  # type: ignore[call-overload]
+    """Return the mapping `build_sampling` makes this sampling from; plain YAML and JSON values.
+
+    Without the unit where it is bytes, as runs of earlier versions have it.
+    """
+    options = asdict(sampling)  # type: ignore[call-overload]
+    if options.get("unit") == BYTES:
+        del options["unit"]
+    return {"name": sampling.name, **options}

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 from mbs_ray.errors import InputError
 from mbs_ray.languages.allocation import by_weight, normalised, require_distribution, require_enough
 from mbs_ray.languages.codes import check_code
-from mbs_ray.languages.distribution import Distribution
+from mbs_ray.languages.distribution import BYTES, TOKENS, Distribution
 from mbs_ray.languages.facts import table_order
 
 LARGEST_ALPHA = 100.0
@@ -85,13 +85,21 @@ class Equal:
 
 @dataclass(frozen=True)
 class Proportional:
-    """In proportion to the model's training data: Multilingual Brain Surgeon, arXiv 2404.04748."""
+    """In proportion to the model's training data: Multilingual Brain Surgeon, arXiv 2404.04748.
+
+    unit: bytes, as in the paper, or tokens, by which training weighed languages: bytes ÷ bytes per token of the text.
+    """
 
     name: ClassVar[str] = "proportional"
+    unit: str = BYTES
+
+    def __post_init__(self) -> None:
+        if self.unit not in (BYTES, TOKENS):
+            raise InputError(f"sampling proportional: unknown unit {self.unit!r}: there are {BYTES}, {TOKENS}")
 
     @property
     def label(self) -> str:
-        return self.name
+        return self.name if self.unit == BYTES else f"{self.name}-{self.unit}"
 
     def allocate(self, distribution: Distribution | None, languages: Iterable[str], segments: int) -> dict[str, int]:
         return by_weight(self._amounts(distribution, languages), segments)

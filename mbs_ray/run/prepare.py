@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from mbs_ray.errors import InputError
-from mbs_ray.languages.distribution import parse_languages
-from mbs_ray.languages.sampling_registry import distribution_for
+from mbs_ray.languages.distribution import Distribution, parse_languages
+from mbs_ray.languages.sampling_registry import counts_tokens, distribution_for
 from mbs_ray.languages.samplings import Adaptive
 from mbs_ray.methods import Statistic
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
@@ -71,6 +71,10 @@ class CheckedTexts:
     def __init__(self, cache: Path) -> None:
         self._sources = TextSources(cache)
         self._checked: dict[str, SegmentRequest] = {}
+
+    def bytes_per_token(self, spec: RunSpec, model: Model, languages: Sequence[str]) -> dict[str, float]:
+        """Measure the bytes that a token of the model stands for, by language of the run's corpus."""
+        return self._sources.bytes_per_token(spec.corpus, str(model.checkpoint.folder), languages)
 
     def check(self, request: SegmentRequest) -> SegmentRequest:
         """Check a request; return it, or an equal one that was checked before, whose corpus is open already.
@@ -138,26 +142,38 @@ def prepare_runs(
     models: dict[tuple[str, str | None], Model] = {}
     texts = CheckedTexts(cache)
     prepared = []
-    # Languages are checked for all runs before the first checkpoint is opened.
-    settled = [_settle(spec) for spec in specs]
+
+    def opened(spec: RunSpec) -> Model:
+        key = (spec.model, spec.revision)
+        if key not in models:
+            models[key] = open_model(spec.model, spec.revision, cache)
+        return models[key]
+
+    def in_tokens(spec: RunSpec, distribution: Distribution, languages: Sequence[str]) -> Distribution:
+        require_languages(spec.corpus, languages)
+        return distribution.in_tokens(texts.bytes_per_token(spec, opened(spec), languages))
+
+    # Languages are checked for all runs before the first checkpoint is opened, but where tokens are counted.
+    settled = [_settle(spec, in_tokens) for spec in specs]
     for spec, (languages, allocation, _) in zip(specs, settled, strict=True):
         require_languages(spec.corpus, allocation)
         for one in spec.evaluation.values():
             require_languages(one.corpus, languages)
     for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
-        key = (spec.model, spec.revision)
-        if key not in models:
-            models[key] = open_model(spec.model, spec.revision, cache)
-        run = replace(_with_texts(spec, label, column, models[key], languages, allocation, texts), weights=weights)
+        run = replace(_with_texts(spec, label, column, opened(spec), languages, allocation, texts), weights=weights)
         _check_method(run)
         prepared.append(run)
     return prepared
 
 
-def _settle(spec: RunSpec) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
+def _settle(
+    spec: RunSpec, in_tokens: Callable[[RunSpec, Distribution, Sequence[str]], Distribution]
+) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
     """Languages of the run, segments of each, and with dense statistics their weights."""
     distribution = distribution_for(spec.sampling, spec.model, spec.distribution, spec.revision)
     languages = parse_languages(spec.languages, distribution)
+    if distribution is not None and counts_tokens(spec.sampling, distribution):
+        distribution = in_tokens(spec, distribution, languages)
     dense = spec.statistics
     if dense is None:
         return languages, spec.sampling.allocate(distribution, languages, spec.segments), None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.text.bytes_per_token import bytes_per_token
 from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora, parse_location
 from mbs_ray.text.tokenization import DocumentTokenizer, Join, TokenizerFacts
 
@@ -28,6 +29,17 @@ class TextSources:
     def __init__(self, cache: Path | None = None) -> None:
         self.corpora = OpenedCorpora(cache)
         self._tokenizer_facts: dict[str, TokenizerFacts] = {}
+        self._bytes_per_token: dict[tuple[str, str], dict[str, float]] = {}
+
+    def bytes_per_token(self, corpus: Location, tokenizer: str, languages: Sequence[str]) -> dict[str, float]:
+        """Measure :func:`~mbs_ray.text.bytes_per_token.bytes_per_token` of each language, once for each."""
+        key = repr(corpus), tokenizer
+        known = self._bytes_per_token.setdefault(key, {})
+        missing = [language for language in languages if language not in known]
+        if missing:
+            opened, through = self.corpora.open(corpus, missing), DocumentTokenizer(tokenizer)
+            known.update({language: bytes_per_token(opened, language, through) for language in missing})
+        return {language: known[language] for language in languages}
 
     def tokenizer_facts(self, tokenizer: str) -> TokenizerFacts:
         if tokenizer not in self._tokenizer_facts:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from mbs_ray.errors import InputError
 from mbs_ray.languages.distribution import DISTRIBUTION_FILE, ROOTS, Distribution
 from mbs_ray.languages.facts import LANGUAGES, PAPER_LANGUAGES, table_order
-from mbs_ray.languages.sampling_registry import SAMPLINGS, build_sampling, distribution_for, sampling_spec
+from mbs_ray.languages.sampling_registry import (
+    SAMPLINGS,
+    build_sampling,
+    counts_tokens,
+    distribution_for,
+    sampling_spec,
+)
 from mbs_ray.languages.samplings import Adaptive, Counts, Equal, Monolingual, Proportional, Sampling, Temperature
 from tests.support.examples import examples
 
@@ -145,6 +151,26 @@ def test_an_allocation_that_cannot_be_is_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_tokens_are_bytes_over_bytes_per_token() -> None:
+    """The scripts of twice the bytes per token have half the tokens; what is in tokens already stays."""
+    known = Distribution("any", "bytes", {"en": 800.0, "hi": 800.0, "ta": 400.0})
+    in_tokens = known.in_tokens({"en": 4.0, "hi": 8.0, "ta": 8.0})
+    assert (in_tokens.source, in_tokens.unit) == ("any, in tokens", "tokens")
+    assert Proportional("tokens").allocate(in_tokens, ["en", "hi", "ta"], 70) == {"en": 40, "hi": 20, "ta": 10}
+    assert counts_tokens(Proportional("tokens"), known) and not counts_tokens(Proportional("tokens"), in_tokens)
+    assert not counts_tokens(Proportional(), known) and not counts_tokens(Equal(), known)
+    with pytest.raises(InputError, match="language 'sw' is not in the distribution"):
+        known.in_tokens({"sw": 4.0})
+    with pytest.raises(InputError, match="needs a distribution in bytes or tokens, and any has 'documents'"):
+        Distribution("any", "documents", {"en": 1.0}).in_tokens({"en": 4.0})
+
+
+def test_the_unit_is_in_label_and_spec_only_where_it_is_not_the_papers() -> None:
+    assert (Proportional().label, Proportional("tokens").label) == ("proportional", "proportional-tokens")
+    assert sampling_spec(Proportional()) == {"name": "proportional"}
+    assert build_sampling(sampling_spec(Proportional("tokens"))) == Proportional("tokens")
+
+
 def test_proportional_without_a_distribution_says_so() -> None:
     with pytest.raises(InputError, match="proportional needs the model's language distribution"):
         Proportional().allocate(None, ["en"], 4)
@@ -189,6 +215,7 @@ def test_every_sampling_has_a_name_and_a_label_for_run_names() -> None:
         ({"name": "monolingual", "language": False}, "language false: YAML reads no .* in quotes: 'no'"),
         ({"name": "counts", "counts": {False: 4, "en": 4}}, "sampling counts: language false: YAML reads no"),
         ({"name": "counts", "counts": {"sr@latin": 4}}, "name it 'sr-latin'"),
+        ({"name": "proportional", "unit": "words"}, "unknown unit 'words': there are bytes, tokens"),
         ({"name": "adaptive", "objective": "best"}, "unknown objective 'best': there are mean, worst, regret"),
         ({"name": "adaptive", "trials": 2}, "trials must be a whole number of at least 3, not 2"),
         ({"name": "adaptive", "sensitivity_segments": 0}, "sensitivity_segments must be a whole number of at least 1"),
