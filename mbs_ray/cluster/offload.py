@@ -132,6 +132,7 @@ class StoreMaker:
 
     def __init__(self, offload: Offload, tier: TierName, device: str) -> None:
         self.tier, self._nvme_path, self._cuda = tier, offload.nvme_path, device == "cuda"
+        self._copies: CudaCopies | None = None
         try:
             if self._nvme_path is not None and self._nvme_path.is_dir():
                 remove_stale(self._nvme_path)
@@ -147,7 +148,9 @@ class StoreMaker:
             assert self._nvme_path is not None
             return ActivationStore(NvmeTier(self._aio, self._nvme_path))
         if self._cuda and self.tier == "host":
-            return ActivationStore(PinnedTier(CudaCopies()))
+            # The same streams for all runs: the device's memory for copies is a stream's own.
+            self._copies = self._copies or CudaCopies()
+            return ActivationStore(PinnedTier(self._copies))
         return ActivationStore(MemoryTier(torch.device("cuda" if self._cuda else "cpu")))
 
     def _try_out(self) -> None:

@@ -1,6 +1,6 @@
 """What a sampling's shares are taken of, without a run: for ``mbs allocate``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mbs_ray.errors import InputError
 from mbs_ray.languages.distribution import Distribution
@@ -18,6 +18,10 @@ def in_unit_of(
     """
     if known is None or not counts_tokens(sampling, known):
         return known
-    if corpus is None:
-        raise InputError("sampling proportional: unit: tokens counts in text of each language: give --corpus")
-    return known.in_tokens(TextSources().bytes_per_token(corpus, model, languages))
+
+    def bytes_per_token(codes: Sequence[str]) -> Mapping[str, float]:
+        if corpus is None:
+            raise InputError("sampling proportional: unit: tokens counts in text of each language: give --corpus")
+        return TextSources().bytes_per_token(corpus, model, codes)
+
+    return known.in_tokens(languages, bytes_per_token)

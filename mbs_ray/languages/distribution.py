@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,18 @@ class Distribution:
                 )
         return {code: self.amounts[code] for code in asked}
 
-    def in_tokens(self, bytes_per_token: Mapping[str, float]) -> "Distribution":
-        """Return the amounts of these languages in tokens. InputError where they are not in bytes."""
+    def in_tokens(
+        self, languages: Sequence[str], bytes_per_token: Callable[[Sequence[str]], Mapping[str, float]]
+    ) -> "Distribution":
+        """Return the amounts of these languages in tokens. InputError where they are not in bytes, before any count."""
         if self.unit != BYTES:
             raise InputError(
                 f"sampling proportional: unit: tokens needs a distribution in bytes or tokens, and {self.source} has "
                 f"{self.unit!r}; take unit: bytes, which takes its amounts as they are"
             )
-        amounts = self.amounts_of(bytes_per_token)
-        tokens = {code: amount / bytes_per_token[code] for code, amount in amounts.items()}
+        amounts = self.amounts_of(languages)
+        counted = bytes_per_token(languages)
+        tokens = {code: amount / counted[code] for code, amount in amounts.items()}
         return Distribution(f"{self.source}, in tokens", TOKENS, tokens)
 
     def shares(self, languages: Iterable[str]) -> dict[str, float]:

@@ -90,7 +90,8 @@ class _Descent:
         grids, written = self.solved.grids, self.solved.written[columns]
         first, before = slope.clone(), written.clone()
         if grids is not None and grids.group_size == len(written):
-            _fit_scales(grids, columns.start // grids.group_size, written, square, slope)
+            dead = self.factor.dead[columns, None]
+            _fit_scales(grids, columns.start // grids.group_size, written, square, slope, dead)
         self.descend(columns, square, slope)
         change = written.to(torch.float32, copy=True).sub_(before)
         self.difference[columns] -= change
@@ -117,12 +118,17 @@ class _Descent:
         Columns(descend_leaf, slope, square, [leaf], finals, written, self.compiled).solve(0, len(slope))
 
 
-def _fit_scales(grids: ColumnGrids, group: int, written: Tensor, square: Tensor, slope: Tensor) -> None:
-    """Give each row of a group the scale of least error for its codes, rounded as it will be stored."""
+def _fit_scales(grids: ColumnGrids, group: int, written: Tensor, square: Tensor, slope: Tensor, dead: Tensor) -> None:
+    """Give each row of a group the scale of least error for its codes, rounded as it will be stored.
+
+    What no token activates costs nothing, and has no say.
+    """
     grid = grids.of_group(group)
     steps = grids.codes[group * grids.group_size :][: len(written)] - grid.zero
-    down = (steps * slope).sum(0)
-    curved = (square @ steps).mul_(steps).sum(0)
+    live = steps.masked_fill(dead, 0)
+    down = (live * slope).sum(0)
+    curved = (square @ live).mul_(live).sum(0)
+    del live
     scale = (grid.scale + down / curved).to(grid.dtype).to(torch.float32)
     # Where all codes are zero nothing is to be fitted; a scale that is none would turn the codes around.
     scale = torch.where((curved > 0) & (scale > 0) & scale.isfinite(), scale, grid.scale)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mbs_ray.cluster.activations.aio import padded
 from mbs_ray.cluster.activations.host_memory import pinned_size
+from mbs_ray.cluster.activations.memory_tier import COPIES
 from mbs_ray.cluster.activations.slot_file import BUFFERS
 from mbs_ray.cluster.bounds import CREDITS, RUNS_HELD, TierName
 from mbs_ray.cluster.layout import Layout
@@ -158,7 +159,7 @@ def _with_tier(
     else:
         host["activations"] = sum(pinned if cuda else sizes)
         if cuda:
-            device["copies"] = 2 * microbatch
+            device["copies"] = COPIES * microbatch
     whole = [Phase(one.name, {**one.device, **device}, {**one.host, **host}) for one in phases]
     return StagePlan(stage, blocks, tier, whole, sum(sizes) if tier == "nvme" else 0)
 

@@ -74,7 +74,7 @@ def _refining(method: SparseGPT | GPTQ | SparseGPTQ, rows: int, columns: int, it
     group, of_weight = None, 3 * _FLOAT + itemsize
     if not isinstance(method, SparseGPT):
         group = method.group_size or columns
-        of_weight = 4 * _FLOAT + (_FLOAT if itemsize < _FLOAT else 0)
+        of_weight = 5 * _FLOAT
     unit, block = (min(one, columns) for one in unit_and_block(group))
     return _FLOAT * block * (columns + rows) + of_weight * unit * rows
 

@@ -151,7 +151,7 @@ def prepare_runs(
 
     def in_tokens(spec: RunSpec, distribution: Distribution, languages: Sequence[str]) -> Distribution:
         require_languages(spec.corpus, languages)
-        return distribution.in_tokens(texts.bytes_per_token(spec, opened(spec), languages))
+        return distribution.in_tokens(languages, lambda codes: texts.bytes_per_token(spec, opened(spec), codes))
 
     # Languages are checked for all runs before the first checkpoint is opened, but where tokens are counted.
     settled = [_settle(spec, in_tokens) for spec in specs]

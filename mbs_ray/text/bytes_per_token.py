@@ -1,9 +1,9 @@
 """How many bytes of a language's text a token stands for, from a sample of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mbs_ray.errors import InputError
-from mbs_ray.text.corpus import Corpus
+from mbs_ray.text.corpus import Corpus, Place
 from mbs_ray.text.shards import Document
 from mbs_ray.text.tokenization import DocumentTokenizer
 
@@ -16,8 +16,18 @@ def bytes_per_token(corpus: Corpus, language: str, tokenizer: DocumentTokenizer)
 
     The same for the same text and tokenizer. InputError where the language has no text.
     """
+    places = corpus.units(language)
+    spread = range(len(places))
+    if len(places) > UNITS:
+        spread = range(len(places) // (2 * UNITS), len(places), len(places) // UNITS)[:UNITS]
+    # A document counts in the unit that it begins in: where there are few and long ones, most units have none.
+    sample = list(_sample(corpus, language, [places[index] for index in spread]))
+    for place in places:
+        if any(document.text for document in sample):
+            break
+        sample = list(_sample(corpus, language, [place]))
     count = tokens = 0
-    for stream in tokenizer.tokenize(list(_sample(corpus, language))):
+    for stream in tokenizer.tokenize(sample):
         count += int(stream.bytes.sum(dtype="int64"))
         tokens += len(stream)
     if count == 0:
@@ -25,16 +35,16 @@ def bytes_per_token(corpus: Corpus, language: str, tokenizer: DocumentTokenizer)
     return count / tokens
 
 
-def _sample(corpus: Corpus, language: str) -> Iterator[Document]:
-    places, shards = corpus.units(language), corpus.shards[language]
-    chosen = (
-        range(len(places)) if len(places) <= UNITS else [(2 * i + 1) * len(places) // (2 * UNITS) for i in range(UNITS)]
-    )
-    for index in chosen:
-        left = SAMPLE // len(chosen)
-        for documents in shards[places[index].shard].read([places[index].number]):
+def _sample(corpus: Corpus, language: str, places: Sequence[Place]) -> Iterator[Document]:
+    """Yield the first text of each unit; what one lacks, later ones may have more."""
+    left = SAMPLE
+    for number, place in enumerate(places):
+        quota = left // (len(places) - number)
+        for documents in corpus.shards[language][place.shard].read([place.number]):
             for document in documents:
-                yield document._replace(text=document.text[:left])
-                left -= len(document.text)
-                if left <= 0:
+                text = document.text[:quota]
+                yield document._replace(text=text)
+                quota -= len(text)
+                left -= len(text)
+                if quota <= 0:
                     break

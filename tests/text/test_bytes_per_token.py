@@ -49,6 +49,17 @@ def test_of_a_large_one_a_part_of_many_places(plain: DocumentTokenizer, tmp_path
     assert min(rates) * 0.999 <= both <= max(rates)
 
 
+def test_one_document_of_many_units_is_found(plain: DocumentTokenizer, tmp_path: Path) -> None:
+    """Without blank lines a file is one document, which counts in the unit that it begins in."""
+    folder = tmp_path / "en"
+    folder.mkdir()
+    for shard in range(3 * UNITS):
+        write(folder, f"{shard:02}", ["quick brown fox " * 5000 if shard == 2 else ""])
+    (found,) = TextSources().bytes_per_token(str(tmp_path), plain.tokenizer.name_or_path, ["en"]).values()
+    text = ("quick brown fox " * 5000)[:SAMPLE]
+    assert found == len(text) / (len(plain.tokenizer(text, add_special_tokens=False)["input_ids"]) + 1)
+
+
 def test_a_language_without_text_is_named(plain: DocumentTokenizer, tmp_path: Path) -> None:
     write(tmp_path, "sw", ["", ""])
     with pytest.raises(InputError, match="language 'sw': the corpus has no text"):

@@ -6,7 +6,7 @@ import torch
 
 
 class Copy(Protocol):
-    """A copy that is under way."""
+    """A copy, or other work of the device, that is under way."""
 
     def before_computing(self) -> None:
         """Let what the device is told to compute from here on wait for the copy; the host does not wait."""
@@ -20,6 +20,9 @@ class Copies(Protocol):
 
     def is_there(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is in the memory of the device."""
+
+    def computed(self) -> Copy:
+        """Return what is done once the device has computed all that it was told so far."""
 
     def up(self, source: torch.Tensor, after: Copy | None) -> tuple[torch.Tensor, Copy]:
         """Begin to copy to the device, ``after`` what fills the source."""
@@ -51,6 +54,9 @@ class CudaCopies:
 
     def is_there(self, tensor: torch.Tensor) -> bool:
         return tensor.is_cuda
+
+    def computed(self) -> Copy:
+        return _CudaCopy(torch.cuda.current_stream().record_event())
 
     def up(self, source: torch.Tensor, after: Copy | None) -> tuple[torch.Tensor, Copy]:
         if isinstance(after, _CudaCopy):

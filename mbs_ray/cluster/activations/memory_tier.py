@@ -43,11 +43,15 @@ class MemoryTier:
         return place
 
 
+#: Microbatches on the device beside the one that is computed: the next two, on their way up, and the last one, down.
+COPIES = 3
+
+
 class PinnedTier(MemoryTier):
     """Hidden states in host memory that DeepSpeed's accelerator pins, copied while the device computes.
 
-    While a microbatch is computed, the one before comes down and the next one goes up. On the device that takes the
-    memory of two microbatches more.
+    While a microbatch is computed, the one before comes down and the next one goes up. The host waits for the device
+    before it is told more than two at a time, so that this takes the memory of :data:`COPIES` microbatches more.
     """
 
     def __init__(self, copies: Copies) -> None:
@@ -59,11 +63,17 @@ class PinnedTier(MemoryTier):
         # The microbatch that is expected to be asked for next. What is kept replaces it, so both change under a lock.
         self._ahead: tuple[int, torch.Tensor, Copy] | None = None
         self._changing = threading.Lock()
+        #: What the device was still at when a microbatch was last fetched, and kept.
+        self._fetched: Copy | None = None
+        self._kept: Copy | None = None
 
     def keep(self, microbatch: int, hidden: torch.Tensor) -> None:
         place = self._place(microbatch, hidden)
         if self._copies.is_there(hidden):
-            self._coming[microbatch] = self._copies.down(hidden, place)
+            before, self._kept = self._kept, self._copies.down(hidden, place)
+            self._coming[microbatch] = self._kept
+            if before is not None:
+                before.wait()
         else:
             self._wait(microbatch)
             place.copy_(hidden)
@@ -75,6 +85,9 @@ class PinnedTier(MemoryTier):
 
     def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
         """Return the microbatch on the device of the copies, whatever ``device`` says, and begin to copy the next."""
+        before, self._fetched = self._fetched, self._copies.computed()
+        if before is not None:
+            before.wait()
         with self._changing:
             ahead, self._ahead = self._ahead, None
             if ahead is None or ahead[0] != microbatch:

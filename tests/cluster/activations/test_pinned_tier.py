@@ -63,6 +63,9 @@ class Device:
     def is_there(self, tensor: torch.Tensor) -> bool:
         return tensor.data_ptr() in self.memory
 
+    def computed(self) -> "UnderWay":
+        return UnderWay(self, self.computing.run(lambda: None))
+
     def up(self, source: torch.Tensor, after: Copy | None) -> tuple[torch.Tensor, "UnderWay"]:
         content = self.empty(source)
         if isinstance(after, UnderWay):
@@ -144,6 +147,31 @@ def test_the_next_one_comes_up_and_the_last_one_goes_down_while_the_device_compu
     assert store.get(2, 0, CPU).data_ptr() == ahead.data_ptr()
     assert torch.equal(read(device, store, 0, 1), torch.full((2, 2), 10.0))
     assert torch.equal(read(device, store, 1, 1), torch.full((2, 2), 11.0))
+
+
+def test_the_host_is_never_more_than_two_microbatches_ahead(device: Device) -> None:
+    """Or the device's memory would fill with what waits to be computed, and to come down."""
+    store, told = ActivationStore(PinnedTier(device)), []
+    for index in range(9):
+        store.put(index, 0, torch.full((2,), float(index)))
+    gates = [threading.Event() for _ in range(9)]
+
+    def tell() -> None:
+        for index in range(9):
+            hidden = store.get(index, 0, CPU)
+            told.append(index)
+            device.computing.run(gates[index].wait)
+            store.put(index, 1, device.compute(lambda x: x + 1, hidden))
+
+    host = threading.Thread(target=tell)
+    host.start()
+    for index, gate in enumerate(gates):
+        host.join(0.03)
+        assert len(told) <= index + 2
+        gate.set()
+    host.join(10)
+    assert told == list(range(9))
+    assert torch.equal(read(device, store, 8, 1), torch.full((2,), 9.0))
 
 
 def test_what_is_put_after_the_next_one_came_up_replaces_it(device: Device) -> None:
