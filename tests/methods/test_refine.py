@@ -161,14 +161,10 @@ def test_no_size_makes_it_worse_and_dead_columns_have_no_say(
 
 @pytest.mark.parametrize("passes", [0, 10])
 def test_with_few_tokens_the_loss_is_that_of_the_weights(passes: int) -> None:
-    """The damped loss is then nearly all damping, and nothing would be left of the difference."""
-    weight, inputs = draw(32, 96, tokens=12)
-    method = SparseGPT(sparsity=0.5, damping=1e-4, refine=passes)
-    refined = method.compress(weight, full_moment(inputs))
-    hessian = hessian64(inputs)
-    assert refined.loss == pytest.approx(
-        error64(weight, refined.weight, hessian), rel=1e-4, abs=1e-7 * error64(weight, 0 * weight, hessian)
-    )
+    """The damped loss is then nearly all damping, and little would be left of the difference."""
+    weight, inputs = draw(32, 384, tokens=16)
+    refined = SparseGPT(sparsity=0.5, refine=passes).compress(weight, full_moment(inputs))
+    assert refined.loss == pytest.approx(error64(weight, refined.weight, hessian64(inputs)), rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [-1, 101, 1.0, True])
