@@ -16,7 +16,6 @@ from torch import Tensor
 from mbs_ray.methods.factor import InverseFactor
 from mbs_ray.methods.leaf import LEAF, LEAST_COLUMNS, Finals, can_compile, solve_leaf
 from mbs_ray.methods.moments import Moment
-from mbs_ray.methods.result import output_loss
 
 AT_ONCE = 64
 
@@ -103,13 +102,10 @@ def damped_loss(errors: Tensor, factor: InverseFactor) -> Tensor:
 def undamped_loss(damped: Tensor, weight: Tensor, final: Tensor, factor: InverseFactor, moment: Moment) -> float:
     """Compute tr(dW H dWᵀ) with H = 2/tokens Σ x xᵀ from the damped loss, less the damping's part of it.
 
-    Accurate to float32's rounding of the damped loss; where H has no full rank, and little may be left of that, from
-    the weights themselves.
+    Accurate to float32's rounding of the damped loss, before refining.
 
     weight, final: [rows, columns] as it was and as it is written.
     """
-    if moment.tokens < moment.columns:
-        return output_loss(final, weight, moment)
     total = damped.clone()
     live = (~factor.dead).float()
     for before, after in zip(weight.split(AT_ONCE), final.split(AT_ONCE), strict=True):

@@ -47,13 +47,13 @@ def output_error(before: Tensor, after: Tensor, moment: Moment) -> tuple[float, 
     before, after: weights [rows, columns]; H = 2/tokens Σ x xᵀ of a full moment with tokens. Costs two products
     as large as the calibration forward of `columns` tokens, so no method computes the relative one.
     """
-    loss = output_loss(after, before, moment)
-    energy = output_loss(before, None, moment)
+    loss = _quadratic(after, before, moment)
+    energy = _quadratic(before, None, moment)
     return loss, loss / energy if energy else 0.0
 
 
-def output_loss(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
-    """Compute tr(D H Dᵀ) of D = weight - minus, H = 2/tokens Σ x xᵀ, in one product, a few rows at a time."""
+def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
+    """Compute tr(D H Dᵀ) of D = weight - minus, a few rows at a time."""
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
     for start in range(0, len(weight), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
@@ -89,7 +89,7 @@ def measured(
             "use a checkpoint of wider range or more calibration segments"
         )
     if loss is None and moment is not None and moment.statistic is Statistic.FULL and moment.tokens > 0:
-        loss = output_loss(weight, original, moment)
+        loss = _quadratic(weight, original, moment)
     dead = 0 if moment is None or moment.tokens == 0 else int(moment.dead().sum())
     return Compressed(
         weight=weight,
