@@ -61,6 +61,10 @@ def main() -> None:
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
     if there("dense-moments"):
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense-moments'))}", flush=True)
+    if there("refine-kept-out"):
+        print(
+            f"## refining, languages kept out\n\n{markdown(refine.kept_out(results / 'refine-kept-out'))}", flush=True
+        )
     if there("mixtures"):
         sweeps = [results / name for name in ("mixtures", "adaptive-english") if there(name)]
         print(f"## adaptive\n\n{markdown(adaptive.table(sweeps))}", flush=True)

@@ -54,6 +54,25 @@ def by_language(sweep: Path) -> pd.DataFrame:
     return means
 
 
+def kept_out(sweep: Path) -> pd.DataFrame:
+    """By method and sampling: what a pass changes for languages of the calibration text and for those without any.
+
+    Increase without → with, and the paired difference in per cent of perplexity with its 95 % interval over seeds.
+    """
+    frame = increases(sweep)
+    frame["log"] = np.log(frame["increase"])
+    frame["passes"] = np.where(frame["method"].str.endswith(_SUFFIX), _SUFFIX, "")
+    frame["method"] = frame["method"].str.removesuffix(_SUFFIX)
+    frame["sampling"] = frame["sampling"].where(frame["sampling"] == "monolingual-en", "15 of 20 languages")
+    frame["seen"] = np.where(frame["own"] > 0, "calibrated on", "kept out")
+    rows = {}
+    for key, own in frame.groupby(["method", "sampling", "seen"], sort=False):
+        means = own.groupby(["passes", "seed"])["log"].mean().unstack("passes")
+        before, after = (np.exp(means[one].mean()) for one in _COLOURS)
+        rows[key] = {"perplexity ÷ dense": f"{before:.3f} → {after:.3f}", "mean": interval(means[_SUFFIX] - means[""])}
+    return pd.DataFrame(rows).T.sort_index()
+
+
 def figure(sweep: Path) -> Figure:
     """Increase of the geometric mean and the worst language with and without, by method; a bar's mark is its spread."""
     logs = _by_run(sweep)
