@@ -84,7 +84,10 @@ class PinnedTier(MemoryTier):
                 self._held[microbatch] = place
 
     def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
-        """Return the microbatch on the device of the copies, whatever ``device`` says, and begin to copy the next."""
+        """Return the microbatch, in the host's memory as it lies there; on its way to the device, begin with the next."""
+        if device.type == "cpu":
+            self._wait(microbatch)
+            return self._held[microbatch]
         before, self._fetched = self._fetched, self._copies.computed()
         if before is not None:
             before.wait()

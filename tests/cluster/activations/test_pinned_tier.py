@@ -13,7 +13,7 @@ from mbs_ray.cluster.activations.copies import Copy
 from mbs_ray.cluster.activations.memory_tier import PinnedTier
 from mbs_ray.cluster.activations.store import ActivationStore
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 class Stream:
@@ -98,7 +98,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 
 def read(device: Device, store: ActivationStore, microbatch: int, block: int) -> torch.Tensor:
-    content = store.get(microbatch, block, CPU)
+    content = store.get(microbatch, block, CUDA)
     device.computing.run(lambda: None).wait(10)
     return content
 
@@ -116,9 +116,9 @@ def test_every_block_has_its_input_while_another_stage_sends(device: Device, eve
     sender.start()
     for block in range(4):
         for index in inputs:  # the moments are read, and then the output is computed
-            store.get(index, block, CPU)
+            store.get(index, block, CUDA)
         for index in inputs:
-            hidden = store.get(index, block, CPU)
+            hidden = store.get(index, block, CUDA)
             store.put(index, block + 1, device.compute(lambda x, block=block: 2 * x + block, hidden))
     sender.join(10)
     for index, hidden in inputs.items():
@@ -135,8 +135,8 @@ def test_the_next_one_comes_up_and_the_last_one_goes_down_while_the_device_compu
     store = ActivationStore(PinnedTier(device))
     for index in range(3):
         store.put(index, 0, torch.full((2, 2), float(index)))
-    store.put(0, 1, device.compute(lambda x: x + 10, store.get(0, 0, CPU)))
-    hidden = store.get(1, 0, CPU)
+    store.put(0, 1, device.compute(lambda x: x + 10, store.get(0, 0, CUDA)))
+    hidden = store.get(1, 0, CUDA)
     busy = threading.Event()
     device.computing.run(busy.wait)
     store.put(1, 1, device.compute(lambda x: x + 10, hidden))
@@ -144,7 +144,7 @@ def test_the_next_one_comes_up_and_the_last_one_goes_down_while_the_device_compu
     # While block 0 is computed for microbatch 1 nobody waits: 2 is up.
     (ahead,) = [one for one in device.memory.values() if torch.equal(one, torch.full((2, 2), 2.0))]
     busy.set()
-    assert store.get(2, 0, CPU).data_ptr() == ahead.data_ptr()
+    assert store.get(2, 0, CUDA).data_ptr() == ahead.data_ptr()
     assert torch.equal(read(device, store, 0, 1), torch.full((2, 2), 10.0))
     assert torch.equal(read(device, store, 1, 1), torch.full((2, 2), 11.0))
 
@@ -158,7 +158,7 @@ def test_the_host_is_never_more_than_two_microbatches_ahead(device: Device) -> N
 
     def tell() -> None:
         for index in range(9):
-            hidden = store.get(index, 0, CPU)
+            hidden = store.get(index, 0, CUDA)
             told.append(index)
             device.computing.run(gates[index].wait)
             store.put(index, 1, device.compute(lambda x: x + 1, hidden))
@@ -174,11 +174,21 @@ def test_the_host_is_never_more_than_two_microbatches_ahead(device: Device) -> N
     assert torch.equal(read(device, store, 8, 1), torch.full((2,), 9.0))
 
 
+def test_what_is_wanted_on_the_host_stays_there_once_it_has_come_down(device: Device) -> None:
+    """Scoring takes all last states together: they are not to fill the device."""
+    store = ActivationStore(PinnedTier(device))
+    store.put(0, 0, torch.zeros(2))
+    store.put(0, 1, device.compute(lambda x: x + 1, store.get(0, 0, CUDA)))
+    known = len(device.memory)
+    assert torch.equal(store.get(0, 1, CPU), torch.ones(2))
+    assert len(device.memory) == known
+
+
 def test_what_is_put_after_the_next_one_came_up_replaces_it(device: Device) -> None:
     store = ActivationStore(PinnedTier(device))
     store.put(0, 0, torch.zeros(2))
     store.put(1, 0, torch.zeros(2))
-    store.get(0, 0, CPU)
+    store.get(0, 0, CUDA)
     device.upward.run(lambda: None).wait(10)
     store.put(1, 1, torch.ones(2))
     assert torch.equal(read(device, store, 1, 1), torch.ones(2))
@@ -189,7 +199,7 @@ def test_what_comes_from_the_host_waits_for_what_still_goes_down_to_its_place(de
     store.put(0, 0, torch.zeros(2))
     held = threading.Event()
     device.downward.run(held.wait)
-    store.put(0, 1, device.compute(lambda x: x + 1, store.get(0, 0, CPU)))
+    store.put(0, 1, device.compute(lambda x: x + 1, store.get(0, 0, CUDA)))
     threading.Timer(0.05, held.set).start()
     store.put(0, 2, torch.full((2,), 5.0))
     assert torch.equal(read(device, store, 0, 2), torch.full((2,), 5.0))
@@ -199,11 +209,11 @@ def test_memory_is_given_back_once_nothing_is_copied(device: Device) -> None:
     store = ActivationStore(PinnedTier(device))
     for index in range(2):
         store.put(index, 0, torch.zeros(2))
-    store.put(0, 1, device.compute(lambda x: x + 1, store.get(0, 0, CPU)))
+    store.put(0, 1, device.compute(lambda x: x + 1, store.get(0, 0, CUDA)))
     held = threading.Event()
     device.upward.run(held.wait)
     device.downward.run(held.wait)
-    store.get(0, 1, CPU)
+    store.get(0, 1, CUDA)
     closing = threading.Thread(target=store.close)
     closing.start()
     closing.join(0.05)
