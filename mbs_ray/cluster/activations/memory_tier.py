@@ -84,7 +84,7 @@ class PinnedTier(MemoryTier):
                 self._held[microbatch] = place
 
     def fetch(self, microbatch: int, device: torch.device) -> torch.Tensor:
-        """Return the microbatch, in the host's memory as it lies there; on its way to the device, begin with the next."""
+        """Return the microbatch: in host memory as it lies there, or on its way up, and begin with the next."""
         if device.type == "cpu":
             self._wait(microbatch)
             return self._held[microbatch]
