@@ -3,8 +3,8 @@
 ``python -m benchmarks.engine.gpu_check OUT`` writes OUT/gpu-check.json: the device, the tests that need it, the
 compiled leaf against the same function uncompiled (which weights differ, seconds), copies of pinned memory beside
 computing, one block of BLOOM-176B's shape with each method against its plan, second moments of bfloat16 against those
-of float32. With a small ``--hidden`` and
-``--columns`` it runs on a CPU too, which tells nothing of a GPU but that the script works.
+of float32. With a small ``--hidden`` and ``--columns`` it runs on a CPU too, which tells nothing of a GPU but that the
+script works.
 """
 
 import argparse

@@ -88,27 +88,13 @@ def _solve(
     for j in range(len(columns)):
         if pattern is not None and not chosen:
             chosen = _chosen(columns, upper, pruned, j, pattern)
-        value = columns[j]
-        if pattern is not None:
-            value = value.masked_fill(chosen.pop(0), 0)
-        elif pruned is not None:
-            value = value.masked_fill(pruned[j], 0)
-        if scale is not None and zero is not None:
-            number, value = _rounded(value, scale[j], zero[j], top)
-            numbers.append(number)
-        value = value.to(written.dtype)
-        error = (columns[j] - value.to(torch.float32)) / upper[j, j]
+        zeros = chosen.pop(0) if pattern is not None else None if pruned is None else pruned[j]
+        value, number = _final(columns[j], written.dtype, zeros, scale, zero, top, j)
+        errors.append((columns[j] - value.to(torch.float32)) / upper[j, j])
         values.append(value)
-        errors.append(error)
-        if torch.compiler.is_compiling():  # column by column, so that all of them stay in one kernel
-            for k in range(j + 1, len(columns)):
-                columns[k] = columns[k] - upper[j, k] * error
-        else:
-            work[j + 1 :].sub_(upper[j, j + 1 :, None] * error)
-    work.copy_(torch.stack(errors))
-    written.copy_(torch.stack(values))
-    if codes is not None:
-        codes.copy_(torch.stack(numbers))
+        numbers.append(number)
+        _reach_later(columns, work, upper, j, errors[j])
+    _write_out(work, written, codes, errors, values, numbers)
 
 
 def _descend(
@@ -125,30 +111,55 @@ def _descend(
     changes, values, numbers = [], [], []
     for j in range(len(columns)):
         before = written[j].to(torch.float32)
-        value = before + columns[j] / hessian[j, j]
-        if pruned is not None:
-            value = value.masked_fill(pruned[j], 0)
-        if scale is not None and zero is not None:
-            number, value = _rounded(value, scale[j], zero[j], top)
-            numbers.append(number)
-        value = value.to(written.dtype)
-        change = value.to(torch.float32) - before
+        best = before + columns[j] / hessian[j, j]
+        value, number = _final(best, written.dtype, None if pruned is None else pruned[j], scale, zero, top, j)
+        changes.append(value.to(torch.float32) - before)
         values.append(value)
-        changes.append(change)
-        if torch.compiler.is_compiling():
-            for k in range(j + 1, len(columns)):
-                columns[k] = columns[k] - hessian[j, k] * change
-        else:
-            work[j + 1 :].sub_(hessian[j, j + 1 :, None] * change)
+        numbers.append(number)
+        _reach_later(columns, work, hessian, j, changes[j])
+    _write_out(work, written, codes, changes, values, numbers)
+
+
+def _final(
+    value: Tensor,
+    dtype: torch.dtype,
+    pruned: Tensor | None,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    top: int,
+    column: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Zero where pruned, and of the rest the nearest value of the column's grid, as it will be written; its code."""
+    number = None
+    if pruned is not None:
+        value = value.masked_fill(pruned, 0)
+    if scale is not None and zero is not None:
+        steps = ((value / scale[column]).round() + zero[column]).clamp(0, top)
+        number = steps.to(torch.uint8)
+        value = (steps - zero[column]) * scale[column]
+    return value.to(dtype), number
+
+
+def _reach_later(columns: list[Tensor], work: Tensor, square: Tensor, column: int, change: Tensor) -> None:
+    if torch.compiler.is_compiling():  # column by column, so that all of them stay in one kernel
+        for k in range(column + 1, len(columns)):
+            columns[k] = columns[k] - square[column, k] * change
+    else:
+        work[column + 1 :].sub_(square[column, column + 1 :, None] * change)
+
+
+def _write_out(
+    work: Tensor,
+    written: Tensor,
+    codes: Tensor | None,
+    changes: list[Tensor],
+    values: list[Tensor],
+    numbers: list[Tensor | None],
+) -> None:
     work.copy_(torch.stack(changes))
     written.copy_(torch.stack(values))
     if codes is not None:
-        codes.copy_(torch.stack(numbers))
-
-
-def _rounded(value: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    number = ((value / scale).round() + zero).clamp(0, top)
-    return number.to(torch.uint8), (number - zero) * scale
+        codes.copy_(torch.stack([number for number in numbers if number is not None]))
 
 
 def _chosen(

@@ -85,7 +85,7 @@ def test_a_pass_over_codes_is_that_of_float64(name: str) -> None:
 def test_many_passes_end_at_the_least_squares_of_the_mask() -> None:
     weight, inputs = draw(5, 24)
     method = SparseGPT(sparsity=0.6, block_size=8, damping=0.05, refine=100)
-    refined = replace(method, refine=100).compress(weight, full_moment(inputs)).weight
+    refined = method.compress(weight, full_moment(inputs)).weight
     hessian = damped64(inputs, 0.05)
     for before, after in zip(weight.double(), refined.double(), strict=True):
         kept = after != 0
