@@ -1,4 +1,4 @@
-"""Train one of the small BLOOMs of the demo: ``python -m minis.train CORPUS OUT``.
+"""Train a small multilingual model, such as the BLOOMs of the demo: ``python -m minis.train CORPUS OUT``.
 
 CORPUS is a folder of ``<language>.parquet`` files with a column ``text``. OUT receives the
 finished model (bf16 safetensors, tokenizer, ``language_distribution.json``); ``OUT/training``
@@ -15,30 +15,20 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from mbs_ray.errors import InputError
 from mbs_ray.languages.distribution import DISTRIBUTION_FILE
+from minis.shapes import SHAPES, shape_config
 from minis.training_checkpoint import TrainingCounters, restore, store
 from minis.training_text import SegmentDraw, make_tokenizer, shares, token_stream
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The size of a mini BLOOM."""
-
-    hidden_size: int
-    layers: int
-    heads: int
-
-
-SHAPES = {"2m": Shape(128, 6, 4), "5m": Shape(192, 8, 8)}
 LARGEST_VOCABULARY = 2**16  # token ids are kept as uint16
 
 
@@ -55,12 +45,12 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m minis.train",
-        description="Train a small multilingual BLOOM on a folder of <language>.parquet files.",
+        description="Train a small multilingual model on a folder of <language>.parquet files.",
         epilog="example: python -m minis.train corpora/train minis/bloom-mini-5m --shape 5m",
     )
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="5m")
+    parser.add_argument("--shape", choices=SHAPES, default="5m")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to use instead of training one")
     parser.add_argument("--tokens", type=float, default=15e6, help="tokens to train on")
     parser.add_argument("--exponent", type=float, default=0.3, help="share ∝ (ROOTS bytes)^exponent")
@@ -103,20 +93,9 @@ def _run(arguments: argparse.Namespace) -> None:
     _publish(arguments, model, tokenizer, progress)
 
 
-def _build(arguments: argparse.Namespace, vocabulary: int) -> BloomForCausalLM:
-    shape = SHAPES[arguments.shape]
-    config = BloomConfig(
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden_size,
-        n_layer=shape.layers,
-        n_head=shape.heads,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
-    # ALiBi has no limit of its own, but the model has seen no longer segments.
-    config.seq_length = arguments.sequence_length
-    return BloomForCausalLM(config).to(arguments.device).train()
+def _build(arguments: argparse.Namespace, vocabulary: int) -> PreTrainedModel:
+    config = shape_config(arguments.shape, vocabulary, arguments.sequence_length)
+    return AutoModelForCausalLM.from_config(config).to(arguments.device).train()
 
 
 def _rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
@@ -125,7 +104,7 @@ def _rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
 
 def _train(
     arguments: argparse.Namespace,
-    model: BloomForCausalLM,
+    model: PreTrainedModel,
     segments: SegmentDraw,
     languages: Sequence[str],
     checkpoint: Path,
@@ -173,8 +152,10 @@ def _train(
 
 
 def _publish(
-    arguments: argparse.Namespace, model: BloomForCausalLM, tokenizer: Tokenizer, progress: TrainingCounters
+    arguments: argparse.Namespace, model: PreTrainedModel, tokenizer: Tokenizer, progress: TrainingCounters
 ) -> None:
+    if hasattr(model.config, "output_router_logits"):
+        model.config.output_router_logits = False  # wanted of the router by the training's loss only
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -14,7 +14,7 @@ from mbs_ray.cluster.activations.store import RunAbandonedError
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout, StagePlace
 from mbs_ray.cluster.offload import AUTO, Offload, choose_tiers
-from mbs_ray.cluster.stage.actor import Stage
+from mbs_ray.cluster.stage.actor import StageActor
 from mbs_ray.cluster.stage.replica_store import START_SECONDS as GROUP_SECONDS
 from mbs_ray.cluster.stage.replicas import ReplicaLostError, ReplicaMemoryError
 from mbs_ray.cluster.stage.stage_run import StageStatus
@@ -119,7 +119,7 @@ class Pipeline:
         count = len(self._places)
         gpus = 1 if self.numerics.device == "cuda" else 0
         self._check_resources(gpus)
-        actor: Any = Stage
+        actor: Any = StageActor
         actor = actor.options(
             num_cpus=self.numerics.threads,
             num_gpus=gpus,

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from mbs_ray.cli import app
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.sweep import conduct
 from mbs_ray.errors import InputError
+from mbs_ray.plan.sweep_plan import plan_sweep
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.support.models import HELD_OUT, write_corpus
 from tests.support.sweeps import run_sweep
@@ -65,6 +67,23 @@ def test_only_metrics_are_kept_and_weights_come_back_when_they_are_wanted(
     # What was kept once is not taken away by a later keep: metrics.
     _run(_spec(bloom, corpus, held_out), out)
     assert CliRunner().invoke(app, ["verify", str(run)]).exit_code == 0
+
+
+def test_a_plan_is_of_the_nodes_that_ray_has_and_of_rates_that_were_measured_or_given(
+    ray_cluster: Cluster, bloom: Path, corpus: Path, tmp_path: Path
+) -> None:
+    spec = _spec(bloom, corpus, write_corpus(tmp_path / "held-out", 25, first=HELD_OUT))
+    given = plan_sweep(spec, None, "auto", None, {"forward": 1e9, "disk": None}, measure=False, out=tmp_path)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    assert sorted(node.cpus for node in given.hardware.nodes) == sorted(node["Resources"]["CPU"] for node in nodes)
+    assert given.rates.forward == 1e9 and given.rates.source == "as given"
+    measured = plan_sweep(spec, None, None, 1, {}, measure=True, out=tmp_path)
+    assert len(measured.hardware.nodes) == 1
+    assert measured.rates.source not in (
+        given.rates.source,
+        plan_sweep(spec, None, None, 1, {}, False, None).rates.source,
+    )
+    assert not measured.problems and measured.wall > 0
 
 
 def test_a_sweep_that_cannot_fit_is_refused_before_any_text_is_drawn(

@@ -60,7 +60,6 @@ def found(out: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.slow
 def test_a_search_that_is_killed_finds_the_weights_that_make_a_plain_dense_run_and_finds_them_again(
     ray_cluster: Cluster, run: dict[str, Any], bloom: Path, tmp_path: Path
 ) -> None:

@@ -39,9 +39,8 @@ from mbs_ray.run.numerics import Numerics
 _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 
 
-@ray.remote(concurrency_groups={"receive": CREDITS, "control": 1}, max_restarts=0, max_task_retries=0)
 class Stage:
-    """The actor of a stage. It runs jobs one after the other: per block collect, solve, write, propagate.
+    """What the actor of a stage is, a :data:`StageActor`. It runs jobs one after the other: per block collect, solve, write, propagate.
 
     ``process`` computes; meanwhile ``receive`` takes microbatches from the stage before and ``control`` methods
     answer. Nothing here is retried: a finished block is in the run directory.
@@ -172,6 +171,11 @@ class Stage:
                 del self._stores[submission]
                 self._changed.notify_all()
             store.close()
+
+
+StageActor = ray.remote(concurrency_groups={"receive": CREDITS, "control": 1}, max_restarts=0, max_task_retries=0)(
+    Stage
+)
 
 
 class _Sender:
