@@ -28,7 +28,6 @@ from minis.shapes import SHAPES, shape_config
 from minis.training_checkpoint import TrainingCounters, restore, store
 from minis.training_text import SegmentDraw, make_tokenizer, shares, token_stream
 
-
 LARGEST_VOCABULARY = 2**16  # token ids are kept as uint16
 
 

@@ -40,7 +40,7 @@ _CARRIER = {torch.float32: torch.float32, torch.bfloat16: torch.int16, torch.flo
 
 
 class Stage:
-    """What the actor of a stage is, a :data:`StageActor`. It runs jobs one after the other: per block collect, solve, write, propagate.
+    """What a :data:`StageActor` does: run jobs one after the other, per block collect, solve, write, propagate.
 
     ``process`` computes; meanwhile ``receive`` takes microbatches from the stage before and ``control`` methods
     answer. Nothing here is retried: a finished block is in the run directory.
