@@ -17,7 +17,7 @@ from mbs_ray.languages.samplings import Sampling
 from mbs_ray.methods import METHODS, Method
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.sparsity import Pruning
-from mbs_ray.run.spec import PROPAGATED, DenseStatistics, EvaluationSpec, RunSpec
+from mbs_ray.run.spec import PROPAGATED, DenseFit, DenseStatistics, EvaluationSpec, RunSpec
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec
 
 _EXAMPLE = Path(__file__).parents[1] / "jobs" / "sweeps" / "demo.yaml"
@@ -26,13 +26,14 @@ _NAMES: Mapping[object, str] = {
     Sampling: "[sampling](#samplings)",
     EvaluationSpec: "[evaluation set](#evaluation-sets)",
     DenseStatistics: "[dense statistics](#dense-statistics)",
+    DenseFit: "[fit to the dense model](#fit-to-the-dense-model)",
     LayoutSpec: "[layout](#layout)",
 }
 #: Fields that have no description in the specs.
 _DESCRIPTIONS = {
     "method": "how a linear is compressed",
     "sampling": "how many segments each language gets",
-    "mode": "tells a mapping for dense statistics from one for `propagated`, which has no other field",
+    "mode": "tells a mapping from `propagated`, which has no other field",
 }
 
 
@@ -75,6 +76,12 @@ def sweep_file() -> str:
             "modes."
         ),
         _spec_table(DenseStatistics),
+        "### Fit to the dense model\n",
+        _paragraph(
+            "`fit_to: dense` takes the default; a mapping changes it. [Fit to the dense model](fit-to-dense.md) says "
+            "what it does and when it helps."
+        ),
+        _spec_table(DenseFit),
         "## Methods\n",
         _paragraph(
             "`method: wanda` takes the defaults, `method: {name: wanda, sparsity: 0.6}` changes them; on a command "
@@ -105,7 +112,7 @@ def _spec_table(spec: type[BaseModel], names: list[str] | None = None) -> str:
             continue
         default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
         kind = type_text(field.annotation, _NAMES) + bounds_text(field.metadata)
-        if name == "statistics":  # None inside, but nobody writes it so
+        if name in ("statistics", "fit_to"):  # None inside, but nobody writes it so
             kind, default = (text.replace("`null`", f"`{PROPAGATED}`") for text in (kind, default))
         rows.append([f"`{name}`", kind, default, field.description or _DESCRIPTIONS[name]])
     return table(["field", "type", "default", "description"], rows)

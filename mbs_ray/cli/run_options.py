@@ -44,6 +44,9 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "statistics": Form(
             read=partial(named_spec, key="mode"), example="dense:segments_per_language=16", default="propagated"
         ),
+        "fit_to": Form(
+            read=partial(named_spec, key="mode"), example="dense or dense:strength=0.5", default="propagated"
+        ),
     }
 )
 #: Fields for which the command has options of its own.

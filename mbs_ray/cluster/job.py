@@ -34,18 +34,30 @@ def job_text(name: str, segments: SegmentSet) -> JobText:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """How linears are fitted to the dense model; ``dense`` is the calibration text once more, on its way through it.
+
+    ``strength``: how much of the step towards it is taken; None: found for each linear.
+    """
+
+    dense: JobText
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
 class Compress:
     """Work: compress every linear, with moments collected while ``calibration`` passes the compressed blocks.
 
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
     of the block's inputs. ``per_language``: the error of every linear in each language is measured, at the price of
-    one more forward.
+    one more forward. ``fit``: linears are fitted to the dense model's outputs, at the price of a forward of it.
     """
 
     method: dict[str, Any]
     calibration: JobText
     true_sequential: bool = False
     per_language: bool = False
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,8 @@ class Job:
     def learned(self) -> tuple[JobText, ...]:
         """Texts that moments are collected from."""
         match self.work:
-            case Compress(calibration=calibration):
-                return (calibration,)
+            case Compress(calibration=calibration, fit=fit):
+                return (calibration,) if fit is None else (calibration, fit.dense)
             case Collect(pool=pool):
                 return pool
             case _:

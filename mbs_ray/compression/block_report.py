@@ -14,7 +14,11 @@ from mbs_ray.files import appearing, own_content, read_json
 
 @dataclass(frozen=True)
 class LinearReport:
-    """Report of one linear: ``loss`` is tr(ΔW H ΔWᵀ), ``relative_loss`` the same over tr(W H Wᵀ)."""
+    """Report of one linear: ``loss`` is tr(ΔW H ΔWᵀ), ``relative_loss`` the same over tr(W H Wᵀ).
+
+    ``strength``: how much of the step towards the dense model was taken before; None where there was none. Then ΔW is
+    the difference to the weight that this step gave.
+    """
 
     name: str
     rows: int
@@ -26,6 +30,7 @@ class LinearReport:
     damping: float
     dead_columns: int
     seconds: float
+    strength: float | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from mbs_ray.methods import Moment, Statistic
+from mbs_ray.methods import Drift, Moment, Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.linears import bias_of, linears_of, shape_of
 
@@ -20,6 +20,10 @@ class Collected:
     """Of the inputs; linears that are called with the same tensor share one."""
     energies: dict[str, torch.Tensor] = field(default_factory=dict)
     """Σ ‖W x‖² over the tokens, float64 scalars: what a loss is relative to."""
+    drifts: dict[str, Drift] = field(default_factory=dict)
+    """Of the linears' outputs from the dense model's; empty unless they are fitted to it."""
+    held: "Collected | None" = None
+    """Moments and drifts of the held-out segments alone."""
 
     def inputs(self) -> list[list[str]]:
         """Group the names of the linears that share an input, in the order of the calls."""

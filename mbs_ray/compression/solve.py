@@ -10,7 +10,17 @@ import torch
 from mbs_ray.compression.block_report import LinearReport
 from mbs_ray.compression.collect import Collected
 from mbs_ray.errors import InputError
-from mbs_ray.methods import Compressed, Factored, Method, Statistic, method_spec
+from mbs_ray.methods import (
+    Compressed,
+    Factored,
+    HeldOut,
+    Method,
+    Moment,
+    Statistic,
+    fitted,
+    method_spec,
+    strengths,
+)
 from mbs_ray.model.packed import IntegerScheme, pack_linear
 
 
@@ -62,21 +72,24 @@ def solve(
     method: Method,
     device: torch.device,
     where: str,
+    strength: float | None = None,
 ) -> Solved:
     """Compress linears of a block, those with the largest input first.
 
     A factor is computed once for all linears that share a moment, and is freed, like the moment, as soon as they
-    are solved. ``where`` (``block 3``) begins the name of a linear in errors.
+    are solved. Linears with a drift are fitted to the dense model first, by ``strength`` of the step or, where that is
+    None, what their held-out segments say. ``where`` (``block 3``) begins the name of a linear in errors.
     """
-    if method.statistic is Statistic.NONE:
+    statistic = Statistic.FULL if collected.drifts else method.statistic
+    if statistic is Statistic.NONE:
         inputs = [[name] for name in linears]
     else:
-        check_called(linears, collected.inputs(), method.statistic, where)
+        check_called(linears, collected.inputs(), statistic, where)
         inputs = [[name for name in group if name in linears] for group in collected.inputs()]
         inputs.sort(key=lambda group: collected.moments[group[0]].columns, reverse=True)
     solved = Solved()
     for group in inputs:
-        solved.add(_solve_input(tensors, group, collected, method, device, where))
+        solved.add(_solve_input(tensors, group, collected, method, device, where, strength))
     order = {name: position for position, name in enumerate(linears)}
     solved.reports.sort(key=lambda report: order[report.name])
     return solved
@@ -89,18 +102,26 @@ def _solve_input(
     method: Method,
     device: torch.device,
     where: str,
+    strength: float | None,
 ) -> Solved:
     """Solve the linears that share an input, and so a moment and its factor."""
     begun = time.monotonic()
     solved = Solved()
     scheme = IntegerScheme.of(method_spec(method))
     moment = next((collected.moments.pop(name) for name in group if name in collected.moments), None)
+    aims: Mapping[str, tuple[torch.Tensor, float]] = {}
+    if collected.drifts and moment is not None:
+        dense = {name: tensors[f"{name}.weight"].to(device) for name in group}
+        aims = _fitted(dense, collected, moment, strength, f"{where} {group[0]}")
+        moment = _of_statistic(moment, method.statistic)
     sharing = method if isinstance(method, Factored) else None
     factor = sharing.prepare(moment, f"{where} {group[0]}") if sharing is not None and moment is not None else None
     for name in group:
         collected.moments.pop(name, None)
         parameter, called = f"{name}.weight", f"{where} {name}"
-        weight = tensors[parameter].to(device)
+        weight, taken = aims[name] if name in aims else (tensors[parameter].to(device), None)
+        if taken is not None and getattr(method, "keep_zeros", False):
+            weight = weight.masked_fill_(tensors[parameter].to(device) == 0, 0)
         result: Compressed
         if sharing is None:
             result = method.compress(weight, moment, called)
@@ -124,7 +145,32 @@ def _solve_input(
                 damping=result.damping,
                 dead_columns=result.dead_columns,
                 seconds=time.monotonic() - begun,
+                strength=taken,
             )
         )
         begun = time.monotonic()
     return solved
+
+
+def _fitted(
+    dense: Mapping[str, torch.Tensor], collected: Collected, moment: Moment, strength: float | None, where: str
+) -> dict[str, tuple[torch.Tensor, float]]:
+    """Fit the linears of one input to the dense model; return their weights and strengths, and free their drifts."""
+    held, drifts = collected.held, {name: collected.drifts.pop(name) for name in dense}
+    taken = dict.fromkeys(dense, strength or 0.0)
+    if held is not None:
+        apart = {name: held.drifts.pop(name, None) for name in dense}
+        of_input = [held.moments.pop(name) for name in dense if name in held.moments]
+        if strength is None and of_input:
+            parts = {name: drift for name, drift in apart.items() if drift is not None}
+            taken = strengths(dense, moment, drifts, HeldOut(of_input[0], parts), where)
+        del apart, of_input
+    weights = fitted(dense, moment, drifts, taken, where)
+    return {name: (weight, taken[name]) for name, weight in weights.items()}
+
+
+def _of_statistic(moment: Moment, statistic: Statistic) -> Moment | None:
+    """Return what a method needs of a full moment."""
+    if statistic is Statistic.DIAGONAL:
+        return Moment(statistic, moment.columns, moment.tokens, moment.diagonal().clone())
+    return moment if statistic is Statistic.FULL else None

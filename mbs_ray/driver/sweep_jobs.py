@@ -6,11 +6,11 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from mbs_ray.cluster.job import Collect, Compress, CompressStored, Job, JobText, Score, Try, Work, job_text
+from mbs_ray.cluster.job import Collect, Compress, CompressStored, Fit, Job, JobText, Score, Try, Work, job_text
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.driver.pools import Pool, PoolMoments, is_unsolved, pool_moments, pools
-from mbs_ray.methods import method_spec
+from mbs_ray.methods import Statistic, method_spec
 from mbs_ray.run.directory import scores_file
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.signature import forward_fields
@@ -39,7 +39,11 @@ class SweepJobs:
         evaluation = self._evaluation(run)
         if run.weights is None:
             calibration = self._file("calibration", run.calibration)
-            work = Compress(method, calibration, run.spec.true_sequential, run.spec.per_language)
+            fit = None
+            if run.spec.fit_to is not None:
+                strength = run.spec.fit_to.strength
+                fit = Fit(self._file("dense", run.calibration), None if strength == "auto" else strength)
+            work = Compress(method, calibration, run.spec.true_sequential, run.spec.per_language, fit)
             return self._job(run, run.label, directory, self._shards(run, calibration, evaluation), work, evaluation)
         pool = next((one for one in self.pools if run in one.runs), None)
         if pool is None:
@@ -141,9 +145,10 @@ class SweepJobs:
         decoder = run.model.decoder
         calibrating = 0 if calibration is None else len(calibration.languages) * run.calibration.sequence_length
         evaluating = self._tokens(run, evaluation)
-        # Measuring is one more forward, and a product of the same size with every linear's change.
-        measuring = 2 * calibrating if run.spec.per_language else 0
-        costs = block_costs(decoder, run.spec.method.statistic, calibrating, evaluating + measuring)
+        # Measuring is one more forward, and a product of the same size with every linear's change; so is fitting.
+        measuring = 2 * calibrating * (run.spec.per_language + (run.spec.fit_to is not None))
+        statistic = run.spec.method.statistic if run.spec.fit_to is None else Statistic.FULL
+        costs = block_costs(decoder, statistic, calibrating, evaluating + measuring)
         return tuple(shard_blocks(costs, head_cost(decoder, evaluating), self.resources.layout.stages))
 
     def _evaluation(self, run: PreparedRun) -> tuple[JobText, ...]:

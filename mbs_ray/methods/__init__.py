@@ -4,6 +4,7 @@ Imports: ``errors`` alone, so that it can be used as a library.
 Begin with ``sparsegpt.py``: a method is a frozen dataclass that is its own configuration.
 """
 
+from mbs_ray.methods.dense_fit import HELD_OUT, Drift, HeldOut, fitted, strengths
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.gptq import GPTQ
 from mbs_ray.methods.magnitude import Magnitude
@@ -22,12 +23,15 @@ ARITHMETIC = 3
 __all__ = [
     "ARITHMETIC",
     "GPTQ",
+    "HELD_OUT",
     "METHODS",
     "OBC",
     "OBQ",
     "RTN",
     "Compressed",
+    "Drift",
     "Factored",
+    "HeldOut",
     "InverseFactor",
     "Magnitude",
     "Method",
@@ -37,7 +41,9 @@ __all__ = [
     "Statistic",
     "Wanda",
     "build_method",
+    "fitted",
     "method_spec",
     "moment_bytes",
     "output_error",
+    "strengths",
 ]

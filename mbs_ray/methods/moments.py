@@ -77,15 +77,9 @@ class Moment:
 
     def _add_square(self, tokens: Tensor) -> None:
         """Add tokensᵀ tokens to the lower triangle and its blocks on the diagonal, in panels of columns."""
-        # CUDA multiplies 16-bit numbers exactly and sums them in float32 at many times the speed of float32.
-        wide = not (tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16))
-        tokens = tokens.to(torch.float32) if wide else tokens
+        tokens = tokens.to(torch.float32) if _is_wide(tokens) else tokens
         for start, stop in self._panels():
-            left, right = tokens[:, start:].t(), tokens[:, start:stop]
-            if wide:
-                self.sum[start:, start:stop].addmm_(left, right)
-            else:
-                self.sum[start:, start:stop] += torch.mm(left, right, out_dtype=torch.float32)
+            add_product(self.sum[start:, start:stop], tokens[:, start:], tokens[:, start:stop])
 
     def _panels(self) -> list[tuple[int, int]]:
         width = _PANEL[self.sum.is_cuda]
@@ -121,3 +115,16 @@ class Moment:
         if self.tokens == 0:
             raise ValueError("a Hessian needs at least one token")
         return self.sum * (2 / self.tokens)
+
+
+def add_product(sum_: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right to a float32 tensor in place; left, right: tokens of one float dtype, [tokens, columns]."""
+    if _is_wide(left):
+        sum_.addmm_(left.to(torch.float32).t(), right.to(torch.float32))
+    else:
+        sum_ += torch.mm(left.t(), right, out_dtype=torch.float32)
+
+
+def _is_wide(tokens: Tensor) -> bool:
+    """CUDA multiplies 16-bit numbers exactly and sums them in float32 at many times the speed of float32."""
+    return not (tokens.is_cuda and tokens.dtype in (torch.bfloat16, torch.float16))

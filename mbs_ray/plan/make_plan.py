@@ -119,9 +119,9 @@ def _besides(parts: Mapping[str, int]) -> int:
 def _shards(work: PlannedWork, stages: int) -> list[range]:
     evaluating = sum(one.tokens for one in work.evaluation)
     match work:
-        case PlannedRun(method=method, calibration=calibration):
-            measuring = 2 * calibration.tokens if work.per_language else 0
-            costs = block_costs(work.decoder, method.statistic, calibration.tokens, evaluating + measuring)
+        case PlannedRun(calibration=calibration):
+            measuring = 2 * calibration.tokens * (work.per_language + (work.fit is not None))
+            costs = block_costs(work.decoder, work.statistic, calibration.tokens, evaluating + measuring)
         case PlannedScore():
             costs = block_costs(work.decoder, Statistic.NONE, 0, evaluating)
     return shard_blocks(costs, head_cost(work.decoder, evaluating), stages)

@@ -9,11 +9,11 @@ import torch
 from mbs_ray.languages.distribution import parse_languages
 from mbs_ray.languages.sampling_registry import distribution_for
 from mbs_ray.languages.samplings import Adaptive
-from mbs_ray.methods import Method
+from mbs_ray.methods import Method, Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.run.microbatch import settled_microbatch
-from mbs_ray.run.spec import RunSpec
+from mbs_ray.run.spec import DenseFit, RunSpec
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,22 @@ class PlannedRun:
     true_sequential: bool = False
     keep: str = "checkpoint"
     solvings: int = 1
+    fit: DenseFit | None = None
+
+    @property
+    def statistic(self) -> Statistic:
+        """Statistic of the moments that are collected: what the method needs, or what fitting does."""
+        return self.method.statistic if self.fit is None else Statistic.FULL
+
+    @property
+    def chooses_strength(self) -> bool:
+        """Whether moments and drifts of held-out segments are collected beside those of all."""
+        return self.fit is not None and self.fit.strength == "auto"
 
     @property
     def batches(self) -> tuple[TokenBatches, ...]:
-        return (self.calibration, *self.evaluation)
+        """Texts that go through the blocks; with the dense model's states beside the run's, calibration goes twice."""
+        return (self.calibration,) * (1 if self.fit is None else 2) + self.evaluation
 
     def of_replica(self, replicas: int) -> "PlannedRun":
         """Return the share of the replica with the most."""
@@ -162,5 +174,6 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             spec.true_sequential,
             spec.keep,
             1 + spec.sampling.trials if isinstance(spec.sampling, Adaptive) else 1,
+            spec.fit_to,
         )
     return sorted(works.values(), key=lambda work: isinstance(work, PlannedRun))

@@ -27,6 +27,15 @@ def preparing_bytes(method: Method, columns: int) -> int:
     return max(factor * (2 if ordered else 1), factor + _FLOAT * PANEL * columns // 2)
 
 
+def fitting_bytes(rows: int, columns: int, chooses: bool) -> int:
+    """Compute the bytes of fitting a linear, without weights, moments, drifts and the fitted weight.
+
+    ``chooses``: its strength is found, with the moment and the factor of those segments that are not held out.
+    """
+    factors = _FLOAT * columns**2 * (2 if chooses else 1)
+    return factors + max(_FLOAT * PANEL * columns // 2, 3 * _FLOAT * rows * columns)
+
+
 def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int:
     """Compute the peak bytes of :meth:`Method.compress`, result included, without weight, moment and factor.
 

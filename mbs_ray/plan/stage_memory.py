@@ -12,13 +12,14 @@ from functools import lru_cache
 import torch
 
 from mbs_ray.compression.collect import collect
+from mbs_ray.compression.collect_drift import Pair, collect_with_drift
 from mbs_ray.evaluation.scoring import LOGIT_BYTES
 from mbs_ray.methods import Statistic, moment_bytes
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK
 from mbs_ray.plan.live_bytes import LiveBytes
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
-from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
+from mbs_ray.plan.solver_memory import factor_bytes, fitting_bytes, preparing_bytes, solving_bytes
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,16 @@ def _block_phases(work: PlannedWork, index: int) -> Iterator[Phase]:
     block = _module_bytes(decoder, index)
     masks = _mask_bytes(work)
     if isinstance(work, PlannedRun):
-        statistic = work.method.statistic
+        statistic = work.statistic
         if statistic is not Statistic.NONE:
-            scratch = _forward_bytes(decoder, index, work.calibration.rows, work.calibration.length, statistic)
-            moments = sum(moment_bytes(statistic, columns) for columns, _ in inputs_of(decoder, index))
+            rows, length = work.calibration.rows, work.calibration.length
+            moments = sum(_sums(work, index, columns, names) for columns, names in inputs_of(decoder, index))
+            if work.fit is None:
+                scratch = _forward_bytes(decoder, index, rows, length, statistic)
+            else:
+                scratch = _drift_bytes(decoder, index, rows, length, work.chooses_strength)
+                # Two models' hidden states, and in a true sequence the block as it was and as it becomes.
+                microbatch, block = 2 * microbatch, block * (2 if work.true_sequential else 1)
             device = {"block": block, "moments": moments, "forward": scratch, "masks": masks, "microbatch": microbatch}
             yield Phase("collect", device, host)
         yield _solve(work, index, host, masks)
@@ -105,9 +112,18 @@ def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) ->
     decoder, method = work.decoder, work.method
     itemsize, shapes = _stored_itemsize(decoder), decoder.linears(index)
     inputs = sorted(inputs_of(decoder, index), key=lambda one: one[0], reverse=True)
-    waiting = sum(moment_bytes(method.statistic, columns) for columns, _ in inputs)
+    waiting = sum(_sums(work, index, columns, names) for columns, names in inputs)
     solved, packed, peak = 0, 0, Phase("solve")
     for columns, names in inputs:
+        own, weights = _sums(work, index, columns, names), 0
+        if work.fit is not None:
+            weights = sum(shapes[name][0] for name in names) * columns * itemsize
+            fitting = max(fitting_bytes(shapes[name][0], columns, work.chooses_strength) for name in names)
+            device = {"moments": waiting, "weight": 2 * weights, "solver": fitting, "masks": masks}
+            peak = max(peak, Phase("solve", device, {**host, "solved weights": solved + packed}), key=_total)
+            # Fitted weights take the place of the drifts; the moment stays.
+            waiting -= own - moment_bytes(Statistic.FULL, columns)
+            own = moment_bytes(Statistic.FULL, columns)
         preparing = {"moments": waiting, "factor": preparing_bytes(method, columns), "masks": masks}
         peak = max(peak, Phase("solve", preparing, {**host, "solved weights": solved + packed}), key=_total)
         for name in names:
@@ -115,15 +131,24 @@ def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) ->
             device = {
                 "moments": waiting,
                 "factor": factor_bytes(method, columns),
-                "weight": rows * columns * itemsize,
+                "weight": max(weights, rows * columns * itemsize),
                 "solver": solving_bytes(method, rows, columns, itemsize),
                 "masks": masks,
             }
             peak = max(peak, Phase("solve", device, {**host, "solved weights": solved + packed}), key=_total)
             solved += rows * columns * itemsize
             packed += rows * columns * getattr(method, "bits", 0) // 8
-        waiting -= moment_bytes(method.statistic, columns)
+        waiting -= own
     return peak
+
+
+def _sums(work: PlannedRun, index: int, columns: int, names: Iterable[str]) -> int:
+    """Compute the bytes of what is summed up at one input: moments, and drifts where linears are fitted."""
+    sums = moment_bytes(work.statistic, columns)
+    if work.fit is not None:
+        rows = sum(work.decoder.linears(index)[name][0] for name in names)
+        sums = (sums + 4 * rows * columns) * (2 if work.chooses_strength else 1)
+    return sums
 
 
 def _evaluate(work: PlannedWork) -> Phase:
@@ -168,6 +193,25 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
             collected = collect(decoder, block, index, [hidden, hidden], statistic)
             moments = {id(moment): moment for moment in collected.moments.values()}.values()
             return live.peak - sum(moment.sum.nbytes for moment in moments)
+
+
+@lru_cache(maxsize=256)
+def _drift_bytes(decoder: Decoder, index: int, rows: int, length: int, chooses: bool) -> int:
+    """Measure the peak bytes of a block's two forwards without block, sums, masks and its own inputs."""
+    with torch.inference_mode():
+        block = decoder.load_block(index, decoder.read_block(index))
+        width = decoder.checkpoint.hidden_size
+        hidden = torch.empty(rows, length, width, dtype=decoder.compute_dtype, device=decoder.device)
+        decoder.run_block(block, index, hidden)
+        held = torch.arange(rows) == 0 if chooses else None
+        pairs = [Pair(hidden, hidden.clone(), held)] * 2
+        writers = [name for name, shape in decoder.linears(index).items() if shape[0] == width]
+        with LiveBytes() as live:
+            collected = collect_with_drift(decoder, block, block, index, pairs, lambda _: None, writers)
+            peak, parts = live.peak, [one for one in (collected, collected.held) if one is not None]
+            moments = {id(moment): moment.sum for one in parts for moment in one.moments.values()}
+            drifts = [drift.sum for one in parts for drift in one.drifts.values()]
+            return peak - sum(one.nbytes for one in (*moments.values(), *drifts))
 
 
 def _mask_bytes(work: PlannedWork) -> int:

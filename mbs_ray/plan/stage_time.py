@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mbs_ray.cluster.sharding import assign_longest_first
-from mbs_ray.methods import Factored, Method, Statistic
+from mbs_ray.methods import HELD_OUT, Factored, Method, Statistic
 from mbs_ray.methods.leaf import LEAST_COLUMNS
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
@@ -39,7 +39,7 @@ def stage_seconds(
         own = _block(work, index, rates, tier, cuda)
         share = _largest_hand(work, index, replicas)
         for part, seconds in own.items():
-            seconds *= share if part in ("factorise", "solve") else 1.0
+            seconds *= share if part in ("factorise", "fit", "solve") else 1.0
             parts[part] = parts.get(part, 0.0) + seconds
     if last and work.evaluation:
         tokens = sum(one.tokens for one in work.evaluation)
@@ -99,11 +99,16 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
     forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
     if isinstance(work, PlannedRun):
         method, calibration = work.method, work.calibration
-        if method.statistic is not Statistic.NONE:
-            once = forwards[calibration] + _moving(decoder, [calibration], rates, tier, cuda, 1) + placed
+        own = [calibration] * (1 if work.fit is None else 2)
+        if work.statistic is not Statistic.NONE:
+            once = forwards[calibration] + _moving(decoder, own, rates, tier, cuda, 1) + placed
             # In a true sequence every input takes a forward: the linears before it have changed.
-            parts["collect"] = once * (len(inputs_of(decoder, index)) if work.true_sequential else 1)
-        if method.statistic is Statistic.FULL:
+            repeated = len(inputs_of(decoder, index)) if work.true_sequential else 1
+            parts["collect"] = once * repeated
+            if work.fit is not None:
+                # Of the dense model's forwards one propagates, where anything follows.
+                parts["collect"] += forwards[calibration] * (repeated - (index < decoder.blocks - 1))
+        if work.statistic is Statistic.FULL:
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
         factors, solved = solve_operations(decoder, index)
         weights = sum(rows * columns for rows, columns in decoder.linears(index).values())
@@ -111,6 +116,11 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         if isinstance(method, Factored):
             parts["factorise"] = factors / rates.factor
             parts["solve"] += solved * products_of(method) / rates.product
+        if work.fit is not None:
+            # Drifts of all tokens and of those held out; a step of two products, and one to try it on the latter.
+            held, chosen = (1 / HELD_OUT, 1) if work.chooses_strength else (0.0, 0)
+            parts["moments"] += held * parts["moments"] + 2 * (1 + held) * weights * calibration.tokens / rates.moments
+            parts["fit"] = (1 + chosen) * factors / rates.factor + (4 + 6 * chosen) * solved / rates.product
         if cuda:
             moved = float(weights * decoder.stored_dtype.itemsize)
             parts["solve"] += moved / rates.upload + moved / rates.download

@@ -100,22 +100,38 @@ class DenseStatistics(FrozenSpec):
         return f"{self.mode}{size}{'' if self.weights == 'shares' else f'-{self.weights}'}"
 
 
-def _statistics(value: Any) -> Any:
+class DenseFit(FrozenSpec):
+    """Linears that lead the compressed model back to the outputs of the dense one, before they are compressed."""
+
+    mode: Literal["dense"] = "dense"
+    strength: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto",
+        description="how much of the step towards the dense model is taken; auto: half of what fits the tokens of "
+        "every eighth segment best, for each linear",
+    )
+
+    @property
+    def label(self) -> str:
+        return self.mode if self.strength == "auto" else f"{self.mode}-{self.strength:g}"
+
+
+def _or_propagated(field: str, value: Any) -> Any:
+    """Read a field whose values are ``propagated``, which is None, and ``dense`` with fields of its own."""
     mode = value.get("mode", "dense") if isinstance(value, Mapping) else value
     if isinstance(mode, str) and mode not in (PROPAGATED, "dense"):
-        raise ValueError(f"unknown statistics {mode!r}; there are {PROPAGATED} and dense")
+        raise ValueError(f"unknown {field} {mode!r}; there are {PROPAGATED} and dense")
     if mode != PROPAGATED:
         return {} if value == "dense" else value
     if isinstance(value, Mapping) and len(value) > 1:
-        raise ValueError(f"{PROPAGATED} statistics have no field {next(key for key in value if key != 'mode')!r}")
+        raise ValueError(f"{PROPAGATED} {field} has no field {next(key for key in value if key != 'mode')!r}")
     return None
 
 
+_PLAIN = PlainSerializer(lambda value: PROPAGATED if value is None else value.model_dump())
 StatisticsField = Annotated[
-    DenseStatistics | None,
-    BeforeValidator(_statistics),
-    PlainSerializer(lambda value: PROPAGATED if value is None else value.model_dump()),
+    DenseStatistics | None, BeforeValidator(lambda value: _or_propagated("statistics", value)), _PLAIN
 ]
+FitField = Annotated[DenseFit | None, BeforeValidator(lambda value: _or_propagated("fit_to", value)), _PLAIN]
 
 
 class RunSpec(FrozenSpec):
@@ -149,6 +165,11 @@ class RunSpec(FrozenSpec):
         None,
         description="of second moments: propagated: from blocks after compressed ones; dense: from the model as it is",
     )
+    fit_to: FitField = Field(
+        None,
+        description="whose outputs linears are fitted to: propagated: their own, on inputs after compressed blocks; "
+        "dense: the dense model's, residual stream included; a forward and about twice the moments",
+    )
     true_sequential: bool = Field(
         False, description="linears of a block see those before them compressed; a forward for each input of a block"
     )
@@ -162,6 +183,17 @@ class RunSpec(FrozenSpec):
     @property
     def statistics_label(self) -> str:
         return PROPAGATED if self.statistics is None else self.statistics.label
+
+    @property
+    def fit_label(self) -> str:
+        return PROPAGATED if self.fit_to is None else self.fit_to.label
+
+    @field_validator("fit_to")
+    @classmethod
+    def _drifting(cls, value: DenseFit | None, info: ValidationInfo) -> DenseFit | None:
+        if value is not None and info.data.get("statistics") is not None:
+            raise ValueError("dense statistics see no inputs after compressed blocks; take propagated ones")
+        return value
 
     @field_validator("true_sequential")
     @classmethod

@@ -125,6 +125,8 @@ def _label_part(field: str, run: RunSpec) -> str:
     """Format a field's value as part of a run's name."""
     if field == "statistics":
         return run.statistics_label
+    if field == "fit_to":
+        return f"fit-{run.fit_label}"
     if field == "evaluation":
         return field
     return f"{field.replace('_', '-')}{getattr(run, field)}"

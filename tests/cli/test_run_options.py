@@ -84,6 +84,7 @@ def test_without_options_a_run_is_the_spec_of_what_is_required() -> None:
         ("compute_dtype", "bfloat16", "bfloat16"),
         ("microbatch", 3, 3),
         ("statistics", "dense:segments_per_language=4", {"mode": "dense", "segments_per_language": 4}),
+        ("fit_to", "dense:strength=0.5", {"mode": "dense", "strength": 0.5}),
         ("true_sequential", True, True),
         ("per_language", True, True),
         ("keep", "metrics", "metrics"),

@@ -79,15 +79,40 @@ def test_two_replicas_give_the_bits_of_two_sums_that_are_added(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fit", [False, True])
 def test_in_a_true_sequence_replicas_take_turns_together(
-    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
+    fit: bool, bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
     jobs = [
-        make_job("run", bloom, tmp_path / str(run), 1, calibration, held_out, SPARSE, true_sequential=True, replicas=2)
+        make_job(
+            "run", bloom, tmp_path / str(run), 1, calibration, held_out, SPARSE,
+            true_sequential=True, replicas=2, fit=fit,
+        )
         for run in range(2)
-    ]
+    ]  # fmt: skip
     assert all(run_all(1, [job])["run"].error is None for job in jobs)
     assert digest(jobs[0].directory) == digest(jobs[1].directory)
+
+
+@pytest.mark.slow
+def test_replicas_fit_their_run_to_the_dense_model_as_one_does(
+    bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
+) -> None:
+    """Block by block to bfloat16's last bit: magnitudes do not depend on the order of sums, so that nothing jumps."""
+    for replicas in (1, 2):
+        folder, method = tmp_path / str(replicas), {"name": "magnitude"}
+        job = make_job("run", bloom, folder, 2, calibration, held_out, method, replicas=replicas, fit=True)
+        assert run_all(2, [job])["run"].error is None
+    one, two = (read_block_reports(tmp_path / name / "blocks") for name in ("1", "2"))
+    for alone, shared in zip(one, two, strict=True):
+        assert [linear.strength for linear in alone.linears] == pytest.approx(
+            [linear.strength for linear in shared.linears], abs=0.02
+        )
+        whole, summed = (read_block(tmp_path / name / "blocks", alone.block) or {} for name in ("1", "2"))
+        for name, tensor in whole.items():
+            # A weight at the threshold may fall on its other side.
+            apart = (tensor.float() - summed[name].float()).abs() > 2**-7 * tensor.float().abs() + 1e-3
+            assert apart.float().mean() < 0.01, name
 
 
 @pytest.mark.slow

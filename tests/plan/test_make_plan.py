@@ -18,8 +18,9 @@ from mbs_ray.plan.plan_view import closing_lines, host_budget, summary, tables
 from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.results_size import blocks_bytes, kept_bytes, packed_bytes, results_bytes
-from mbs_ray.plan.stage_time import Seconds, moment_operations, solve_operations, stage_seconds
+from mbs_ray.plan.stage_time import Seconds, forward_seconds, moment_operations, solve_operations, stage_seconds
 from mbs_ray.plan.units import duration, format_gib, parse_rate, parse_size
+from mbs_ray.run.spec import DenseFit
 
 GB = 10**9
 RATES = assumed_rates("A100", True, 1, torch.bfloat16)
@@ -197,6 +198,21 @@ def test_a_true_sequence_takes_a_forward_for_each_of_the_four_inputs(works):
     four = stage_seconds(replace(works[0], true_sequential=True), range(1), False, RATES, "host", True).parts
     assert four.pop("collect") == pytest.approx(4 * once.pop("collect"))
     assert four == once
+
+
+def test_fitting_takes_a_forward_of_the_dense_model_and_its_share_of_solving(works):
+    plain, fitted = (replace(works[0], fit=fit) for fit in (None, DenseFit(strength=0.5)))
+    chosen = replace(works[0], fit=DenseFit())
+    for block in (0, 69):
+        before, after, auto = (
+            stage_seconds(one, range(block, block + 1), False, RATES, "host", True).parts
+            for one in (plain, fitted, chosen)
+        )
+        assert after.keys() - before.keys() == {"fit"}
+        forward = forward_seconds(works[0].decoder, block, works[0].calibration, RATES)
+        more = sum(after[part] - before[part] for part in ("collect", "propagate"))
+        assert more >= forward and more == pytest.approx(forward, rel=0.5)
+        assert auto["fit"] > 1.9 * after["fit"] and auto["moments"] > after["moments"] > before["moments"]
 
 
 def test_the_plan_is_said_and_shown(works):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import METHODS, Moment, Statistic, build_method
+from mbs_ray.methods import METHODS, Drift, HeldOut, Moment, Statistic, build_method, fitted, strengths
 from mbs_ray.methods.factor import Factored
 from mbs_ray.plan.live_bytes import LiveBytes
-from mbs_ray.plan.solver_memory import factor_bytes, preparing_bytes, solving_bytes
+from mbs_ray.plan.solver_memory import factor_bytes, fitting_bytes, preparing_bytes, solving_bytes
 
 _CASES = [
     {"name": "sparsegpt"},
@@ -67,6 +67,26 @@ def test_a_method_holds_what_the_plan_says_and_gives_it_back(spec, dtype):
     assert solving.peak == pytest.approx(solving_bytes(method, rows, columns, dtype.itemsize), rel=0.06)
     parts = [result.weight, result.codes, result.scales, result.zeros]
     assert solving.now == pytest.approx(sum(part.nbytes for part in parts if part is not None), rel=0.01)
+
+
+@pytest.mark.parametrize("chooses", [True, False])
+@pytest.mark.parametrize("rows", [256, 2048])
+def test_fitting_holds_what_the_plan_says(chooses, rows):
+    columns, generator = 1024, torch.Generator().manual_seed(0)
+    weight = {"w": torch.randn(rows, columns).bfloat16()}
+    inputs, missing = (torch.randn(2 * columns, one, generator=generator) for one in (columns, rows))
+    sums = []
+    for part in (slice(0, columns // 4), slice(None)):
+        moment, drift = Moment.zeros(columns, Statistic.FULL), Drift.zeros(rows, columns)
+        moment.add(inputs[part])
+        drift.add(missing[part], inputs[part])
+        sums.append((moment, {"w": drift}))
+    (held, held_drifts), (moment, drifts) = sums
+    with torch.inference_mode(), LiveBytes() as live:
+        taken = strengths(weight, moment, drifts, HeldOut(held, held_drifts)) if chooses else {"w": 0.5}
+        result = fitted(weight, moment, drifts, taken)
+    assert live.now == result["w"].nbytes == 2 * rows * columns
+    assert live.peak == pytest.approx(fitting_bytes(rows, columns, chooses), rel=0.06)
 
 
 def test_every_method_has_a_formula():

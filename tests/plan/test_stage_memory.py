@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mbs_ray.compression.collect import collect
+from mbs_ray.compression.collect_drift import Pair, collect_with_drift, residual_writers
 from mbs_ray.methods import Statistic, build_method
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
@@ -11,6 +12,7 @@ from mbs_ray.plan.live_bytes import LiveBytes
 from mbs_ray.plan.meta_checkpoint import MetaCheckpoint, MetaDecoder, meta_checkpoint
 from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.stage_memory import Phase, block_bytes, inputs_of, phases_of
+from mbs_ray.run.spec import DenseFit
 
 #: Parameters of the repositories on the hub.
 _PARAMETERS = {
@@ -80,6 +82,30 @@ def test_a_forward_holds_as_much_as_the_same_one_with_numbers(bloom, statistic):
     assert live.peak == parts["forward"] + moments
     if statistic is Statistic.FULL:
         assert sum({id(one): one.sum.nbytes for one in collected.moments.values()}.values()) == moments
+
+
+@pytest.mark.parametrize("strength", ["auto", 0.5])
+def test_fitting_holds_drifts_and_both_models_states(strength, bloom, largest):
+    real = Decoder(Checkpoint(bloom), torch.float32)
+    planned = MetaDecoder(meta_checkpoint(str(bloom)), torch.float32)
+    fit = DenseFit(strength=strength)
+    work = PlannedRun("run", planned, build_method("wanda"), TokenBatches(6, 96, 3), (), fit=fit)
+    collected = next(one for one in phases_of(work, [1], last=False) if one.name == "collect").device
+    sums = 4 * (3 * 32**2 + 128**2 + 12 * 32**2) * (2 if strength == "auto" else 1)
+    assert collected["moments"] == sums
+    with torch.inference_mode():
+        held = torch.tensor([True, False, False]) if strength == "auto" else None
+        pairs = [Pair(torch.randn(3, 96, 32), torch.randn(3, 96, 32), held) for _ in range(2)]
+        block = real.load_block(1, real.read_block(1))
+        real.run_block(block, 1, pairs[0].hidden)
+        writers = residual_writers(real, block, 1)
+        with LiveBytes() as live:
+            collect_with_drift(real, block, block, 1, pairs, lambda _: None, writers)
+    assert live.peak == collected["forward"] + sums
+    assert len(work.batches) == 2
+    phases = {one.name: one for one in phases_of(_work(largest, fit=fit), [0], last=False)}
+    whole = 4 * (3 * 14336**2 + 57344**2 + 12 * 14336**2) * (2 if strength == "auto" else 1)
+    assert phases["collect"].device["moments"] == phases["solve"].device["moments"] == whole
 
 
 def test_memory_follows_the_block_and_not_the_model():

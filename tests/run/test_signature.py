@@ -15,3 +15,12 @@ def test_refining_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_pa
     signed = [signature(one, Numerics("cpu", 1), 1)["method"] for one in prepared_runs(sweep, tmp_path)]
     assert [one.get("refine") for one in signed] == [None, 2, None]
     assert signed[1] == {**signed[0], "refine": 2}
+
+
+def test_fitting_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_path: Path) -> None:
+    run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en"], "segments": 2, "sequence_length": 8}
+    grid = {"method": ["wanda"], "fit_to": ["propagated", "dense"]}
+    sweep = validated(SweepSpec, {"name": "signed", "run": {**run, "sampling": "equal"}, "grid": grid})
+    plain, fitted = (signature(one, Numerics("cpu", 1), 1) for one in prepared_runs(sweep, tmp_path))
+    assert fitted == {**plain, "fit_to": {"mode": "dense", "strength": "auto"}}
+    assert "fit_to" not in plain

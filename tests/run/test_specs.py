@@ -85,6 +85,15 @@ def test_statistics_are_propagated_unless_said_and_are_told_apart_in_labels(tmp_
     assert propagated.model_dump(mode="json")["statistics"] == "propagated"
 
 
+def test_what_runs_are_fitted_to_is_told_apart_in_labels(tmp_path: Path) -> None:
+    fits = ["propagated", "dense", {"strength": 0.25}]
+    sweep = load_sweep(write(tmp_path, grid={"method": ["wanda"], "sampling": ["equal"], "fit_to": fits}))
+    runs = sweep.runs()
+    assert [run.fit_to and run.fit_to.strength for run in runs] == [None, "auto", 0.25]
+    assert sweep.labels(runs) == [f"wanda-50-equal-fit-{end}" for end in ("propagated", "dense", "dense-0.25")]
+    assert all(validated(RunSpec, run.model_dump(mode="json")) == run for run in runs)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -115,6 +124,10 @@ def test_statistics_are_propagated_unless_said_and_are_told_apart_in_labels(tmp_
         ({"statistics": {"weight": "shares"}}, r"statistics\.weight: no such field"),
         ({"statistics": {"mode": "propagated", "weights": "shares"}}, "statistics: .*propagated .*no field 'weights'"),
         ({"statistics": "dense", "true_sequential": True}, "true_sequential: .*dense statistics see no linear"),
+        ({"fit_to": "sparse"}, "fit_to: .*unknown fit_to 'sparse'; there are propagated and dense"),
+        ({"fit_to": {"strength": 0}}, r"fit_to\.strength.*: Input should be"),
+        ({"fit_to": {"strengths": 0.5}}, r"fit_to\.strengths: no such field"),
+        ({"fit_to": "dense", "statistics": "dense"}, "fit_to: .*dense statistics see no inputs after compressed"),
         ({"offload": "disk"}, "offload: Input should be 'auto', 'none', 'host' or 'nvme'"),
     ],
 )

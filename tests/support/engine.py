@@ -10,7 +10,7 @@ import torch
 
 from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.cluster.job import Compress, Job, Score, Work, job_text
+from mbs_ray.cluster.job import Compress, Fit, Job, Score, Work, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.pipeline import Outcome
@@ -62,11 +62,15 @@ def make_job(
     true_sequential: bool = False,
     replicas: int = 1,
     per_language: bool = False,
+    fit: bool | float = False,
 ) -> Job:
+    """``fit``: to the dense model, by a strength that is found (True) or given."""
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
     work: Work = Score()
     if method is not None and calibration is not None:
-        work = Compress(method, job_text("calibration", calibration), true_sequential, per_language)
+        text = job_text("calibration", calibration)
+        beside = Fit(job_text("dense", calibration), None if fit is True else fit) if fit else None
+        work = Compress(method, text, true_sequential, per_language, beside)
     return Job(
         key=key,
         model=model,

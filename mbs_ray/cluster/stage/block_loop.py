@@ -1,10 +1,11 @@
 """The loop of the whole system: what a stage does with each of its blocks, one step under the other."""
 
-from mbs_ray.cluster.job import Collect, Compress, CompressStored, Score, Try
+from mbs_ray.cluster.job import Collect, Compress, CompressStored, JobText, Score, Try
 from mbs_ray.cluster.stage.block_measuring import measure
 from mbs_ray.cluster.stage.block_reader import BlockReader, StageBlock, read_dense
 from mbs_ray.cluster.stage.block_solver import collect, solve, solving_groups
 from mbs_ray.cluster.stage.block_writer import write
+from mbs_ray.cluster.stage.dense_beside import collect_beside, propagate_dense
 from mbs_ray.cluster.stage.dense_collecting import collect_pool
 from mbs_ray.cluster.stage.stage_run import StageRun, read_tokens
 from mbs_ray.cluster.stage.stage_scoring import score_evaluation
@@ -17,7 +18,8 @@ def take_through(run: StageRun) -> None:
 
     1. embed      the first stage looks up the embedding of every token
     2. read       a block, while the one before it is computed; a finished one as the run directory holds it
-    3. collect    second moments of its linears' inputs, in a forward of the dense block, or from files
+    3. collect    second moments of its linears' inputs, in a forward of the dense block, or from files; where linears
+                  are fitted to the dense model, its hidden states beside them
     4. solve      every linear, dealt out to the replicas
     5. measure    what each language loses, if requested
     6. write      the compressed block, and its report; its digest follows while the stage goes on
@@ -38,6 +40,8 @@ def take_through(run: StageRun) -> None:
     for block in blocks:
         match work:
             case Compress() | CompressStored():
+                if block.finished and isinstance(work, Compress) and work.fit is not None:
+                    propagate_dense(run, work.fit, block.index)
                 _compress(run, work, block)
                 _propagate(run, block)
                 _report(run, block)
@@ -57,9 +61,14 @@ def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock)
         return
     method = build_method(work.method)
     dense = dict(block.tensors)
-    for group in solving_groups(run, work, method, block):
-        moments = collect(run, work, method, block, group)
-        solve(run, method, block, group, moments)
+    fit = work.fit if isinstance(work, Compress) else None
+    groups = solving_groups(run, work, method, block)
+    for group in groups:
+        if fit is None:
+            collected = collect(run, work, method, block, group)
+        else:
+            collected = collect_beside(run, fit, block, dense, group, passes_on=group is groups[-1])
+        solve(run, method, block, group, collected, fit)
     measure(run, work, block, dense)
     write(run, block)
 
@@ -87,10 +96,13 @@ def _embed(run: StageRun) -> None:
 
 def _propagate(run: StageRun, block: StageBlock) -> None:
     """Compute the input of the next block, kept here or handed to the next stage."""
-    microbatches = run.microbatches
+    skipped: tuple[JobText, ...] = ()
     if block.index == run.job.blocks[-1][-1]:
         # Nothing follows the last block but the head, which calibration segments never see.
-        microbatches = [one for one in microbatches if all(one.file is not text for text in run.job.learned)]
+        skipped = run.job.learned
+    elif isinstance(run.job.work, Compress) and run.job.work.fit is not None:
+        skipped = (run.job.work.fit.dense,)
+    microbatches = [one for one in run.microbatches if all(one.file is not text for text in skipped)]
     with run.timed(block.report, "propagate"):
         module = run.decoder.load_block(block.index, block.tensors)
         for microbatch in run.follow(block.index, "propagate", microbatches):

@@ -1,6 +1,6 @@
 """Collecting the moments of a block's linears and solving them, divided among the replicas of a stage."""
 
-from mbs_ray.cluster.job import Compress, CompressStored, Try
+from mbs_ray.cluster.job import Compress, CompressStored, Fit, Try
 from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
@@ -17,8 +17,11 @@ def solving_groups(
 ) -> list[list[str]]:
     """Group the linears that are solved after one forward: all, or in a true sequence those that share an input."""
     decoder = run.decoder
-    sequential = isinstance(work, Compress) and work.true_sequential
-    if not sequential or method.statistic is Statistic.NONE:
+    if (
+        not isinstance(work, Compress)
+        or not work.true_sequential
+        or (method.statistic is Statistic.NONE and work.fit is None)
+    ):
         return [list(decoder.linears(block.index))]
     first = run.microbatches_of(run.job.learned[0])[0]
     hidden = run.store.get(first.index, block.index, decoder.device)
@@ -41,12 +44,18 @@ def collect(
 
 
 def solve(
-    run: StageRun, method: Method, block: StageBlock, group: list[str], collected: Collected | RunMoments
+    run: StageRun,
+    method: Method,
+    block: StageBlock,
+    group: list[str],
+    collected: Collected | RunMoments,
+    fit: Fit | None = None,
 ) -> None:
     """Replace the weights of these linears in the block, keep their packed forms, and report what they lost."""
     decoder, report, replicas = run.decoder, block.report, run.replicas
     linears = decoder.linears(block.index)
-    where, statistic, inputs = f"block {block.index}", method.statistic, collected.inputs()
+    where, inputs = f"block {block.index}", collected.inputs()
+    statistic = method.statistic if fit is None else Statistic.FULL
     check_called(group, inputs, statistic, where)
     # Every replica computes the same owners, so that they need not be exchanged. Then: each owner gets the summed
     # moments of its linears (reduce), solves those, and everybody gets all solved weights (broadcast).
@@ -63,7 +72,8 @@ def solve(
             collected = replicas.gather(collected, owners)
     with run.timed(report, "solve"):
         run.tell(block.index, "solve", 0, 1)
-        solved = solve_linears(block.tensors, own, collected, method, decoder.device, where)
+        strength = None if fit is None else fit.strength
+        solved = solve_linears(block.tensors, own, collected, method, decoder.device, where, strength)
     with run.exchanged(report, "broadcast"):
         run.agree(block.index)
         solved = replicas.share(solved, owners, block.tensors)

@@ -130,9 +130,8 @@ class ReplicaGroup:
         with _peers():
             for group in collected.inputs():
                 moment, owner = collected.moments[group[0]], owners[group[0]]
-                for part in moment.sum.view(-1).split(_ELEMENTS_AT_ONCE):
-                    dist.reduce(part, owner)
-                energies = [float(collected.energies[name]) for name in group]
+                _reduce_large(moment.sum, owner)
+                energies = [float(collected.energies.get(name, 0.0)) for name in group]
                 counts = torch.tensor([moment.tokens, *energies], dtype=torch.float64)
                 dist.reduce(counts, owner)
                 for name in group:
@@ -142,6 +141,13 @@ class ReplicaGroup:
                     own.moments |= dict.fromkeys(group, whole)
                     own.energies |= dict(zip(group, counts[1:], strict=True))
                 del moment
+            for name in list(collected.drifts):
+                drift = collected.drifts.pop(name)
+                _reduce_large(drift.sum, owners[name])
+                if owners[name] == self.rank:
+                    own.drifts[name] = drift
+        if collected.held is not None:
+            own.held = self.gather(collected.held, owners)
         return own
 
     def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
@@ -198,6 +204,11 @@ class ReplicaGroup:
                     received = torch.empty(shape, dtype=getattr(torch, dtype))
                     dist.recv(_bytes(received), source)
                     whole.packed[name][part] = received
+
+
+def _reduce_large(sums: Tensor, owner: int) -> None:
+    for part in sums.view(-1).split(_ELEMENTS_AT_ONCE):
+        dist.reduce(part, owner)
 
 
 def _send_facts(solved: Solved) -> None:

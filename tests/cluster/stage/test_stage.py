@@ -58,7 +58,7 @@ def stage(number: int, stages: int, following: Any = None) -> Stage:
 
 
 def job_of(bloom: Path, folder: Path, stages: int, calibration: SegmentSet) -> Job:
-    return make_job("run", bloom, folder, stages, calibration, calibration, GPTQ, per_language=True)
+    return make_job("run", bloom, folder, stages, calibration, calibration, GPTQ, per_language=True, fit=True)
 
 
 def layer_errors(job: Job) -> list[Any]:
