@@ -12,6 +12,7 @@ from benchmarks.studies import (
     adaptive,
     budget,
     dense,
+    fit,
     hessian,
     monolingual,
     pairs,
@@ -54,6 +55,7 @@ def main() -> None:
         "pairs": (pairs, "pairs"),
         "dense": (dense, "dense-moments"),
         "refine": (refine, "refine"),
+        "fit-to-dense": (fit, "fit-to-dense"),
     }.items():
         module, sweep = study
         if there(sweep):
@@ -61,10 +63,11 @@ def main() -> None:
             save_figure(module.figure(results / sweep), docs / f"{name}.png")
     if there("dense-moments"):
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense-moments'))}", flush=True)
-    if there("refine-kept-out"):
-        print(
-            f"## refining, languages kept out\n\n{markdown(refine.kept_out(results / 'refine-kept-out'))}", flush=True
-        )
+    if there("fit-and-refine"):
+        print(f"## fitted and refined\n\n{markdown(fit.together(results / 'fit-to-dense'))}", flush=True)
+    for name, module in {"refine-kept-out": refine, "fit-kept-out": fit}.items():
+        if there(name):
+            print(f"## {name}\n\n{markdown(module.kept_out(results / name))}", flush=True)
     if there("mixtures"):
         sweeps = [results / name for name in ("mixtures", "adaptive-english") if there(name)]
         print(f"## adaptive\n\n{markdown(adaptive.table(sweeps))}", flush=True)

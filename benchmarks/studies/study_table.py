@@ -9,7 +9,7 @@ from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
 from mbs_ray.languages.distribution import model_distribution
 from mbs_ray.languages.sampling_registry import build_sampling
 from mbs_ray.methods import build_method
-from mbs_ray.run.spec import PROPAGATED, DenseStatistics
+from mbs_ray.run.spec import PROPAGATED, DenseFit, DenseStatistics
 
 
 def increases(sweep: Path) -> pd.DataFrame:
@@ -30,6 +30,7 @@ def increases(sweep: Path) -> pd.DataFrame:
             "calibration": read(run / "signature.json")["calibration"],
             "options": spec["sampling"],
             "statistics": _statistics(spec),
+            "fit": _fit(spec),
         }
         for language, value in MetricNames().rows(INCREASE, read(result)["metrics"]).items():
             if language not in SUMMARIES:
@@ -40,6 +41,11 @@ def increases(sweep: Path) -> pd.DataFrame:
 def _statistics(spec: dict) -> str:
     dense = spec.get("statistics", PROPAGATED)  # runs of earlier versions say nothing
     return PROPAGATED if dense == PROPAGATED else DenseStatistics(**dense).label
+
+
+def _fit(spec: dict) -> str:
+    dense = spec.get("fit_to", PROPAGATED)
+    return PROPAGATED if dense == PROPAGATED else DenseFit(**dense).label
 
 
 def summaries(logs: pd.Series, keys: list[str]) -> pd.DataFrame:

@@ -7,18 +7,15 @@ languages.
 import difflib
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
-from mbs_ray.languages.codes import shortest_code
-from mbs_ray.languages.facts import LANGUAGES, table_order
+from mbs_ray.evaluation.task_languages import TaskName, task_language
+from mbs_ray.languages.facts import table_order
 
-#: Of a task whose name tells no language: ISO 639's code for that.
-UNDETERMINED = "und"
 # lm-eval's own default, so that examples are those of other people's results.
 _FEWSHOT_SEED = 1234
 _SCORED = ("multiple_choice", "loglikelihood")
@@ -34,37 +31,6 @@ class TaskScore:
     accuracy: float
     stderr: float | None
     documents: int
-
-
-def task_language(name: str) -> tuple[str, str]:
-    """(task, language) of a task's name in lm-eval: ``xnli_zh`` → (``xnli``, ``zh-Hans``).
-
-    A language that is not in our table has the code of BCP 47 (``xcopa_qu``, ``belebele_deu_Latn`` → ``de``); a name
-    without one is of language ``und``. Three letters, with or without a script (``belebele_eng_Latn``), are a language
-    where the table, or the script, says so.
-    """
-    found = re.fullmatch(r"(?P<task>.+?)_(?P<code>[a-z]{2,3})(_(?P<script>[A-Z][a-z]{3}))?", name)
-    if found is None:
-        return name, UNDETERMINED
-    code, script = found["code"], found["script"]
-    language = _known(code, script)
-    if language is None and (script or len(code) == 2):
-        language = shortest_code(f"{code}-{script}" if script else code)
-    return (name, UNDETERMINED) if language is None else (found["task"], language)
-
-
-# xwinograd_jp is Japanese; zh without a script is the simplified one in the tasks that have it; FLORES' names.
-_OTHER_CODES = {"zh": "zh-Hans", "jp": "ja", "zho": "zh-Hans", "swa": "sw"}
-
-
-def _known(code: str, script: str | None) -> str | None:
-    if script is None:
-        by_code = {one.iso639_3: one.code for one in reversed(list(LANGUAGES.values()))}
-        return code if code in LANGUAGES else _OTHER_CODES.get(code, by_code.get(code))
-    for one in LANGUAGES.values():
-        if one.script == script and (one.iso639_3 == code or (code == "zho" and one.iso639_3 == "cmn")):
-            return one.code
-    return None
 
 
 def require_harness() -> None:
@@ -94,7 +60,7 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
             hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists them"
             raise InputError(f"task {name}: lm-evaluation-harness {harness_version()} has none of this name; {hint}")
         tasks |= _load(manager, name)
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[TaskName, str] = {}
     for name, task in tasks.items():
         if task.OUTPUT_TYPE not in _SCORED or "acc" not in task.aggregation():
             raise InputError(
@@ -103,7 +69,7 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
             )
         key = task_language(name)
         if key in seen:
-            raise InputError(f"tasks {seen[key]} and {name} both are {key[0]} in {key[1]}; leave one out")
+            raise InputError(f"tasks {seen[key]} and {name} both are {key.task} in {key.language}; leave one out")
         seen[key] = name
     return tasks
 
@@ -124,16 +90,35 @@ def run_tasks(lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | No
     # Accuracies have a closed form; other metrics of a task, which nobody reads here, would be drawn 100,000 times.
     found = evaluate(lm, {"tasks": dict(tasks)}, limit=limit, bootstrap_iters=100, log_samples=False)
     assert found is not None
-    scores = []
+    by_task: dict[tuple[str, str], list[TaskScore]] = {}
     for name in tasks:
         result = found["results"][name]
         stderr = result.get("acc_stderr,none")
         known = isinstance(stderr, float) and math.isfinite(stderr)
         documents = found["n-samples"][name]["effective"]
-        task, language = task_language(name)
-        scores.append(TaskScore(task, language, float(result["acc,none"]), stderr if known else None, documents))
+        task, language, _ = task_language(name)
+        part = TaskScore(task, language, float(result["acc,none"]), stderr if known else None, documents)
+        by_task.setdefault((task, language), []).append(part)
+    scores = [whole_of(parts) for parts in by_task.values()]
     order = table_order(one.language for one in scores)
     return sorted(scores, key=lambda one: (one.task, order.index(one.language)))
+
+
+def whole_of(parts: Sequence[TaskScore]) -> TaskScore:
+    """Return the score of a task whose parts (subjects, for example) were scored: weighed by their documents.
+
+    The error is that of a mean over strata; None where a part has none.
+    """
+    documents = sum(one.documents for one in parts)
+    accuracy = math.fsum(one.accuracy * one.documents for one in parts) / documents
+    errors = [one.stderr for one in parts if one.stderr is not None]
+    stderr = None
+    if len(errors) == len(parts):
+        stderr = (
+            math.sqrt(math.fsum((error * one.documents) ** 2 for error, one in zip(errors, parts, strict=True)))
+            / documents
+        )
+    return parts[0] if len(parts) == 1 else TaskScore(parts[0].task, parts[0].language, accuracy, stderr, documents)
 
 
 def language_means(scores: Sequence[TaskScore]) -> dict[str, float]:

@@ -73,6 +73,8 @@ def shortest_code(code: str) -> str:
         return code
     if not language.is_valid():
         return code
+    # FLORES names the largest language of a group: Nepali is npi, Odia ory, Arabic arb.
+    language = language.prefer_macrolanguage()
     script, tag = language.script, str(language)
     if script is None or language.language in _SEVERAL_SCRIPTS:
         return tag
@@ -80,6 +82,20 @@ def shortest_code(code: str) -> str:
     # Korean's likely script is that of Hangul with Hanja, of which Hangul is a part.
     goes_without_saying = script == likely or (script, likely) == ("Hang", "Kore")
     return tag.replace(f"-{script}", "", 1) if goes_without_saying else tag
+
+
+@lru_cache
+def language_of_name(name: str) -> str | None:
+    """Return the code of an English name, ``basque`` → ``eu``; None where it is none."""
+    for one in LANGUAGES.values():
+        if one.name.lower() == name.lower():
+            return one.code
+    from langcodes import find
+
+    try:
+        return shortest_code(str(find(name, "en")))
+    except LookupError:
+        return None
 
 
 @lru_cache

@@ -21,6 +21,7 @@ from mbs_ray.evaluation.zero_shot import (
     run_tasks,
     task_language,
     task_metrics,
+    whole_of,
 )
 
 pytestmark = pytest.mark.usefixtures("own_tasks_only")
@@ -72,7 +73,18 @@ def test_a_language_counts_over_its_tasks_and_all_languages_alike() -> None:
     ],
 )
 def test_the_language_of_a_task_is_read_from_its_name(name: str, task: str, language: str) -> None:
-    assert task_language(name) == (task, language)
+    assert task_language(name) == (task, language, "")
+
+
+def test_parts_of_a_task_are_weighed_by_their_documents() -> None:
+    parts = [TaskScore("global_mmlu", "yo", 0.2, 0.04, 100), TaskScore("global_mmlu", "yo", 0.5, 0.05, 300)]
+    whole = whole_of(parts)
+    assert (whole.task, whole.language, whole.documents) == ("global_mmlu", "yo", 400)
+    assert whole.accuracy == pytest.approx((20 + 150) / 400)
+    # The variance of a mean over two strata.
+    assert whole.stderr == pytest.approx(((0.25 * 0.04) ** 2 + (0.75 * 0.05) ** 2) ** 0.5)
+    assert whole_of([parts[0], TaskScore("global_mmlu", "yo", 0.5, None, 300)]).stderr is None
+    assert whole_of(parts[:1]) is parts[0]
 
 
 def test_tasks_that_cannot_be_scored_are_named(tmp_path: Path, task_folder: Path) -> None:
