@@ -64,6 +64,7 @@ def main() -> None:
     if there("dense-moments"):
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense-moments'))}", flush=True)
     if there("fit-and-refine"):
+        save_figure(fit.figure_by_size(results / "fit-to-dense"), docs / "fit-by-size.png")
         print(f"## fitted and refined\n\n{markdown(fit.together(results / 'fit-to-dense'))}", flush=True)
     for name, module in {"refine-kept-out": refine, "fit-kept-out": fit}.items():
         if there(name):

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.studies import paired
+from benchmarks.studies.panels import legend_below, small_multiples
 from benchmarks.studies.study_table import increases
 from mbs_ray.run.spec import PROPAGATED
 
@@ -14,6 +15,16 @@ _SUFFIX = "-refine1"
 #: Beside this sweep: the same runs fitted and refined.
 _TOGETHER = "fit-and-refine"
 BOTH = "both"
+_WAYS = {
+    paired.WITHOUT: ("#999999", "method alone"),
+    paired.WITH: ("#56b4e9", "fit_to: dense"),
+    BOTH: ("#0072b2", "fit_to: dense, refine: 1"),
+}
+#: Methods by size.
+_SIZES = {
+    "bits of a weight (GPTQ)": {2: "gptq-2bit-g64", 3: "gptq-3bit-g64", 4: "gptq-4bit-g64"},
+    "% of the weights kept (SparseGPT)": {30: "sparsegpt-70", 40: "sparsegpt-60", 50: "sparsegpt-50"},
+}
 
 
 def _frame(sweep: Path) -> pd.DataFrame:
@@ -52,10 +63,31 @@ def kept_out(sweep: Path) -> pd.DataFrame:
 
 
 def figure(sweep: Path) -> Figure:
-    ways = {
-        paired.WITHOUT: ("#999999", "method alone"),
-        paired.WITH: ("#56b4e9", "fit_to: dense"),
-        BOTH: ("#0072b2", "fit_to: dense, refine: 1"),
-    }
     frame = pd.concat([_frame(sweep), _together(sweep)])
-    return paired.figure(frame, "Fitted to the dense model: perplexity over dense", ways)
+    return paired.figure(frame, "Fitted to the dense model: perplexity over dense", _WAYS)
+
+
+def figure_by_size(sweep: Path) -> Figure:
+    """Increase of the geometric mean against size, a curve per recipe: bits of a weight, and weights that stay."""
+    logs = paired.logs_by_run(pd.concat([_frame(sweep), _together(sweep)]))["geomean"].groupby(
+        ["model", "method", "way"]
+    )
+    means = logs.mean()
+    canvas, axes = small_multiples(2 * len(means.index.levels[0]), "Increase against size", "increase in %", height=3.4)
+    panels = iter(axes)
+    for model in means.index.levels[0]:
+        for name, sizes in _SIZES.items():
+            panel = next(panels)
+            for way, (colour, label) in _WAYS.items():
+                there = {size: method for size, method in sizes.items() if (model, method, way) in means.index}
+                heights = [100 * (np.exp(means[model, method, way]) - 1) for method in there.values()]
+                panel.plot(list(there), heights, "o-", color=colour, label=label, markersize=4)
+            panel.set_yscale("log")
+            panel.set_title(model, fontsize=10)
+            panel.set_xlabel(name, fontsize=9)
+            panel.set_xticks(list(sizes))
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("{x:g}")
+            panel.tick_params(axis="y", which="both", labelsize=7)
+    legend_below(canvas, columns=len(_WAYS))
+    return canvas

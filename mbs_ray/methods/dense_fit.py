@@ -87,12 +87,13 @@ def fitted(
     drifts: Mapping[str, Drift],
     strength: Mapping[str, float],
     name: str = "linear",
+    damping: float = DAMPING,
 ) -> dict[str, Tensor]:
     """Return the weights of the linears of one input, W + s Δ, each in its dtype.
 
     weights: [rows, columns] each; moment: full, with tokens. A drift of zeros, or a strength of 0, leaves every bit.
     """
-    factor = inverse_factor(moment, DAMPING, name)
+    factor = inverse_factor(moment, damping, name)
     return {
         linear: (weight.float() + strength[linear] * _step(drifts[linear].sum, factor)).to(weight.dtype)
         for linear, weight in weights.items()
