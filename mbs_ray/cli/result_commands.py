@@ -87,9 +87,12 @@ def export(
         ),
     ],
     to: Annotated[Path | None, typer.Option("--to", help="New folder; default: <run>/export/<format>.")] = None,
+    reader: Annotated[
+        str, typer.Option("--reader", help="Who is to load the integers: transformers or vllm.")
+    ] = "transformers",
 ) -> None:
     """Convert the checkpoint of a finished run into a form that others load. Needs no Ray."""
     with one_line_errors():
         from mbs_ray.run.export import export_run
 
-        typer.echo(f"written: {export_run(run, form, to)}")
+        typer.echo(f"written: {export_run(run, form, to, reader)}")

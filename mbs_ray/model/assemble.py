@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import appearing_folder
@@ -16,6 +18,7 @@ from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.manifest import TEMPLATES, write_manifest
 from mbs_ray.model.packed import IntegerScheme, check_loadable, write_quantization
+from mbs_ray.model.readers import TRANSFORMERS, left_out, refuse_unreadable
 
 CARD = "README.md"
 _TEMPLATE = ".jinja"
@@ -40,13 +43,17 @@ def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str
     return target
 
 
-def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, target: Path, card: str) -> Path:
+def assemble_packed(
+    decoder: Decoder, packed: Path, scheme: IntegerScheme, target: Path, card: str, reader: str = TRANSFORMERS
+) -> Path:
     """Assemble a checkpoint of the blocks in ``packed`` and the other tensors of the decoder's, a finished run's.
 
-    Raises :class:`InputError` naming the file if a block is missing or is not one of this model, and naming the linear
-    if it cannot be loaded packed.
+    ``reader``: the program that is to load it, one of :data:`~mbs_ray.model.readers.READERS`. Raises
+    :class:`InputError` naming the file if a block is missing or is not one of this model, naming the linear if it
+    cannot be loaded packed, or the reader if it does not read the scheme.
     """
     source = decoder.checkpoint
+    refuse_unreadable(reader, source.config, scheme)
     wanted = set(decoder.outside_tensors())
     shards = [file for file in source.files if read_header(file).keys() <= wanted]
     for index in range(decoder.blocks):
@@ -67,8 +74,9 @@ def assemble_packed(decoder: Decoder, packed: Path, scheme: IntegerScheme, targe
         wanted.update(part for weight in weights for part in scheme.stored_names(weight))
     headers = {shard: read_header(shard) for shard in shards}
     _require(wanted, headers)
+    without = left_out(reader, source.config, wanted)
     with appearing_folder(target) as unfinished:
-        known = _fill(unfinished, headers, source.folder, card)
+        known = _fill(unfinished, headers, source.folder, card, without)
         write_quantization(unfinished, scheme, decoder.linears_outside())
         write_manifest(unfinished, known)
     return target
@@ -85,19 +93,26 @@ def _require(wanted: AbstractSet[str], headers: Headers) -> None:
         raise InputError(f"{held[foreign[0]]}: holds {foreign[0]}, which this model has not; remove the file")
 
 
-def _fill(folder: Path, headers: Headers, source: Path, card: str) -> dict[str, str]:
+def _fill(
+    folder: Path, headers: Headers, source: Path, card: str, without: AbstractSet[str] = frozenset()
+) -> dict[str, str]:
     """Link the shards, write their index and the card, and copy the small files of the folder ``source``.
 
-    Return the sha256 of the files whose writers have recorded it, by their names in the folder.
+    A shard that holds tensors ``without`` which the checkpoint is to be is copied, less those. Return the sha256 of the
+    files whose writers have recorded it, by their names in the folder.
     """
     weight_map: dict[str, str] = {}
     known: dict[str, str] = {}
     size = 0
     for number, (shard, header) in enumerate(headers.items(), 1):
         name = f"model-{number:05d}-of-{len(headers):05d}.safetensors"
-        _link(shard, folder / name)
-        if recorded := recorded_digest(shard):
-            known[name] = recorded
+        header = {tensor: info for tensor, info in header.items() if tensor not in without}
+        if len(header) < len(headers[shard]):
+            _copy_part(shard, header, folder / name)
+        else:
+            _link(shard, folder / name)
+            if recorded := recorded_digest(shard):
+                known[name] = recorded
         for tensor, info in header.items():
             weight_map[tensor] = name
             size += torch.Size(info.shape).numel() * info.dtype.itemsize
@@ -119,6 +134,12 @@ def _copy_templates(source: Path, target: Path) -> None:
     for file in files:
         target.mkdir(exist_ok=True)
         shutil.copyfile(file, target / file.name)
+
+
+def _copy_part(source: Path, names: Iterable[str], target: Path) -> None:
+    """Copy some tensors of a shard: those of one block, at once in memory."""
+    with safe_open(source, framework="pt") as file:
+        save_file({name: file.get_tensor(name) for name in names}, target, metadata={"format": "pt"})
 
 
 def _link(source: Path, target: Path) -> None:

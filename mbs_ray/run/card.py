@@ -9,6 +9,7 @@ import yaml
 
 from mbs_ray.languages.codes import base_language
 from mbs_ray.languages.facts import table_order
+from mbs_ray.model.readers import TRANSFORMERS, VLLM
 
 PACKED_FORMAT = "compressed-tensors"
 DENSE_FORMAT = "safetensors"
@@ -58,8 +59,11 @@ class CardFacts:
         return cls(**{**content, "evaluation": evaluation})
 
 
-def model_card(facts: CardFacts, form: str) -> str:
-    """Compose the README.md of a checkpoint in the form ``safetensors`` (dense) or ``compressed-tensors`` (packed)."""
+def model_card(facts: CardFacts, form: str, reader: str = TRANSFORMERS) -> str:
+    """Compose the README.md of a checkpoint in the form ``safetensors`` (dense) or ``compressed-tensors`` (packed).
+
+    ``reader``: who loads the packed one.
+    """
     segments = sum(facts.allocation.values())
     header = ["language", "segments"]
     allocation = [[code, f"{facts.allocation[code]:,}"] for code in table_order(facts.allocation)]
@@ -84,20 +88,21 @@ def model_card(facts: CardFacts, form: str) -> str:
         *(line for scores in facts.evaluation for line in _evaluation(scores)),
         "## Load",
         "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
-        "```",
+        *(_VLLM if form == PACKED_FORMAT and reader == VLLM else _PLAIN),
     ]
-    if form == PACKED_FORMAT:
-        lines += [
-            "",
-            "This needs `pip install compressed-tensors`. vLLM reads this form too, where it has a kernel for it.",
-        ]
+    if form == PACKED_FORMAT and reader == TRANSFORMERS:
+        lines += ["", "This needs `pip install compressed-tensors`."]
     return _front_matter(facts, form) + "\n".join(lines) + "\n"
 
 
+_PLAIN = (
+    "```python",
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+    'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+    "```",
+)
+_VLLM = ("```sh", "vllm serve path/to/this/folder", "```")
 _WEIGHTS = {
     DENSE_FORMAT: "safetensors, every weight in the dense model's type",
     PACKED_FORMAT: "compressed-tensors, pack-quantized: integers and their scales",

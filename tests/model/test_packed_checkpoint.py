@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mbs_ray.errors import InputError
@@ -14,6 +15,7 @@ from mbs_ray.model.assemble import assemble, assemble_packed
 from mbs_ray.model.block_files import block_file, write_block, write_outside
 from mbs_ray.model.checkpoint import Checkpoint, read_header
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.manifest import verify
 from mbs_ray.model.packed import IntegerScheme, pack_linear, packed_block
 from tests.support.models import write_bloom
 
@@ -130,3 +132,45 @@ def test_a_packed_checkpoint_is_no_model_to_compress_again(bloom: Path, tmp_path
     assert read_header(Checkpoint(packed).files[1])
     with pytest.raises(InputError, match=r"config\.json: quantization_config .* give the dense checkpoint"):
         Decoder(Checkpoint(packed), torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["bloom", "hub_bloom"])
+def test_for_vllm_a_bloom_leaves_the_shape_of_its_fused_linears_out_and_nothing_else(
+    layout: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    dense, blocks, scheme = compressed(
+        Checkpoint(request.getfixturevalue(layout)), RTN(bits=4, group_size=8, symmetric=True), tmp_path
+    )
+    decoder = Decoder(Checkpoint(dense), torch.float32)
+    usual, own = (
+        assemble_packed(decoder, blocks, scheme, tmp_path / reader, "card", reader)
+        for reader in ("transformers", "vllm")
+    )
+    shapes = {name for name in stored(usual) if name.endswith("query_key_value.weight_shape")}
+    assert len(shapes) == decoder.blocks
+    assert stored(usual).keys() - stored(own).keys() == shapes
+    assert all(torch.equal(tensor, stored(usual)[name]) for name, tensor in stored(own).items())
+    index = json.loads((own / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(stored(own))
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored(own).values())
+    assert verify(own).wrong == []
+    # The run's own files are as they were.
+    assert_same_model(dense, usual)
+
+
+def test_what_vllm_would_not_read_is_refused_with_the_version_it_was_seen_with(bloom: Path, tmp_path: Path) -> None:
+    for number, (method, message) in enumerate(
+        [
+            (RTN(bits=3, group_size=8, symmetric=True), "3 bits are not read by vLLM 0.32"),
+            (RTN(bits=4, group_size=8), "takes query_key_value apart by heads"),
+        ]
+    ):
+        dense, blocks, scheme = compressed(Checkpoint(bloom), method, tmp_path / str(number))
+        decoder = Decoder(Checkpoint(dense), torch.float32)
+        with pytest.raises(InputError, match=f"--reader vllm: .*{message}"):
+            assemble_packed(decoder, blocks, scheme, tmp_path / "export", "card", "vllm")
+        assert not (tmp_path / "export").exists()
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
