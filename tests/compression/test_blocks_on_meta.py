@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mbs_ray.compression.collect import collect
+from mbs_ray.compression.collect_drift import Pair, collect_with_drift
 from mbs_ray.compression.layer_error import language_sums
 from mbs_ray.evaluation.scoring import score
 from mbs_ray.methods import Statistic
@@ -24,6 +25,13 @@ def moments(statistic: Statistic) -> Work:
         return collect(decoder, block, 0, hidden, statistic)
 
     return work
+
+
+def drifted(decoder: Decoder, hidden: list[torch.Tensor]) -> object:
+    block = decoder.load_block(0, decoder.read_block(0))
+    pairs = [Pair(one, one.clone(), torch.tensor([True, False])) for one in hidden]
+    wide = [name for name, shape in decoder.linears(0).items() if shape[0] == decoder.width]
+    return collect_with_drift(decoder, block, block, 0, pairs, lambda _: None, wide)
 
 
 def propagated(decoder: Decoder, hidden: list[torch.Tensor]) -> object:
@@ -50,6 +58,7 @@ def measured(decoder: Decoder, hidden: list[torch.Tensor]) -> object:
     [
         pytest.param(moments(Statistic.FULL), 0, id="full moments"),
         pytest.param(moments(Statistic.DIAGONAL), 0, id="diagonal moments"),
+        pytest.param(drifted, 0, id="drifts from the dense model"),
         pytest.param(propagated, 0, id="propagate"),
         pytest.param(measured, 0, id="losses by language"),
         pytest.param(scored, 2, id="scores, which the host takes at the end"),
