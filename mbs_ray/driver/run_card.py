@@ -71,6 +71,7 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
             for name, (dense, compressed) in scores.items()
         ],
         version=__version__,
+        fit_to=None if run.spec.fit_to is None else f"{run.spec.fit_to.strength}",
     )
 
 

@@ -86,13 +86,14 @@ def _block_phases(work: PlannedWork, index: int) -> Iterator[Phase]:
         if statistic is not Statistic.NONE:
             rows, length = work.calibration.rows, work.calibration.length
             moments = sum(_sums(work, index, columns, names) for columns, names in inputs_of(decoder, index))
+            parts = {"block": block, "microbatch": microbatch}
             if work.fit is None:
                 scratch = _forward_bytes(decoder, index, rows, length, statistic)
             else:
                 scratch = _drift_bytes(decoder, index, rows, length, work.chooses_strength)
                 # Two models' hidden states, and in a true sequence the block as it was and as it becomes.
-                microbatch, block = 2 * microbatch, block * (2 if work.true_sequential else 1)
-            device = {"block": block, "moments": moments, "forward": scratch, "masks": masks, "microbatch": microbatch}
+                parts = {"block": block * (2 if work.true_sequential else 1), "microbatch": 2 * microbatch}
+            device = {"moments": moments, "forward": scratch, "masks": masks, **parts}
             yield Phase("collect", device, host)
         yield _solve(work, index, host, masks)
         if work.per_language:

@@ -36,7 +36,8 @@ class CardFacts:
 
     ``base_model`` is a hub id, None for a local checkpoint; ``model`` its name in either case. ``method`` and
     ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
-    ``weights`` are those of the languages where the statistics are of the dense model.
+    ``weights`` are those of the languages where the statistics are of the dense model. ``fit_to`` says by how much
+    linears were led back to the dense model, None where they were not.
     """
 
     model: str
@@ -51,6 +52,7 @@ class CardFacts:
     evaluation: list[EvaluationScores]
     version: str
     weights: dict[str, float] | None = None
+    fit_to: str | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
@@ -78,6 +80,7 @@ def model_card(facts: CardFacts, form: str, reader: str = TRANSFORMERS) -> str:
         f"- calibration: {segments:,} segments of {facts.sequence_length:,} tokens, seed {facts.seed}, "
         f"fingerprint `{facts.calibration}`",
         *(["- statistics: second moments of the dense model, languages weighed as below"] if facts.weights else []),
+        *([f"- linears fitted to the dense model: strength {facts.fit_to}"] if facts.fit_to else []),
         f"- weights: {_WEIGHTS[form]}",
         f"- made with mbs_ray {facts.version}",
         "",

@@ -104,6 +104,9 @@ def test_fitting_holds_drifts_and_both_models_states(strength, bloom, largest):
     assert live.peak == collected["forward"] + sums
     assert len(work.batches) == 2
     phases = {one.name: one for one in phases_of(_work(largest, fit=fit), [0], last=False)}
+    plain = {one.name: one for one in phases_of(_work(largest), [0], last=False)}
+    assert phases["propagate"] == plain["propagate"]
+    assert phases["collect"].device["microbatch"] == 2 * plain["collect"].device["microbatch"]
     whole = 4 * (3 * 14336**2 + 57344**2 + 12 * 14336**2) * (2 if strength == "auto" else 1)
     assert phases["collect"].device["moments"] == phases["solve"].device["moments"] == whole
 

@@ -61,6 +61,19 @@ def test_the_card_says_how_the_checkpoint_was_made_and_what_every_language_lost(
     assert "- made with mbs_ray 0.1.0" in lines
 
 
+def test_a_fitted_run_says_so_and_no_other() -> None:
+    assert "- linears fitted to the dense model: strength auto" in model_card(
+        replace(FACTS, fit_to="auto"), DENSE_FORMAT
+    )
+    assert "fitted" not in model_card(FACTS, DENSE_FORMAT)
+
+
+def test_who_reads_the_packed_form_is_told_how() -> None:
+    card = model_card(FACTS, PACKED_FORMAT, "vllm")
+    assert "vllm serve" in card and "from_pretrained" not in card
+    assert "compressed-tensors`" in model_card(FACTS, PACKED_FORMAT)
+
+
 def test_how_to_load_is_three_lines_that_python_takes() -> None:
     for form in (DENSE_FORMAT, PACKED_FORMAT):
         code = model_card(FACTS, form).split("```python\n")[1].split("```")[0]
