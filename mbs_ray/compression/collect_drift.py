@@ -77,7 +77,8 @@ class _Drifts:
         self._outputs: dict[str, torch.Tensor] = {}
 
     def keep(self, name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        self._outputs[name] = output
+        # A copy: some blocks go on to add to it in place (Falcon's).
+        self._outputs[name] = output.clone()
 
     def begin(self, pair: Pair) -> None:
         length, width = pair.hidden.shape[1:]
@@ -168,7 +169,7 @@ def residual_writers(decoder: Decoder, block: nn.Module, index: int) -> list[str
     hidden, given = numbers(), {name: numbers() for name in wide}
 
     def forward() -> torch.Tensor:
-        with _watched(block, wide, lambda name, module, inputs, output: given[name].view_as(output)):
+        with _watched(block, wide, lambda name, module, inputs, output: given[name].clone().view_as(output)):
             return decoder.run_block(block, index, hidden)
 
     before, writers = forward(), []

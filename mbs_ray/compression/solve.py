@@ -109,19 +109,18 @@ def _solve_input(
     solved = Solved()
     scheme = IntegerScheme.of(method_spec(method))
     moment = next((collected.moments.pop(name) for name in group if name in collected.moments), None)
-    aims: Mapping[str, tuple[torch.Tensor, float]] = {}
+    aims: dict[str, tuple[torch.Tensor, float]] = {}
     if collected.drifts and moment is not None:
-        dense = {name: tensors[f"{name}.weight"].to(device) for name in group}
-        aims = _fitted(dense, collected, moment, strength, f"{where} {group[0]}")
+        aims = _fitted(tensors, group, collected, moment, strength, f"{where} {group[0]}")
         moment = _of_statistic(moment, method.statistic)
     sharing = method if isinstance(method, Factored) else None
     factor = sharing.prepare(moment, f"{where} {group[0]}") if sharing is not None and moment is not None else None
     for name in group:
         collected.moments.pop(name, None)
         parameter, called = f"{name}.weight", f"{where} {name}"
-        weight, taken = aims[name] if name in aims else (tensors[parameter].to(device), None)
+        weight, taken = aims.pop(name, None) or (tensors[parameter].to(device), None)
         if taken is not None and getattr(method, "keep_zeros", False):
-            weight = weight.masked_fill_(tensors[parameter].to(device) == 0, 0)
+            weight = weight.masked_fill_((tensors[parameter] == 0).to(device), 0)
         result: Compressed
         if sharing is None:
             result = method.compress(weight, moment, called)
@@ -153,17 +152,21 @@ def _solve_input(
 
 
 def _fitted(
-    dense: Mapping[str, torch.Tensor], collected: Collected, moment: Moment, strength: float | None, where: str
+    tensors: Mapping[str, torch.Tensor],
+    group: Sequence[str],
+    collected: Collected,
+    moment: Moment,
+    strength: float | None,
+    where: str,
 ) -> dict[str, tuple[torch.Tensor, float]]:
     """Fit the linears of one input to the dense model; return their weights and strengths, and free their drifts."""
-    held, drifts = collected.held, {name: collected.drifts.pop(name) for name in dense}
-    taken = dict.fromkeys(dense, strength or 0.0)
-    if held is not None:
-        apart = {name: held.drifts.pop(name, None) for name in dense}
-        of_input = [held.moments.pop(name) for name in dense if name in held.moments]
-        if strength is None and of_input:
-            parts = {name: drift for name, drift in apart.items() if drift is not None}
-            taken = strengths(dense, moment, drifts, HeldOut(of_input[0], parts), where)
+    dense = {name: tensors[f"{name}.weight"].to(moment.sum.device) for name in group}
+    drifts = {name: collected.drifts.pop(name) for name in group}
+    taken = dict.fromkeys(group, strength or 0.0)
+    if collected.held is not None and collected.held.drifts:
+        apart = {name: collected.held.drifts.pop(name) for name in group}
+        of_input = [collected.held.moments.pop(name) for name in group]
+        taken = strengths(dense, moment, drifts, HeldOut(of_input[0], apart), where)
         del apart, of_input
     weights = fitted(dense, moment, drifts, taken, where)
     return {name: (weight, taken[name]) for name, weight in weights.items()}

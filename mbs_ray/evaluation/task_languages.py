@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from mbs_ray.languages.codes import language_of_name, shortest_code
+from mbs_ray.languages.codes import is_registered, language_of_name, shortest_code
 from mbs_ray.languages.facts import LANGUAGES
 
 #: Of a task whose name tells no language: ISO 639's code for that.
@@ -49,7 +49,7 @@ _FAMILIES = tuple(
         r"(?P<task>crows_pairs)_(?P<name>english|french)(?P<rest>_.+)?",
         r"(?P<task>bhs)__(?P<name>basque|hindi|swahili)__(?P<part>.+)",
         r"(?P<task>toksuite)_(?P<name>chinese|english|farsi|italian|turkish)(?P<rest>_.+)",
-        rf"(?P<task>indicparam)_{_NAME}",
+        r"(?P<task>indicparam)_(?P<name>[a-z]+)(_(?P<part>mix))?",
         r"(?P<task>eus_exams)_(?P<code>es|eu)_(?P<part>.+)",
         r"(?P<task>copal)_(?P<code>id)(?P<rest>_(colloquial|standard))",
         r"(?P<task>pisa)_((?P<own>ch)|(?P<code>[a-z]{2}))(?P<rest>_llm_judged)?",
@@ -86,7 +86,10 @@ _ONE_LANGUAGE = {
     "galcola$": "gl",
     "assin2?_": "pt",
     "norbelebele_|norec_|norquad_|ncb$|ask_gec_": "nb",
-    "ru_entity_|ru_relation_|ru_babilong_|librusec_": "ru",
+    "agieval_(jec_qa|gaokao)_": "zh-Hans",
+    # Of which some names end like a code.
+    "infinitebench_(?!.*_zh)|ethics_": UNDETERMINED,
+    "matreshka_|ru_entity_|ru_relation_|ru_babilong_|librusec_": "ru",
     "mmlu_.+_spanish$|mmlu_redux_spanish$": "es",
 }
 #: Codes that tasks write otherwise than BCP 47: xwinograd_jp, xnli_va; zh without a script is the simplified one.
@@ -99,7 +102,6 @@ _OTHER_NAMES = {
     "oriya": "or",
     "north_macedonian": "mk",
     "chinese": "zh-Hans",
-    "sanskrit_mix": "sa",
 }
 
 
@@ -120,15 +122,17 @@ def task_language(name: str) -> TaskName:
                 language = _coded(parts["code"], parts.get("script", ""))
             if language is not None:
                 return TaskName(parts["task"] + parts.get("rest", ""), language, parts.get("part", ""))
-    found = re.fullmatch(r"(?P<task>.+?)_(?P<code>[a-z]{2,3})(_(?P<script>[A-Z][a-z]{3}))?", name)
-    if found is not None:
-        code, script = found["code"], found["script"] or ""
-        in_table = _in_table(code, script)
-        if in_table is not None or script or len(code) == 2:
-            return TaskName(found["task"], in_table or _coded(code, script) or UNDETERMINED)
     for beginning, language in _ONE_LANGUAGE.items():
         if re.match(beginning, name):
             return TaskName(name, language)
+    found = re.fullmatch(r"(?P<task>.+?)_(?P<code>[a-z]{2,3})(_(?P<script>[A-Z][a-z]{3}))?", name)
+    if found is not None:
+        code, script = found["code"], found["script"] or ""
+        language = _in_table(code, script)
+        if language is None and (script or (len(code) == 2 and is_registered(code))):
+            language = _coded(code, script)
+        if language is not None:
+            return TaskName(found["task"], language)
     return TaskName(name, UNDETERMINED)
 
 

@@ -73,8 +73,9 @@ def shortest_code(code: str) -> str:
         return code
     if not language.is_valid():
         return code
-    # FLORES names the largest language of a group: Nepali is npi, Odia ory, Arabic arb.
-    language = language.prefer_macrolanguage()
+    if language.language not in LANGUAGES:
+        # FLORES names the largest language of a group: Nepali is npi, Odia ory, Arabic arb.
+        language = language.prefer_macrolanguage()
     script, tag = language.script, str(language)
     if script is None or language.language in _SEVERAL_SCRIPTS:
         return tag
@@ -82,6 +83,14 @@ def shortest_code(code: str) -> str:
     # Korean's likely script is that of Hangul with Hanja, of which Hangul is a part.
     goes_without_saying = script == likely or (script, likely) == ("Hang", "Kore")
     return tag.replace(f"-{script}", "", 1) if goes_without_saying else tag
+
+
+@lru_cache
+def is_registered(code: str) -> bool:
+    """Tell whether a code of two letters is a language's (``fr``), and not just two letters (``qa``)."""
+    from langcodes import Language
+
+    return Language.get(code).is_valid()
 
 
 @lru_cache

@@ -23,8 +23,8 @@ def refuse_unreadable(reader: str, config: PretrainedConfig, scheme: IntegerSche
         return
     if scheme.bits not in _VLLM_BITS:
         raise InputError(
-            f"--reader {reader}: {scheme.bits} bits are not read by {_VLLM_SEEN}; it reads "
-            f"{' and '.join(map(str, _VLLM_BITS))}; for others take --format safetensors"
+            f"--reader {reader}: {_VLLM_SEEN} has no kernel for {scheme.bits} bits; it was seen to read 4, and by its "
+            "source reads 8 on GPUs; for others take --format safetensors"
         )
     if not scheme.symmetric and config.model_type == "bloom":
         raise InputError(

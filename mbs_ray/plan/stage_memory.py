@@ -125,7 +125,7 @@ def _solve(work: PlannedRun, index: int, host: Mapping[str, int], masks: int) ->
             # Fitted weights take the place of the drifts; the moment stays.
             waiting -= own - moment_bytes(Statistic.FULL, columns)
             own = moment_bytes(Statistic.FULL, columns)
-        preparing = {"moments": waiting, "factor": preparing_bytes(method, columns), "masks": masks}
+        preparing = {"moments": waiting, "factor": preparing_bytes(method, columns), "weight": weights, "masks": masks}
         peak = max(peak, Phase("solve", preparing, {**host, "solved weights": solved + packed}), key=_total)
         for name in names:
             rows, _ = shapes[name]

@@ -52,6 +52,8 @@ SamplingField = Annotated[
 ]
 CorpusField = str | dict[str, Any]
 
+#: Segments with which a strength can be chosen by those held out.
+LEAST_TO_CHOOSE = 16
 #: Statistics that are not dense: each block's inputs as the blocks before it, compressed, make them.
 PROPAGATED = "propagated"
 
@@ -100,11 +102,17 @@ class DenseStatistics(FrozenSpec):
         return f"{self.mode}{size}{'' if self.weights == 'shares' else f'-{self.weights}'}"
 
 
+def _strength(value: Any) -> Any:
+    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
+        return value
+    raise ValueError(f"is {value!r}; give auto, or a number above 0 and at most 1")
+
+
 class DenseFit(FrozenSpec):
     """Linears that lead the compressed model back to the outputs of the dense one, before they are compressed."""
 
     mode: Literal["dense"] = "dense"
-    strength: Literal["auto"] | Annotated[float, Field(gt=0, le=1)] = Field(
+    strength: Annotated[Literal["auto"] | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_strength)] = Field(
         "auto",
         description="how much of the step towards the dense model is taken; auto: half of what fits the tokens of "
         "every eighth segment best, for each linear",
@@ -193,6 +201,17 @@ class RunSpec(FrozenSpec):
     def _drifting(cls, value: DenseFit | None, info: ValidationInfo) -> DenseFit | None:
         if value is not None and info.data.get("statistics") is not None:
             raise ValueError("dense statistics see no inputs after compressed blocks; take propagated ones")
+        if value is not None and value.strength == "auto" and info.data.get("segments", 0) < LEAST_TO_CHOOSE:
+            raise ValueError(
+                f"strength: auto holds every eighth segment out and needs {LEAST_TO_CHOOSE}; give a strength, as 0.5"
+            )
+        return value
+
+    @field_validator("per_language")
+    @classmethod
+    def _of_dense_weights(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("fit_to") is not None:
+            raise ValueError("would count what fit_to changes on purpose as lost; leave one of them out")
         return value
 
     @field_validator("true_sequential")

@@ -92,9 +92,9 @@ class SweepSpec(FrozenSpec):
         columns = self._columns(runs, set(self.grid))
         parts = [(model if several_models else "", *column) for model, column in zip(models, columns, strict=True)]
         labels = [re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(filter(None, one))) for one in parts]
-        return [
-            short_name(label) for label in _told_apart(labels, [_plain(run.model_dump(mode="json")) for run in runs])
-        ]
+        # Without what runs begun before it was there do not have, or their labels would change.
+        identities = [run.model_dump(mode="json", exclude=None if run.fit_to else {"fit_to"}) for run in runs]
+        return [short_name(label) for label in _told_apart(labels, [_plain(one) for one in identities])]
 
     def columns(self, runs: list[RunSpec]) -> list[tuple[str, str]]:
         """Return the column of each run in its model's table, over whose runs (the seeds) it is averaged."""

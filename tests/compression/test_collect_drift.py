@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig
 
 from mbs_ray.compression.collect import collect
 from mbs_ray.compression.collect_drift import Pair, collect_with_drift, held_out, residual_writers
@@ -96,6 +96,24 @@ def test_moments_and_drifts_are_those_of_hooks_on_two_plain_models(bloom: Path) 
     plain = collect(decoder, own[0], 1, [pair.hidden for pair in pairs], Statistic.FULL)
     assert all(torch.equal(found.moments[name].sum, plain.moments[name].sum) for name in seen[0])
     assert plain.energies == found.energies
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_block_that_adds_to_a_linears_output_in_place_has_writers_and_of_the_same_model_no_drift(
+    new: bool, tmp_path: Path
+) -> None:
+    config = FalconConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, new_decoder_architecture=new,
+        num_kv_heads=2, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    decoder = loaded(tmp_path)
+    with torch.inference_mode():
+        block, hidden = decoder.load_block(1, decoder.read_block(1)), torch.randn(3, LENGTH, 32)
+        writers = residual_writers(decoder, block, 1)
+        found = collect_with_drift(decoder, block, block, 1, [Pair(hidden, hidden, None)], lambda _: None, writers)
+    assert writers == ["self_attention.dense", "mlp.dense_4h_to_h"]
+    assert all(not drift.sum.any() for drift in found.drifts.values())
 
 
 def test_the_same_model_twice_has_no_drift_and_a_given_strength_holds_nothing_out(bloom: Path) -> None:

@@ -80,6 +80,11 @@ def test_every_multilingual_task_of_the_harness_has_the_language_of_its_data(
     assert {folder for folder, *one in entries if list(told_apart([(folder, *one)]))} == set(FAMILIES)
 
 
+def test_no_two_tasks_of_the_harness_are_read_alike(entries: list[tuple[str, str, str]]) -> None:
+    names = [name for _, name, _ in entries]
+    assert len({task_language(name) for name in names}) == len(names)
+
+
 @pytest.mark.parametrize(
     ("name", "read"),
     [
@@ -99,6 +104,13 @@ def test_every_multilingual_task_of_the_harness_has_the_language_of_its_data(
         ("xnli_va", ("xnli", "ca-valencia", "")),
         ("AraDiCE_piqa_lev", ("AraDiCE_piqa", "apc", "")),
         ("kmmlu_law", ("kmmlu_law", "ko", "")),
+        ("csatqa_gr", ("csatqa_gr", "ko", "")),
+        ("zhoblimp_causative_shi_ba", ("zhoblimp_causative_shi_ba", "zh-Hans", "")),
+        ("indicparam_sanskrit_mix", ("indicparam", "sa", "mix")),
+        ("eus_exams_es_opebilbao", ("eus_exams", "es", "opebilbao")),
+        ("commonsense_qa", ("commonsense_qa", UNDETERMINED, "")),
+        ("ethics_cm", ("ethics_cm", UNDETERMINED, "")),
+        ("infinitebench_code_run", ("infinitebench_code_run", UNDETERMINED, "")),
         ("noridiom_nno_p0", ("noridiom_p0", "nn", "")),
         ("flores_ban_Latn-eng_Latn_prompt_3", ("flores_ban_Latn-eng_Latn_prompt_3", UNDETERMINED, "")),
         ("hellaswag", ("hellaswag", UNDETERMINED, "")),

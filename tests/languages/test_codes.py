@@ -37,6 +37,7 @@ def test_names_are_those_of_the_table_and_else_of_the_library() -> None:
 def test_a_script_that_goes_without_saying_is_left_out() -> None:
     shortest = {"eng_Latn": "en", "deu-Latn": "de", "kor_Hang": "ko", "srp_Latn": "sr-Latn", "zho_Hans": "zh-Hans"}
     assert {code: shortest_code(code) for code in shortest} == shortest
+    assert all(shortest_code(code) == code for code in LANGUAGES)
     assert shortest_code("klingon") == "klingon"
     assert shortest_code("xx_Latn") == "xx_Latn"  # a code of the right form that is no language's
     assert [base_language(code) for code in ("zh-Hant", "eng_Latn", "sr-Latn", "tum")] == ["zh", "en", "sr", "tum"]

@@ -18,7 +18,7 @@ def test_refining_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_pa
 
 
 def test_fitting_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_path: Path) -> None:
-    run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en"], "segments": 2, "sequence_length": 8}
+    run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en"], "segments": 16, "sequence_length": 8}
     grid = {"method": ["wanda"], "fit_to": ["propagated", "dense"]}
     sweep = validated(SweepSpec, {"name": "signed", "run": {**run, "sampling": "equal"}, "grid": grid})
     plain, fitted = (signature(one, Numerics("cpu", 1), 1) for one in prepared_runs(sweep, tmp_path))
