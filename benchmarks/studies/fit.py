@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.studies import paired
 from benchmarks.studies.panels import legend_below, small_multiples
@@ -86,8 +87,8 @@ def figure_by_size(sweep: Path) -> Figure:
             panel.set_title(model, fontsize=10)
             panel.set_xlabel(name, fontsize=9)
             panel.set_xticks(list(sizes))
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_formatter("{x:g}")
-            panel.tick_params(axis="y", which="both", labelsize=7)
+            panel.yaxis.set_minor_formatter(NullFormatter())
     legend_below(canvas, columns=len(_WAYS))
     return canvas

@@ -73,7 +73,7 @@ def figure(frame: pd.DataFrame, title: str, ways: Mapping[str, tuple[str, str]])
 
     ``ways``: colour and label of each way.
     """
-    logs = logs_by_run(frame)
+    logs = logs_by_run(frame).sort_index()
     models = list(dict.fromkeys(logs.index.get_level_values("model")))
     canvas, axes = small_multiples(len(models), title, "increase in %")
     for model, panel in zip(models, axes, strict=True):
