@@ -24,7 +24,7 @@ _WAYS = {
 #: Methods by size.
 _SIZES = {
     "bits of a weight (GPTQ)": {2: "gptq-2bit-g64", 3: "gptq-3bit-g64", 4: "gptq-4bit-g64"},
-    "% of the weights kept (SparseGPT)": {30: "sparsegpt-70", 40: "sparsegpt-60", 50: "sparsegpt-50"},
+    "% of weights kept (SparseGPT)": {30: "sparsegpt-70", 40: "sparsegpt-60", 50: "sparsegpt-50"},
 }
 
 
@@ -85,7 +85,7 @@ def figure_by_size(sweep: Path) -> Figure:
                 panel.plot(list(there), heights, "o-", color=colour, label=label, markersize=4)
             panel.set_yscale("log")
             panel.set_title(model, fontsize=10)
-            panel.set_xlabel(name, fontsize=9)
+            panel.set_xlabel(name, fontsize=8)
             panel.set_xticks(list(sizes))
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
