@@ -1,6 +1,6 @@
 """Second moments of a block's linears from one forward of its calibration segments."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,6 +79,25 @@ def collecting(
     for own in recordings:
         for names in own.collected.inputs():
             own.collected.moments[names[0]].complete()
+
+
+@contextmanager
+def watched(
+    block: nn.Module,
+    linears: Collection[str],
+    watch: Callable[[str, nn.Module, torch.Tensor, torch.Tensor], torch.Tensor | None],
+) -> Iterator[None]:
+    """Call ``watch`` with name, module, input and output of every call of these linears; it may give another output."""
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: watch(name, module, inputs[0], output))
+        for name, module in linears_of(block).items()
+        if name in linears
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Recording:

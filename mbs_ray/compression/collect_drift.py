@@ -1,18 +1,17 @@
 """Second moments of a block's linears, and how far their outputs have drifted from those of the dense model."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mbs_ray.compression.collect import Collected, collecting
+from mbs_ray.compression.collect import Collected, collecting, watched
 from mbs_ray.errors import InputError
 from mbs_ray.methods import HELD_OUT, Drift, Moment, Statistic
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.linears import linears_of, shape_of
+from mbs_ray.model.linears import shape_of
 
 #: Small integers, so that sums of a few are exact in every float type.
 _PROBE = 8
@@ -54,10 +53,10 @@ def collect_with_drift(
         wanted = set(decoder.linears(index)) if linears is None else set(linears)
         watching = _Drifts(collected, held, wanted, writers)
         for pair in pairs:
-            with _watched(dense_block, wanted.union(writers), watching.keep):
+            with watched(dense_block, wanted.union(writers), watching.keep):
                 passed = decoder.run_block(dense_block, index, pair.dense)
             watching.begin(pair)
-            with _watched(block, wanted.union(writers), watching.compare):
+            with watched(block, wanted.union(writers), watching.compare):
                 decoder.run_block(block, index, pair.hidden)
             passes_on(passed)
     for names in held.inputs():
@@ -127,25 +126,6 @@ class _Drifts:
         return collected.drifts[name]
 
 
-@contextmanager
-def _watched(
-    block: nn.Module,
-    linears: Collection[str],
-    watch: Callable[[str, nn.Module, torch.Tensor, torch.Tensor], torch.Tensor | None],
-) -> Iterator[None]:
-    """Call ``watch`` with name, module, input and output of every call of these linears; it may give another output."""
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: watch(name, module, inputs[0], output))
-        for name, module in linears_of(block).items()
-        if name in linears
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _twin(block: nn.Module) -> nn.Module:
     """Return a module with the same tensors, whose calls nobody watches."""
     tensors = [*block.parameters(), *block.buffers()]
@@ -169,7 +149,7 @@ def residual_writers(decoder: Decoder, block: nn.Module, index: int) -> list[str
     hidden, given = numbers(), {name: numbers() for name in wide}
 
     def forward() -> torch.Tensor:
-        with _watched(block, wide, lambda name, module, inputs, output: given[name].clone().view_as(output)):
+        with watched(block, wide, lambda name, module, inputs, output: given[name].clone().view_as(output)):
             return decoder.run_block(block, index, hidden)
 
     before, writers = forward(), []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mbs_ray.compression.collect import squared_norms, without_bias
+from mbs_ray.compression.collect import squared_norms, watched, without_bias
 from mbs_ray.errors import InputError
 from mbs_ray.model.decoder import Decoder
 
@@ -71,13 +71,7 @@ def language_sums(
             )
         sums[:, places[name]] += members @ norms.view(members.shape[1], -1, 2).sum(1)
 
-    hooks = [
-        block.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: record(name, module, inputs[0], output)
-        )
-        for name in changes
-    ]
-    try:
+    with watched(block, changes, record):
         for spoken, hidden in microbatches:
             tokens = hidden.shape[0] * hidden.shape[1]
             members = torch.tensor(
@@ -86,9 +80,6 @@ def language_sums(
                 device=decoder.device,
             )
             decoder.run_block(block, index, hidden)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sums.cpu()
 
 

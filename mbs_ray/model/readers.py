@@ -12,7 +12,7 @@ VLLM = "vllm"
 READERS = (TRANSFORMERS, VLLM)
 #: With which versions it was seen what vLLM reads.
 _VLLM_SEEN = "vLLM 0.32 with compressed-tensors 0.17"
-#: Widths whose codes never straddle two 32-bit words; the layout of the others changed in compressed-tensors 0.18.
+#: Widths that it has kernels for. The layout of 3, 5, 6 and 7 bits changed in compressed-tensors 0.18.
 _VLLM_BITS = (4, 8)
 _FUSED = "query_key_value"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from mbs_ray.cluster.job import Compress, Fit, Microbatch
+from mbs_ray.cluster.job import Compress, Fit
 from mbs_ray.cluster.stage.block_reader import StageBlock, read_dense
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.collect import Collected
@@ -19,12 +19,12 @@ def collect_beside(
     ``passes_on``: what the dense block gives becomes the dense input of the next one.
     """
     decoder, index = run.decoder, block.index
-    following = _dense_ones(run, fit) if passes_on and index != run.job.blocks[-1][-1] else None
+    following = run.microbatches_of(fit.dense) if passes_on and index != run.job.blocks[-1][-1] else None
 
     def pairs() -> Iterator[Pair]:
         assert isinstance(run.job.work, Compress)
         calibrating = run.microbatches_of(run.job.work.calibration)
-        for own, other in zip(run.follow(index, "collect", calibrating), _dense_ones(run, fit), strict=True):
+        for own, other in zip(run.follow(index, "collect", calibrating), run.microbatches_of(fit.dense), strict=True):
             held = held_out(own.start, own.stop) if fit.strength is None else None
             yield Pair(run.get(own, index), run.get(other, index), held)
 
@@ -48,9 +48,5 @@ def propagate_dense(run: StageRun, fit: Fit, index: int) -> None:
     block = read_dense(run, index)
     with run.timed(block.report, "propagate"):
         module = run.decoder.load_block(index, block.tensors)
-        for microbatch in run.follow(index, "propagate", _dense_ones(run, fit)):
+        for microbatch in run.follow(index, "propagate", run.microbatches_of(fit.dense)):
             run.pass_on(microbatch, index, run.decoder.run_block(module, index, run.get(microbatch, index)))
-
-
-def _dense_ones(run: StageRun, fit: Fit) -> list[Microbatch]:
-    return run.microbatches_of(fit.dense)
