@@ -17,7 +17,8 @@ from mbs_ray.languages.samplings import Sampling
 from mbs_ray.methods import METHODS, Method
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.sparsity import Pruning
-from mbs_ray.run.spec import PROPAGATED, DenseFit, DenseStatistics, EvaluationSpec, RunSpec
+from mbs_ray.run.modes import PROPAGATED, DenseFit, DenseStatistics
+from mbs_ray.run.spec import EvaluationSpec, RunSpec
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec
 
 _EXAMPLE = Path(__file__).parents[1] / "jobs" / "sweeps" / "demo.yaml"

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from benchmarks.studies import paired
 from benchmarks.studies.panels import legend_below, small_multiples
 from benchmarks.studies.study_table import increases
-from mbs_ray.run.spec import PROPAGATED
+from mbs_ray.run.modes import PROPAGATED
 
 _SUFFIX = "-refine1"
 #: Beside this sweep: the same runs fitted and refined.

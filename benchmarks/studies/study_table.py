@@ -9,7 +9,7 @@ from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
 from mbs_ray.languages.distribution import model_distribution
 from mbs_ray.languages.sampling_registry import build_sampling
 from mbs_ray.methods import build_method
-from mbs_ray.run.spec import PROPAGATED, DenseFit, DenseStatistics
+from mbs_ray.run.modes import PROPAGATED, DenseFit, DenseStatistics
 
 
 def increases(sweep: Path) -> pd.DataFrame:

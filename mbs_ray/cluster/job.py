@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.compression.stored_moments import Source, Target
+from mbs_ray.methods import Amounts
 from mbs_ray.run.directory import scores_file
 from mbs_ray.text.segment_file import SegmentSet
 
@@ -51,6 +52,7 @@ class Compress:
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
     of the block's inputs. ``per_language``: the error of every linear in each language is measured, at the price of
     one more forward. ``fit``: linears are fitted to the dense model's outputs, at the price of a forward of it.
+    ``amounts``: those of the linears, where the method's own is not that of all.
     """
 
     method: dict[str, Any]
@@ -58,6 +60,7 @@ class Compress:
     true_sequential: bool = False
     per_language: bool = False
     fit: Fit | None = None
+    amounts: Amounts | None = None
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,21 @@ class CompressStored:
     """Work: compress every linear with ``moments`` of the dense model that are on disk.
 
     ``measured``: the moments by which each language's loss is measured; empty where that is not requested.
+    ``amounts``: as for :class:`Compress`.
     """
 
     method: dict[str, Any]
     moments: tuple[Source, ...]
     measured: tuple[Source, ...] = ()
+    amounts: Amounts | None = None
 
 
 @dataclass(frozen=True)
 class Try:
     """Work: solve as :class:`CompressStored` does, but write nothing except the reports of the blocks.
 
-    ``run`` is the label of the run whose mixture of languages is searched, ``number`` counts its trials from 0.
+    ``run`` is the label of the run whose mixture of languages, or amounts, are sought; ``number`` counts its trials
+    from 0.
     """
 
     run: str

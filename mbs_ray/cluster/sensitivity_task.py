@@ -96,7 +96,7 @@ def _check_host_memory(decoder: Decoder, tokens: int) -> None:
     needed = decoder.blocks * tokens * width * decoder.compute_dtype.itemsize
     if needed > (free := host_memory().budget):
         raise InputError(
-            f"sampling adaptive: inputs of all blocks need {needed / 2**30:.2f} GiB of host memory, "
+            f"sensitivities: inputs of all blocks need {needed / 2**30:.2f} GiB of host memory, "
             f"{free / 2**30:.2f} GiB are free; take fewer sensitivity_segments"
         )
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
@@ -73,12 +74,14 @@ def solve(
     device: torch.device,
     where: str,
     strength: float | None = None,
+    methods: Mapping[str, Method] = MappingProxyType({}),
 ) -> Solved:
     """Compress linears of a block, those with the largest input first.
 
     A factor is computed once for all linears that share a moment, and is freed, like the moment, as soon as they
     are solved. Linears with a drift are fitted to the dense model first, by ``strength`` of the step or, where that is
-    None, what their held-out segments say. ``where`` (``block 3``) begins the name of a linear in errors.
+    None, what their held-out segments say. ``methods``: those of linears whose amount is another than ``method``'s.
+    ``where`` (``block 3``) begins the name of a linear in errors.
     """
     statistic = Statistic.FULL if collected.drifts else method.statistic
     if statistic is Statistic.NONE:
@@ -89,7 +92,8 @@ def solve(
         inputs.sort(key=lambda group: collected.moments[group[0]].columns, reverse=True)
     solved = Solved()
     for group in inputs:
-        solved.add(_solve_input(tensors, group, collected, method, device, where, strength))
+        own = {name: methods.get(name, method) for name in group}
+        solved.add(_solve_input(tensors, own, collected, method, device, where, strength))
     order = {name: position for position, name in enumerate(linears)}
     solved.reports.sort(key=lambda report: order[report.name])
     return solved
@@ -97,37 +101,38 @@ def solve(
 
 def _solve_input(
     tensors: Mapping[str, torch.Tensor],
-    group: Sequence[str],
+    methods: Mapping[str, Method],
     collected: Collected,
     method: Method,
     device: torch.device,
     where: str,
     strength: float | None,
 ) -> Solved:
-    """Solve the linears that share an input, and so a moment and its factor."""
+    """Solve the linears that share an input, and so a moment and its factor, which no amount changes."""
     begun = time.monotonic()
     solved = Solved()
-    scheme = IntegerScheme.of(method_spec(method))
+    group = list(methods)
     moment = next((collected.moments.pop(name) for name in group if name in collected.moments), None)
     aims: dict[str, tuple[torch.Tensor, float]] = {}
     if collected.drifts and moment is not None:
         aims = _fitted(tensors, group, collected, moment, strength, f"{where} {group[0]}")
         moment = _of_statistic(moment, method.statistic)
-    sharing = method if isinstance(method, Factored) else None
-    factor = sharing.prepare(moment, f"{where} {group[0]}") if sharing is not None and moment is not None else None
-    for name in group:
+    factor = None
+    if isinstance(method, Factored) and moment is not None:
+        factor = method.prepare(moment, f"{where} {group[0]}")
+    for name, own in methods.items():
         collected.moments.pop(name, None)
         parameter, called = f"{name}.weight", f"{where} {name}"
         weight, taken = aims.pop(name, None) or (tensors[parameter].to(device), None)
-        if taken is not None and getattr(method, "keep_zeros", False):
+        if taken is not None and getattr(own, "keep_zeros", False):
             weight = weight.masked_fill_((tensors[parameter] == 0).to(device), 0)
         result: Compressed
-        if sharing is None:
-            result = method.compress(weight, moment, called)
+        if isinstance(own, Factored):
+            result = own.compress(weight, moment, called, factor)
         else:
-            result = sharing.compress(weight, moment, called, factor)
+            result = own.compress(weight, moment, called)
         solved.weights[parameter] = result.weight.cpu()
-        if scheme is not None:
+        if (scheme := IntegerScheme.of(method_spec(own))) is not None:
             assert result.codes is not None and result.scales is not None and result.zeros is not None
             solved.packed[parameter] = pack_linear(result.codes, result.scales, result.zeros, scheme)
         tokens = 0 if moment is None else moment.tokens

@@ -2,30 +2,28 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.cluster.job import Job, Try
-from mbs_ray.cluster.sensitivity_task import sensitivity_on_cluster
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.sensitivity import Sensitivity, predicted_increase
 from mbs_ray.driver.pools import Pool
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.sensitivities import SensitivityFile
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
-from mbs_ray.files import digest, own_content, read_json, read_json_if_there, write_json
+from mbs_ray.files import digest, read_json_if_there, write_json
 from mbs_ray.languages.sampling_registry import distribution_for, sampling_spec
 from mbs_ray.languages.samplings import Proportional
 from mbs_ray.languages.search import Search, Trial, sensitive_weights
 from mbs_ray.methods import method_spec
 from mbs_ray.run.prepare import PreparedRun
-from mbs_ray.run.signature import forward_fields
 
-FORMAT = 1  # raise it with any change that finds other weights for the same runs
 _FOUND = "found.json"
 
 
@@ -77,16 +75,11 @@ class _RunSearch:
         assert sampling is not None
         self._run, self._jobs, self._progress, self._sampling = run, jobs, progress, sampling
         self._pool: Pool = next(pool for pool in jobs.pools if run in pool.runs)
-        self._fields = forward_fields(run, jobs.resources.numerics)
-        forward = {**self._fields, "replicas": jobs.resources.layout.replicas}
         self._texts = {code: text for code, text in self._pool.languages.items() if code in run.allocation}
-        of_model = [str(FORMAT), run.model.fingerprint, json.dumps(forward, sort_keys=True)]
-        of_texts = [text.fingerprint for text in self._texts.values()]
-        gradients = digest(*of_model, *of_texts, str(sampling.sensitivity_segments))
-        self._sensitivity_file = jobs.folders.adaptive / f"sensitivity-{gradients}.json"
+        self._gradients = SensitivityFile(run, self._texts, sampling.sensitivity_segments, jobs)
         method = [json.dumps(one, sort_keys=True) for one in (method_spec(run.spec.method), sampling_spec(sampling))]
         self.label = run.label
-        self.folder = jobs.folders.adaptive / digest(gradients, *method, json.dumps(self._proportional()))
+        self.folder = jobs.folders.adaptive / digest(self._gradients.key, *method, json.dumps(self._proportional()))
         self._search: Search | None = None
         self._sensitivity: Sensitivity = {}
         self._tried: list[Trial] = []
@@ -97,7 +90,7 @@ class _RunSearch:
 
     def begin(self) -> list[Job]:
         """Return the job of the first trial that is missing; none where the search is over."""
-        self._sensitivity = self._measured_sensitivity()
+        self._sensitivity = self._gradients.measured(self._progress)
         languages = list(self._texts)
         equal = dict.fromkeys(languages, 1.0)
         proportional = self._proportional()
@@ -118,7 +111,7 @@ class _RunSearch:
             if increase is None:
                 folder = self._trial_folder(len(tried))
                 (folder / "blocks").mkdir(parents=True, exist_ok=True)
-                return [self._jobs.trial_job(self._run, weights, len(tried), folder)]
+                return [self._jobs.trial_job(self._run, weights, len(tried), folder, self._run.spec.method)]
             tried.append(Trial(weights, increase))
         found = {
             "objective": self._sampling.objective,
@@ -150,22 +143,3 @@ class _RunSearch:
             return {}
         weights = Proportional().weights(distribution, self._run.languages)
         return {code: float(weights.get(code, 0)) for code in self._texts}
-
-    def _measured_sensitivity(self) -> Sensitivity:
-        """Read the sensitivity from its file, which runs of the same model and text share, or measure it now."""
-        if not self._sensitivity_file.is_file():
-            run, jobs = self._run, self._jobs
-            with self._progress.steps(f"sensitivity of {run.model.name}") as notify:
-                found = sensitivity_on_cluster(
-                    run.model.checkpoint.folder,
-                    self._fields["compute_dtype"],
-                    run.microbatch,
-                    {code: jobs.segments[text.fingerprint].path for code, text in self._texts.items()},
-                    self._sampling.sensitivity_segments,
-                    jobs.resources.numerics,
-                    notify,
-                )
-            write_json(self._sensitivity_file, {str(block): linears for block, linears in found.items()})
-        content: Mapping[str, Any] = read_json(self._sensitivity_file)
-        with own_content(self._sensitivity_file):
-            return {int(block): linears for block, linears in content.items()}

@@ -1,4 +1,4 @@
-"""Conducts a sweep, phase by phase: prepare, settle, plan, draw, find weights, compress and score, conclude."""
+"""Conducts a sweep, phase by phase: prepare, settle, plan, draw, find weights and amounts, compress, conclude."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +13,7 @@ from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.resources import Resources, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
+from mbs_ray.driver.budgets import find_amounts, measure_sensitivities, pilots
 from mbs_ray.driver.conclusion import SweepResult, distinct_allocations
 from mbs_ray.driver.conductor import Conductor
 from mbs_ray.driver.interrupt import interrupted_by_sigterm
@@ -83,11 +84,14 @@ def _conduct(
         progress.say(f"layout: {resources}")
         _refuse_changed(runs, resources, folders)
         offload = checked_plan(options.tiers, runs, folders, resources, hardware, progress.say, force)
-        refuse_moments_without_room(runs, folders, resources)
-        jobs = SweepJobs(folders, resources, draw_texts(runs, folders, progress), runs)
+        tried = [*runs, *pilots(runs)]
+        refuse_moments_without_room(tried, folders, resources)
+        jobs = SweepJobs(folders, resources, draw_texts(tried, folders, progress), runs)
+        measure_sensitivities(jobs, progress)
         stages = pool or open_until_end.enter_context(StagePool())
         driver = StageDriver(resources, stages, offload, progress, lease.check)
         jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
+        jobs = replace(jobs, runs=find_amounts(jobs, driver, progress))
         lease.check()
         _claim(jobs)
         tracked = SweepTracking(connection, folders, {"layout": vars(resources.layout), "runs": len(runs)})
@@ -141,7 +145,7 @@ def _settled(options: ClusterOptions, runs: Sequence[PreparedRun], hardware: Har
         options,
         runs=len(runs),
         blocks=min(run.model.decoder.blocks for run in runs),
-        microbatches=min(run.shared_microbatches for run in runs),
+        microbatches=min(run.shared_microbatches for run in [*runs, *pilots(runs)]),
     )
     if resources.numerics.device == "cpu":
         return resources
@@ -151,7 +155,7 @@ def _settled(options: ClusterOptions, runs: Sequence[PreparedRun], hardware: Har
 def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: SweepFolders) -> None:
     for run in runs:
         directory = folders.run(run.label)
-        if run.adaptive is None:  # whose weights are not known yet
+        if run.adaptive is None and run.spec.budget is None:  # whose weights or amounts are not known yet
             finished = finished_result(folders, run) is not None
             directory.refuse_changed(signature(run, resources.numerics, resources.layout.replicas), finished)
         directory.refuse_other_first_set(next(iter(run.evaluation), ""))

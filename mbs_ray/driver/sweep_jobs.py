@@ -10,7 +10,7 @@ from mbs_ray.cluster.job import Collect, Compress, CompressStored, Fit, Job, Job
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.driver.pools import Pool, PoolMoments, is_unsolved, pool_moments, pools
-from mbs_ray.methods import Statistic, method_spec
+from mbs_ray.methods import Method, Statistic, method_spec
 from mbs_ray.run.directory import scores_file
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.signature import forward_fields
@@ -43,24 +43,27 @@ class SweepJobs:
             if run.spec.fit_to is not None:
                 strength = run.spec.fit_to.strength
                 fit = Fit(self._file("dense", run.calibration), None if strength == "auto" else strength)
-            work = Compress(method, calibration, run.spec.true_sequential, run.spec.per_language, fit)
+            work = Compress(method, calibration, run.spec.true_sequential, run.spec.per_language, fit, run.amounts)
             return self._job(run, run.label, directory, self._shards(run, calibration, evaluation), work, evaluation)
         pool = next((one for one in self.pools if run in one.runs), None)
         if pool is None:
             shards = self._shards(run, None, evaluation)
-            return self._job(run, run.label, directory, shards, CompressStored(method, ()), evaluation)
+            stored = CompressStored(method, (), amounts=run.amounts)
+            return self._job(run, run.label, directory, shards, stored, evaluation)
         moments = self._moments(pool)
         measured = moments.measured(run) if run.spec.per_language else ()
-        stored = CompressStored(method, moments.sources(run), measured)
+        stored = CompressStored(method, moments.sources(run), measured, run.amounts)
         return self._job(run, run.label, directory, self._pool_shards(pool), stored, evaluation)
 
-    def trial_job(self, run: PreparedRun, weights: Mapping[str, float], number: int, directory: Path) -> Job:
-        """Make the job of a trial: block reports under ``directory`` of each language's loss with these weights."""
+    def trial_job(
+        self, run: PreparedRun, weights: Mapping[str, float], number: int, directory: Path, method: Method
+    ) -> Job:
+        """Make the job of a trial with weights and method: reports under ``directory`` of each language's loss."""
         pool = next(one for one in self.pools if run in one.runs)
         weighed = replace(run, weights={code: Fraction(one) for code, one in weights.items()})
         moments = self._moments(pool)
         sources, measured = moments.sources(weighed), moments.measured(weighed)
-        trial = Try(run.label, number, method_spec(run.spec.method), sources, measured)
+        trial = Try(run.label, number, method_spec(method), sources, measured)
         return self._job(run, f"{run.label}-trial{number}", directory, self._pool_shards(pool), trial, ())
 
     def collecting_jobs(self, wanted: Callable[[PreparedRun], bool] | None = None) -> list[Job]:

@@ -4,6 +4,7 @@ Imports: ``errors`` alone, so that it can be used as a library.
 Begin with ``sparsegpt.py``: a method is a frozen dataclass that is its own configuration.
 """
 
+from mbs_ray.methods.amounts import Amounts, amount_field, with_amount
 from mbs_ray.methods.dense_fit import HELD_OUT, Drift, HeldOut, fitted, strengths
 from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.gptq import GPTQ
@@ -28,6 +29,7 @@ __all__ = [
     "OBC",
     "OBQ",
     "RTN",
+    "Amounts",
     "Compressed",
     "Drift",
     "Factored",
@@ -40,10 +42,12 @@ __all__ = [
     "SparseGPTQ",
     "Statistic",
     "Wanda",
+    "amount_field",
     "build_method",
     "fitted",
     "method_spec",
     "moment_bytes",
     "output_error",
     "strengths",
+    "with_amount",
 ]

@@ -13,7 +13,8 @@ from mbs_ray.methods import Method, Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.run.microbatch import settled_microbatch
-from mbs_ray.run.spec import DenseFit, RunSpec
+from mbs_ray.run.modes import DenseFit
+from mbs_ray.run.spec import RunSpec
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ CARD = "card.json"
 ALLOCATION = "allocation.json"
 WEIGHTS = "weights.json"
 SEARCH = "search.json"
+BUDGET = "budget.json"
 SPEC = "spec.json"
 
 #: What to do about a file that only a command writes that has work left to do in the run.

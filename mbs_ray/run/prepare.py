@@ -14,12 +14,13 @@ from mbs_ray.errors import InputError
 from mbs_ray.languages.distribution import Distribution, parse_languages
 from mbs_ray.languages.sampling_registry import counts_tokens, distribution_for
 from mbs_ray.languages.samplings import Adaptive
-from mbs_ray.methods import Statistic
+from mbs_ray.methods import Amounts, Statistic
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.fingerprint import fingerprint
 from mbs_ray.run.microbatch import settled_microbatch
-from mbs_ray.run.spec import DenseStatistics, EvaluationSpec, RunSpec
+from mbs_ray.run.modes import Budget, DenseStatistics
+from mbs_ray.run.spec import EvaluationSpec, RunSpec
 from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import check_request
 from mbs_ray.text.segment_request import SegmentRequest, TextSources
@@ -94,7 +95,8 @@ class PreparedRun:
 
     ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
     and ``allocation`` are those of the pool: equally many segments of each weighted language. ``search`` describes
-    the trials by which an adaptive sampling found the weights.
+    the trials by which an adaptive sampling found the weights. ``pilot`` is a run of dense statistics by which amounts
+    are tried for the run's budget, ``dealt`` says what amounts were found, and how.
     """
 
     label: str
@@ -108,11 +110,18 @@ class PreparedRun:
     device: str = "cpu"
     weights: dict[str, Fraction] | None = None
     search: Mapping[str, Any] | None = None
+    pilot: "PreparedRun | None" = None
+    dealt: Mapping[str, Any] | None = None
 
     @property
     def adaptive(self) -> Adaptive | None:
         """The sampling of a run whose weights are found by trial; None for any other run."""
         return self.spec.sampling if isinstance(self.spec.sampling, Adaptive) else None
+
+    @property
+    def amounts(self) -> Amounts | None:
+        """Amounts of the linears; None where all have the method's own, or as long as none were found."""
+        return None if self.dealt is None else Amounts.from_plain(self.dealt["amounts"])
 
     @property
     def shares(self) -> dict[str, float] | None:
@@ -162,8 +171,23 @@ def prepare_runs(
     for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
         run = replace(_with_texts(spec, label, column, opened(spec), languages, allocation, texts), weights=weights)
         _check_method(run)
+        if spec.budget is not None and spec.budget.tries:
+            own = _pilot_spec(spec, spec.budget)
+            codes, pooled, weighed = _settle(own, in_tokens)
+            pilot = _with_texts(own, label, column, opened(own), codes, pooled, texts)
+            run = replace(run, pilot=replace(pilot, weights=weighed))
         prepared.append(run)
     return prepared
+
+
+def _pilot_spec(spec: RunSpec, budget: Budget) -> RunSpec:
+    """Return the run of dense statistics by which amounts are tried: without what a trial has not."""
+    statistics = spec.statistics
+    if statistics is None:
+        fields = {"segments_per_language": budget.segments_per_language, "weights": "allocation"}
+        statistics = DenseStatistics.model_validate(fields)
+    without: dict[str, Any] = {"budget": None, "fit_to": None, "true_sequential": False, "evaluation": {}}
+    return spec.model_copy(update={**without, "statistics": statistics, "per_language": True})
 
 
 def _settle(

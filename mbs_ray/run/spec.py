@@ -1,14 +1,11 @@
 """RunSpec and SweepSpec: what a job is told, validated before anything starts."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PositiveInt,
@@ -21,6 +18,16 @@ from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.sampling_registry import SAMPLINGS, build_sampling, sampling_spec
 from mbs_ray.languages.samplings import Sampling
 from mbs_ray.methods import METHODS, Method, build_method, method_spec
+from mbs_ray.run.modes import (
+    PROPAGATED,
+    UNIFORM,
+    Budget,
+    BudgetField,
+    DenseFit,
+    FitField,
+    FrozenSpec,
+    StatisticsField,
+)
 from mbs_ray.text.tokenization import Join
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -54,12 +61,6 @@ CorpusField = str | dict[str, Any]
 
 #: Segments with which a strength can be chosen by those held out.
 LEAST_TO_CHOOSE = 16
-#: Statistics that are not dense: each block's inputs as the blocks before it, compressed, make them.
-PROPAGATED = "propagated"
-
-
-class FrozenSpec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
 class EvaluationSpec(FrozenSpec):
@@ -81,65 +82,6 @@ class EvaluationSpec(FrozenSpec):
         description="whether documents are translations, in one order in every language: for the interval of the mean; "
         "null: where they have the same numbers",
     )
-
-
-class DenseStatistics(FrozenSpec):
-    """Second moments from one forward of the dense model, language by language; a sampling weighs them."""
-
-    mode: Literal["dense"] = "dense"
-    segments_per_language: PositiveInt = Field(16, description="segments of each language that moments are taken from")
-    weights: Literal["shares", "allocation"] = Field(
-        "shares", description="of the languages: the sampling's true shares, or the segments it would have drawn"
-    )
-    stored: Literal["auto", "languages", "samplings"] = Field(
-        "auto",
-        description="moments on disk: one per language, or one per distinct sampling; same bits; auto: the fewer",
-    )
-
-    @property
-    def label(self) -> str:
-        size = "" if self.segments_per_language == 16 else f"-{self.segments_per_language}"
-        return f"{self.mode}{size}{'' if self.weights == 'shares' else f'-{self.weights}'}"
-
-
-def _strength(value: Any) -> Any:
-    if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1):
-        return value
-    raise ValueError(f"is {value!r}; give auto, or a number above 0 and at most 1")
-
-
-class DenseFit(FrozenSpec):
-    """Linears that lead the compressed model back to the outputs of the dense one, before they are compressed."""
-
-    mode: Literal["dense"] = "dense"
-    strength: Annotated[Literal["auto"] | Annotated[float, Field(gt=0, le=1)], BeforeValidator(_strength)] = Field(
-        "auto",
-        description="how much of the step towards the dense model is taken; auto: half of what fits the tokens of "
-        "every eighth segment best, for each linear",
-    )
-
-    @property
-    def label(self) -> str:
-        return self.mode if self.strength == "auto" else f"{self.mode}-{self.strength:g}"
-
-
-def _or_propagated(field: str, value: Any) -> Any:
-    """Read a field whose values are ``propagated``, which is None, and ``dense`` with fields of its own."""
-    mode = value.get("mode", "dense") if isinstance(value, Mapping) else value
-    if isinstance(mode, str) and mode not in (PROPAGATED, "dense"):
-        raise ValueError(f"unknown {field} {mode!r}; there are {PROPAGATED} and dense")
-    if mode != PROPAGATED:
-        return {} if value == "dense" else value
-    if isinstance(value, Mapping) and len(value) > 1:
-        raise ValueError(f"{PROPAGATED} {field} has no field {next(key for key in value if key != 'mode')!r}")
-    return None
-
-
-_PLAIN = PlainSerializer(lambda value: PROPAGATED if value is None else value.model_dump())
-StatisticsField = Annotated[
-    DenseStatistics | None, BeforeValidator(lambda value: _or_propagated("statistics", value)), _PLAIN
-]
-FitField = Annotated[DenseFit | None, BeforeValidator(lambda value: _or_propagated("fit_to", value)), _PLAIN]
 
 
 class RunSpec(FrozenSpec):
@@ -178,6 +120,11 @@ class RunSpec(FrozenSpec):
         description="whose outputs linears are fitted to: propagated: their own, on inputs after compressed blocks; "
         "dense: the dense model's, residual stream included; a forward and about twice the moments",
     )
+    budget: BudgetField = Field(
+        None,
+        description="how the method's sparsity or bits are dealt out: uniform: the same in every linear; increase, "
+        "ramp: as much on average, more where it costs languages less",
+    )
     true_sequential: bool = Field(
         False, description="linears of a block see those before them compressed; a forward for each input of a block"
     )
@@ -205,6 +152,19 @@ class RunSpec(FrozenSpec):
             raise ValueError(
                 f"strength: auto holds every eighth segment out and needs {LEAST_TO_CHOOSE}; give a strength, as 0.5"
             )
+        return value
+
+    @property
+    def budget_label(self) -> str:
+        return UNIFORM if self.budget is None else self.budget.label
+
+    @field_validator("budget")
+    @classmethod
+    def _of_method(cls, value: Budget | None, info: ValidationInfo) -> Budget | None:
+        if value is not None and "method" in info.data:
+            value.check(info.data["method"])
+        if value is not None and value.tries and (dense := info.data.get("statistics")) and dense.stored == "samplings":
+            raise ValueError(f"rule {value.rule} tries moments of single languages; give statistics stored: languages")
         return value
 
     @field_validator("per_language")

@@ -20,9 +20,10 @@ from mbs_ray.errors import InputError
 from mbs_ray.files import digest, short_name
 from mbs_ray.languages.sampling_registry import sampling_spec
 from mbs_ray.methods import method_spec
+from mbs_ray.run.modes import FrozenSpec
 from mbs_ray.run.plain_yaml import read_yaml
 from mbs_ray.run.relative_paths import relative_to
-from mbs_ray.run.spec import FrozenSpec, RunSpec, check_name
+from mbs_ray.run.spec import RunSpec, check_name
 from mbs_ray.run.sweep_folders import FOLDERS_OF_OUT
 
 
@@ -93,7 +94,12 @@ class SweepSpec(FrozenSpec):
         parts = [(model if several_models else "", *column) for model, column in zip(models, columns, strict=True)]
         labels = [re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(filter(None, one))) for one in parts]
         # Without what runs begun before it was there do not have, or their labels would change.
-        identities = [run.model_dump(mode="json", exclude=None if run.fit_to else {"fit_to"}) for run in runs]
+        identities = [
+            run.model_dump(
+                mode="json", exclude={field for field in ("fit_to", "budget") if getattr(run, field) is None}
+            )
+            for run in runs
+        ]
         return [short_name(label) for label in _told_apart(labels, [_plain(one) for one in identities])]
 
     def columns(self, runs: list[RunSpec]) -> list[tuple[str, str]]:
@@ -127,6 +133,8 @@ def _label_part(field: str, run: RunSpec) -> str:
         return run.statistics_label
     if field == "fit_to":
         return f"fit-{run.fit_label}"
+    if field == "budget":
+        return f"budget-{run.budget_label}"
     if field == "evaluation":
         return field
     return f"{field.replace('_', '-')}{getattr(run, field)}"

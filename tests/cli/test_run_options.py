@@ -9,7 +9,8 @@ from pydantic_core import PydanticUndefined
 
 from mbs_ray.cli import app
 from mbs_ray.cli.run_options import FORMS, OWN, run_fields
-from mbs_ray.run.spec import PROPAGATED, RunSpec
+from mbs_ray.run.modes import PROPAGATED
+from mbs_ray.run.spec import RunSpec
 from mbs_ray.run.sweep_spec import validated
 
 COMMAND: Any = typer.main.get_command(app).commands["compress"]  # type: ignore[attr-defined]

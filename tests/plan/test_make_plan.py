@@ -20,7 +20,7 @@ from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.results_size import blocks_bytes, kept_bytes, packed_bytes, results_bytes
 from mbs_ray.plan.stage_time import Seconds, forward_seconds, moment_operations, solve_operations, stage_seconds
 from mbs_ray.plan.units import duration, format_gib, parse_rate, parse_size
-from mbs_ray.run.spec import DenseFit
+from mbs_ray.run.modes import DenseFit
 
 GB = 10**9
 RATES = assumed_rates("A100", True, 1, torch.bfloat16)

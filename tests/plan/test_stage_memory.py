@@ -12,7 +12,7 @@ from mbs_ray.plan.live_bytes import LiveBytes
 from mbs_ray.plan.meta_checkpoint import MetaCheckpoint, MetaDecoder, meta_checkpoint
 from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.stage_memory import Phase, block_bytes, inputs_of, phases_of
-from mbs_ray.run.spec import DenseFit
+from mbs_ray.run.modes import DenseFit
 
 #: Parameters of the repositories on the hub.
 _PARAMETERS = {

@@ -68,7 +68,7 @@ def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock)
             collected = collect(run, work, method, block, group)
         else:
             collected = collect_beside(run, fit, block, dense, group, passes_on=group is groups[-1])
-        solve(run, method, block, group, collected, fit)
+        solve(run, method, block, group, collected, fit, work.amounts)
     measure(run, work, block, dense)
     write(run, block)
 

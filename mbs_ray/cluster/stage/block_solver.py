@@ -9,7 +9,7 @@ from mbs_ray.compression.collect import collect as collect_moments
 from mbs_ray.compression.solve import check_called, solving_costs
 from mbs_ray.compression.solve import solve as solve_linears
 from mbs_ray.compression.stored_moments import RunMoments
-from mbs_ray.methods import Method, Statistic
+from mbs_ray.methods import Amounts, Method, Statistic
 
 
 def solving_groups(
@@ -50,6 +50,7 @@ def solve(
     group: list[str],
     collected: Collected | RunMoments,
     fit: Fit | None = None,
+    amounts: Amounts | None = None,
 ) -> None:
     """Replace the weights of these linears in the block, keep their packed forms, and report what they lost."""
     decoder, report, replicas = run.decoder, block.report, run.replicas
@@ -73,7 +74,8 @@ def solve(
     with run.timed(report, "solve"):
         run.tell(block.index, "solve", 0, 1)
         strength = None if fit is None else fit.strength
-        solved = solve_linears(block.tensors, own, collected, method, decoder.device, where, strength)
+        methods = {} if amounts is None else amounts.methods(method, block.index)
+        solved = solve_linears(block.tensors, own, collected, method, decoder.device, where, strength, methods)
     with run.exchanged(report, "broadcast"):
         run.agree(block.index)
         solved = replicas.share(solved, owners, block.tensors)
