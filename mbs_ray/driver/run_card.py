@@ -13,6 +13,7 @@ from mbs_ray.evaluation.perplexity import LanguageScore, stored_interval
 from mbs_ray.languages.sampling_registry import sampling_spec
 from mbs_ray.methods import method_spec
 from mbs_ray.run.card import CardFacts, EvaluationScores
+from mbs_ray.run.modes import Budget
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.run_facts import RunFacts
 
@@ -72,7 +73,12 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
         ],
         version=__version__,
         fit_to=None if run.spec.fit_to is None else f"{run.spec.fit_to.strength}",
+        budget=None if run.spec.budget is None or run.dealt is None else _budget(run.spec.budget, run.dealt),
     )
+
+
+def _budget(budget: Budget, dealt: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rule": budget.rule, "mean": dealt["mean"], "amounts": dealt["amounts"]}
 
 
 def _intervals(

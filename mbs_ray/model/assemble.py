@@ -17,7 +17,7 @@ from mbs_ray.model.block_files import block_file, recorded_digest
 from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.manifest import TEMPLATES, write_manifest
-from mbs_ray.model.packed import IntegerScheme, check_loadable, write_quantization
+from mbs_ray.model.packed import IntegerScheme, Schemes, check_loadable, write_quantization
 from mbs_ray.model.readers import TRANSFORMERS, left_out, refuse_unreadable
 
 CARD = "README.md"
@@ -44,16 +44,16 @@ def assemble(source: Checkpoint, shards: Sequence[Path], target: Path, card: str
 
 
 def assemble_packed(
-    decoder: Decoder, packed: Path, scheme: IntegerScheme, target: Path, card: str, reader: str = TRANSFORMERS
+    decoder: Decoder, packed: Path, schemes: Schemes, target: Path, card: str, reader: str = TRANSFORMERS
 ) -> Path:
     """Assemble a checkpoint of the blocks in ``packed`` and the other tensors of the decoder's, a finished run's.
 
     ``reader``: the program that is to load it, one of :data:`~mbs_ray.model.readers.READERS`. Raises
     :class:`InputError` naming the file if a block is missing or is not one of this model, naming the linear if it
-    cannot be loaded packed, or the reader if it does not read the scheme.
+    cannot be loaded packed, or the reader if it does not read the schemes.
     """
     source = decoder.checkpoint
-    refuse_unreadable(reader, source.config, scheme)
+    refuse_unreadable(reader, source.config, schemes)
     wanted = set(decoder.outside_tensors())
     shards = [file for file in source.files if read_header(file).keys() <= wanted]
     for index in range(decoder.blocks):
@@ -66,20 +66,32 @@ def assemble_packed(
         if not shards[-1].is_file():
             raise InputError(f"{shards[-1]}: missing; give the sweep another name and compute the run again")
         names = decoder.block_tensors(index)
-        for linear, (rows, columns) in decoder.linears(index).items():
-            check_loadable(rows, columns, scheme, f"block {index} {linear}")
-        weights = {names[f"{linear}.weight"] for linear in decoder.linears(index)}
         wanted.update(names.values())
-        wanted -= weights
-        wanted.update(part for weight in weights for part in scheme.stored_names(weight))
+        for linear, (rows, columns) in decoder.linears(index).items():
+            scheme, weight = schemes.of(index, linear), names[f"{linear}.weight"]
+            check_loadable(rows, columns, scheme, f"block {index} {linear}")
+            wanted.remove(weight)
+            wanted |= scheme.stored_names(weight)
     headers = {shard: read_header(shard) for shard in shards}
     _require(wanted, headers)
     without = left_out(reader, source.config, wanted)
     with appearing_folder(target) as unfinished:
         known = _fill(unfinished, headers, source.folder, card, without)
-        write_quantization(unfinished, scheme, decoder.linears_outside())
+        write_quantization(unfinished, _targets(decoder, schemes), decoder.linears_outside())
         write_manifest(unfinished, known)
     return target
+
+
+def _targets(decoder: Decoder, schemes: Schemes) -> list[tuple[IntegerScheme, list[str]]]:
+    """List the linears of each scheme: all, or where there are several schemes their names in the model."""
+    if len(schemes.all) == 1:
+        return [(schemes.all[0], ["Linear"])]
+    names = [
+        (schemes.of(index, linear), name)
+        for index in range(decoder.blocks)
+        for linear, name in decoder.linear_names(index).items()
+    ]
+    return [(scheme, [name for own, name in names if own == scheme]) for scheme in schemes.all]
 
 
 def _require(wanted: AbstractSet[str], headers: Headers) -> None:

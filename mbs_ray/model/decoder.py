@@ -82,6 +82,10 @@ class Decoder:
         """List the names, in the model, of the linears that belong to no block (the head, for one)."""
         return list(linears_of(self._model))
 
+    def linear_names(self, index: int) -> dict[str, str]:
+        """Map name inside the block → name in the model, for every linear."""
+        return {name: f"{self._path}.{index}.{name}" for name in self._linears[index]}
+
     def transposed(self, index: int) -> list[str]:
         """List the names inside the block of the linears whose weight is stored as [columns, rows]."""
         return [name for name, linear in linears_of(self._templates[index]).items() if lies_transposed(linear)]

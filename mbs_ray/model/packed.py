@@ -4,8 +4,8 @@ The packing and the configuration are made by that library; this module only giv
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,27 @@ class IntegerScheme:
         if not self.symmetric:
             parts.add("weight_zero_point")
         return {weight.removesuffix("weight") + part for part in parts}
+
+
+@dataclass(frozen=True)
+class Schemes:
+    """How the linears of a run are quantized, by block and linear: all alike, or in ``widths`` of their own."""
+
+    common: IntegerScheme
+    widths: Mapping[int, Mapping[str, int]] | None = None
+
+    def of(self, block: int, linear: str) -> IntegerScheme:
+        if self.widths is None:
+            return self.common
+        return replace(self.common, bits=self.widths[block][linear])
+
+    @property
+    def all(self) -> list[IntegerScheme]:
+        """The distinct schemes, by their bits."""
+        if self.widths is None:
+            return [self.common]
+        bits = sorted({one for block in self.widths.values() for one in block.values()})
+        return [replace(self.common, bits=one) for one in bits]
 
 
 def pack_linear(
@@ -90,8 +111,13 @@ def packed_block(
     return block
 
 
-def write_quantization(folder: Path, scheme: IntegerScheme, ignored: Iterable[str]) -> None:
-    """Add a ``quantization_config`` to the folder's config.json; ``ignored`` linears (module names) are not packed."""
+def write_quantization(
+    folder: Path, targets: Sequence[tuple[IntegerScheme, Sequence[str]]], ignored: Iterable[str]
+) -> None:
+    """Add a ``quantization_config`` to the folder's config.json; ``ignored`` linears (module names) are not packed.
+
+    ``targets``: linears by scheme, as classes or module names.
+    """
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.config import CompressionFormat
     from compressed_tensors.quantization import (
@@ -102,21 +128,27 @@ def write_quantization(folder: Path, scheme: IntegerScheme, ignored: Iterable[st
         QuantizationStrategy,
     )
 
-    weights = QuantizationArgs(
-        num_bits=scheme.bits,
-        symmetric=scheme.symmetric,
-        group_size=scheme.group_size,
-        strategy=QuantizationStrategy.CHANNEL if scheme.group_size is None else QuantizationStrategy.GROUP,
-    )
+    groups = {}
+    for number, (scheme, names) in enumerate(targets):
+        weights = QuantizationArgs(
+            num_bits=scheme.bits,
+            symmetric=scheme.symmetric,
+            group_size=scheme.group_size,
+            strategy=QuantizationStrategy.CHANNEL if scheme.group_size is None else QuantizationStrategy.GROUP,
+        )
+        groups[f"group_{number}"] = QuantizationScheme(targets=list(names), weights=weights)
     config = QuantizationConfig(
-        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
+        config_groups=groups,
         format=CompressionFormat.pack_quantized.value,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=list(ignored),
     )
     ModelCompressor(quantization_config=config).update_config(str(folder))
     # Unless told to unpack while it loads, transformers 5.23 makes place for the tensors by packing a model without
-    # memory, where compressed-tensors 0.20 leaves zero points unpacked: no asymmetric checkpoint would load.
+    # memory, where compressed-tensors 0.20 leaves zero points unpacked: no asymmetric checkpoint would load. Told so,
+    # it unpacks all linears by the first group's scheme, whatever their own.
+    if len(groups) > 1:
+        return
     path = folder / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["quantization_config"]["dequantize"] = True

@@ -37,7 +37,8 @@ class CardFacts:
     ``base_model`` is a hub id, None for a local checkpoint; ``model`` its name in either case. ``method`` and
     ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
     ``weights`` are those of the languages where the statistics are of the dense model. ``fit_to`` says by how much
-    linears were led back to the dense model, None where they were not.
+    linears were led back to the dense model, None where they were not. ``budget`` says what amounts linears were given,
+    and what they are on average, None where all are alike.
     """
 
     model: str
@@ -53,6 +54,7 @@ class CardFacts:
     version: str
     weights: dict[str, float] | None = None
     fit_to: str | None = None
+    budget: dict[str, Any] | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
@@ -81,6 +83,7 @@ def model_card(facts: CardFacts, form: str, reader: str = TRANSFORMERS) -> str:
         f"fingerprint `{facts.calibration}`",
         *(["- statistics: second moments of the dense model, languages weighed as below"] if facts.weights else []),
         *([f"- linears fitted to the dense model: strength {facts.fit_to}"] if facts.fit_to else []),
+        *([_budget(facts.budget)] if facts.budget else []),
         f"- weights: {_WEIGHTS[form]}",
         f"- made with mbs_ray {facts.version}",
         "",
@@ -126,6 +129,12 @@ def _spec(spec: Mapping[str, Any]) -> str:
     """Format a spec as ``gptq: bits 4, group_size 32``; a field that is not set is left out."""
     fields = [f"{key} {value}" for key, value in sorted(spec.items()) if key != "name" and value is not None]
     return f"{spec['name']}: {', '.join(fields)}" if fields else str(spec["name"])
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    values = [value for block in budget["amounts"]["of_block"].values() for value in block.values()]
+    dealt = f"{min(values):g} to {max(values):g} by linear, {budget['mean']:.4g} on average"
+    return f"- {budget['amounts']['field']}: {dealt}, rule {budget['rule']}"
 
 
 def _evaluation(scores: EvaluationScores) -> list[str]:

@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 
 from mbs_ray.errors import InputError
+from mbs_ray.methods import Amounts
 from mbs_ray.model.assemble import assemble, assemble_packed
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.packed import IntegerScheme
+from mbs_ray.model.packed import IntegerScheme, Schemes
 from mbs_ray.model.readers import READERS, TRANSFORMERS
-from mbs_ray.run.card import DENSE_FORMAT, PACKED_FORMAT, model_card
+from mbs_ray.run.card import DENSE_FORMAT, PACKED_FORMAT, CardFacts, model_card
 from mbs_ray.run.directory import RunDirectory
 
 FORMATS = (PACKED_FORMAT, DENSE_FORMAT)
@@ -43,7 +44,16 @@ def export_run(folder: Path, form: str, to: Path | None, reader: str = TRANSFORM
     text = model_card(card, form, reader)
     try:
         if form == PACKED_FORMAT and scheme is not None:
-            return assemble_packed(Decoder(checkpoint, torch.float32), run.packed, scheme, target, text, reader)
+            schemes = Schemes(scheme, _widths(card))
+            return assemble_packed(Decoder(checkpoint, torch.float32), run.packed, schemes, target, text, reader)
         return assemble(checkpoint, checkpoint.files, target, text)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def _widths(card: CardFacts) -> dict[int, dict[str, int]] | None:
+    """Return the bits of every linear, by block, where they were dealt out."""
+    amounts = None if card.budget is None else Amounts.from_plain(card.budget["amounts"])
+    if amounts is None or amounts.field != "bits":
+        return None
+    return {block: {name: int(bits) for name, bits in own.items()} for block, own in amounts.of_block.items()}

@@ -19,7 +19,7 @@ from mbs_ray.methods import RTN, SparseGPT, Statistic, Wanda
 from mbs_ray.model.assemble import assemble_packed
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.packed import IntegerScheme
+from mbs_ray.model.packed import IntegerScheme, Schemes
 from tests.support.architectures import CONFIGS, SIX, WINDOW, Tensors, bare, rewrite, write_architecture
 
 CPU = torch.device("cpu")
@@ -209,7 +209,7 @@ def test_a_conv1d_is_not_exported_packed(written: dict[str, Path], tmp_path: Pat
     scheme = IntegerScheme.of({"bits": 4, "group_size": 16, "symmetric": True})
     assert scheme is not None
     with pytest.raises(InputError, match=r"block 0 attn\.c_attn: a Conv1D, .* export plain safetensors"):
-        assemble_packed(decoder, tmp_path, scheme, tmp_path / "export", "")
+        assemble_packed(decoder, tmp_path, Schemes(scheme), tmp_path / "export", "")
     assert not (tmp_path / "export").exists()
     solved = solve(decoder.read_block(0), ["attn.c_attn"], Collected(), RTN(bits=4), CPU, "block 0")
     assert solved.weights["attn.c_attn.weight"].shape == (96, 32)

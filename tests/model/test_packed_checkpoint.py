@@ -10,27 +10,32 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mbs_ray.errors import InputError
-from mbs_ray.methods import RTN, method_spec
+from mbs_ray.methods import RTN, Amounts, method_spec
 from mbs_ray.model.assemble import assemble, assemble_packed
 from mbs_ray.model.block_files import block_file, write_block, write_outside
 from mbs_ray.model.checkpoint import Checkpoint, read_header
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.manifest import verify
-from mbs_ray.model.packed import IntegerScheme, pack_linear, packed_block
+from mbs_ray.model.packed import IntegerScheme, Schemes, pack_linear, packed_block
 from tests.support.models import write_bloom
 
 IDS = torch.arange(60).view(3, 20)
 
 
-def compressed(source: Checkpoint, method: RTN, folder: Path) -> tuple[Path, Path, IntegerScheme]:
-    """Dense checkpoint and packed blocks of a model whose linears were all rounded."""
+def compressed(
+    source: Checkpoint, method: RTN, folder: Path, amounts: Amounts | None = None
+) -> tuple[Path, Path, IntegerScheme]:
+    """Dense checkpoint and packed blocks of a model whose linears were all rounded, alike or each to its amount."""
     decoder = Decoder(source, torch.float32)
-    scheme = IntegerScheme.of(method_spec(method))
-    assert scheme is not None
+    common = IntegerScheme.of(method_spec(method))
+    assert common is not None
     for index in range(decoder.blocks):
         names, tensors, packed = decoder.block_tensors(index), decoder.read_block(index), {}
+        own = {} if amounts is None else amounts.methods(method, index)
         for linear in decoder.linears(index):
-            result = method.compress(tensors[f"{linear}.weight"], None)
+            scheme = IntegerScheme.of(method_spec(own.get(linear, method)))
+            assert scheme is not None
+            result = own.get(linear, method).compress(tensors[f"{linear}.weight"], None)
             tensors[f"{linear}.weight"] = result.weight
             packed[names[f"{linear}.weight"]] = pack_linear(result.codes, result.scales, result.zeros, scheme)
         dense = {names[name]: tensor for name, tensor in tensors.items()}
@@ -38,14 +43,14 @@ def compressed(source: Checkpoint, method: RTN, folder: Path) -> tuple[Path, Pat
         write_block(folder / "blocks", index, dense)
     outside = write_outside(source, decoder, folder / "outside.safetensors")
     shards = [outside, *sorted((folder / "blocks").iterdir())]
-    return assemble(source, shards, folder / "checkpoint", "dense"), folder / "packed", scheme
+    return assemble(source, shards, folder / "checkpoint", "dense"), folder / "packed", common
 
 
 def exported(source: Path, method: RTN, folder: Path) -> tuple[Path, Path]:
     """Folders of the dense and of the packed checkpoint."""
     dense, packed, scheme = compressed(Checkpoint(source), method, folder)
     decoder = Decoder(Checkpoint(dense), torch.float32)
-    return dense, assemble_packed(decoder, packed, scheme, folder / "export", "packed")
+    return dense, assemble_packed(decoder, packed, Schemes(scheme), folder / "export", "packed")
 
 
 def assert_same_model(dense: Path, packed: Path) -> None:
@@ -56,6 +61,42 @@ def assert_same_model(dense: Path, packed: Path) -> None:
         assert torch.equal(parameters[name], parameter), name
     with torch.no_grad():
         assert torch.equal(loaded(IDS).logits, expected(IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["bloom", "hub_bloom", "llama"])
+@pytest.mark.parametrize("group_size", [8, None])
+def test_linears_of_several_widths_load_with_the_weights_of_the_dense_one(
+    name: str, group_size: int | None, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    source, every = Checkpoint(request.getfixturevalue(name)), itertools.cycle((2, 3, 4, 8, 5, 6, 7))
+    decoder = Decoder(source, torch.float32)
+    widths = {index: {linear: next(every) for linear in decoder.linears(index)} for index in range(decoder.blocks)}
+    method = RTN(bits=4, symmetric=True, group_size=group_size)
+    dense, packed, scheme = compressed(source, method, tmp_path, Amounts("bits", widths))
+    decoder = Decoder(Checkpoint(dense), torch.float32)
+    export = assemble_packed(decoder, packed, Schemes(scheme, widths), tmp_path / "export", "packed")
+    expected, loaded = (AutoModelForCausalLM.from_pretrained(folder) for folder in (dense, export))
+    with torch.no_grad():  # the first forward unpacks what lies packed until then
+        assert torch.equal(loaded(IDS).logits, expected(IDS).logits)
+    parameters = dict(loaded.named_parameters())
+    for weight, parameter in expected.named_parameters():
+        assert torch.equal(parameters[weight], parameter), weight
+    groups = json.loads((export / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    found = {target: group["weights"]["num_bits"] for group in groups for target in group["targets"]}
+    named = {path: widths[index][one] for index in widths for one, path in decoder.linear_names(index).items()}
+    assert found == named
+
+
+def test_several_widths_with_zero_points_are_refused(bloom: Path, tmp_path: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    widths = {index: dict.fromkeys(decoder.linears(index), 3 + index % 2) for index in range(decoder.blocks)}
+    for reader, message in (
+        ("transformers", "transformers 5.23 .* reads zero points only of checkpoints with one width"),
+        ("vllm", "has no kernel for 3 bits"),
+    ):
+        with pytest.raises(InputError, match=message):
+            schemes = Schemes(IntegerScheme(3, 8, symmetric=False), widths)
+            assemble_packed(decoder, tmp_path, schemes, tmp_path / "export", "", reader)
 
 
 @pytest.mark.parametrize(("bits", "symmetric", "group_size"), itertools.product((2, 3, 4, 8), (True, False), (8, None)))
@@ -120,10 +161,10 @@ def test_a_missing_packed_block_and_one_of_another_scheme_are_named(bloom: Path,
     decoder = Decoder(Checkpoint(dense), torch.float32)
     other = IntegerScheme(bits=4, group_size=None, symmetric=True)
     with pytest.raises(InputError, match=r"block-00000\.safetensors: holds .*weight_zero_point, which"):
-        assemble_packed(decoder, packed, other, tmp_path / "export", "")
+        assemble_packed(decoder, packed, Schemes(other), tmp_path / "export", "")
     (packed / block_file(2)).unlink()
     with pytest.raises(InputError, match=r"packed/block-00002\.safetensors: missing"):
-        assemble_packed(decoder, packed, scheme, tmp_path / "export", "")
+        assemble_packed(decoder, packed, Schemes(scheme), tmp_path / "export", "")
     assert not (tmp_path / "export").exists()
 
 
@@ -143,7 +184,7 @@ def test_for_vllm_a_bloom_leaves_the_shape_of_its_fused_linears_out_and_nothing_
     )
     decoder = Decoder(Checkpoint(dense), torch.float32)
     usual, own = (
-        assemble_packed(decoder, blocks, scheme, tmp_path / reader, "card", reader)
+        assemble_packed(decoder, blocks, Schemes(scheme), tmp_path / reader, "card", reader)
         for reader in ("transformers", "vllm")
     )
     shapes = {name for name in stored(usual) if name.endswith("query_key_value.weight_shape")}
@@ -168,7 +209,7 @@ def test_what_vllm_would_not_read_is_refused_with_the_version_it_was_seen_with(b
         dense, blocks, scheme = compressed(Checkpoint(bloom), method, tmp_path / str(number))
         decoder = Decoder(Checkpoint(dense), torch.float32)
         with pytest.raises(InputError, match=f"--reader vllm: .*{message}"):
-            assemble_packed(decoder, blocks, scheme, tmp_path / "export", "card", "vllm")
+            assemble_packed(decoder, blocks, Schemes(scheme), tmp_path / "export", "card", "vllm")
         assert not (tmp_path / "export").exists()
 
 

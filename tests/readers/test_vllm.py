@@ -14,7 +14,7 @@ from mbs_ray.methods import build_method, method_spec
 from mbs_ray.model.assemble import assemble_packed
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.packed import IntegerScheme
+from mbs_ray.model.packed import IntegerScheme, Schemes
 from mbs_ray.model.readers import VLLM
 from tests.support.engine import assemble_run, draw, make_job, run_here
 from tests.support.models import write_bloom, write_tokenizer
@@ -56,7 +56,7 @@ def both_forms(model: Path, method: dict[str, Any], corpus: Path, folder: Path) 
     if scheme is None:
         return dense, dense
     decoder = Decoder(Checkpoint(dense), torch.float32)
-    return dense, assemble_packed(decoder, job.directory / "packed", scheme, folder / "packed", "card", VLLM)
+    return dense, assemble_packed(decoder, job.directory / "packed", Schemes(scheme), folder / "packed", "card", VLLM)
 
 
 def answers_of_vllm(python: Path, folder: Path) -> list[tuple[list[int], list[float]]]:
