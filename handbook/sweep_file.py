@@ -17,7 +17,7 @@ from mbs_ray.languages.samplings import Sampling
 from mbs_ray.methods import METHODS, Method
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.sparsity import Pruning
-from mbs_ray.run.modes import PROPAGATED, DenseFit, DenseStatistics
+from mbs_ray.run.modes import PROPAGATED, UNIFORM, Budget, DenseFit, DenseStatistics
 from mbs_ray.run.spec import EvaluationSpec, RunSpec
 from mbs_ray.run.sweep_spec import LayoutSpec, SweepSpec
 
@@ -27,9 +27,12 @@ _NAMES: Mapping[object, str] = {
     Sampling: "[sampling](#samplings)",
     EvaluationSpec: "[evaluation set](#evaluation-sets)",
     DenseStatistics: "[dense statistics](#dense-statistics)",
+    Budget: "[budget](#budget)",
     DenseFit: "[fit to the dense model](#fit-to-the-dense-model)",
     LayoutSpec: "[layout](#layout)",
 }
+#: Fields that are None inside, but nobody writes it so.
+_PLAIN = {"statistics": PROPAGATED, "fit_to": PROPAGATED, "budget": UNIFORM}
 #: Fields that have no description in the specs.
 _DESCRIPTIONS = {
     "method": "how a linear is compressed",
@@ -83,6 +86,12 @@ def sweep_file() -> str:
             "what it does and when it helps."
         ),
         _spec_table(DenseFit),
+        "### Budget\n",
+        _paragraph(
+            "`budget: increase` or `budget: ramp` takes the defaults; a mapping with `rule` changes them. "
+            "[Budgets](budgets.md) says what they do and when they help."
+        ),
+        _spec_table(Budget),
         "## Methods\n",
         _paragraph(
             "`method: wanda` takes the defaults, `method: {name: wanda, sparsity: 0.6}` changes them; on a command "
@@ -113,8 +122,8 @@ def _spec_table(spec: type[BaseModel], names: list[str] | None = None) -> str:
             continue
         default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
         kind = type_text(field.annotation, _NAMES) + bounds_text(field.metadata)
-        if name in ("statistics", "fit_to"):  # None inside, but nobody writes it so
-            kind, default = (text.replace("`null`", f"`{PROPAGATED}`") for text in (kind, default))
+        if plain := _PLAIN.get(name):
+            kind, default = (text.replace("`null`", f"`{plain}`") for text in (kind, default))
         rows.append([f"`{name}`", kind, default, field.description or _DESCRIPTIONS[name]])
     return table(["field", "type", "default", "description"], rows)
 

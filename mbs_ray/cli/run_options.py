@@ -44,6 +44,9 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "statistics": Form(
             read=partial(named_spec, key="mode"), example="dense:segments_per_language=16", default="propagated"
         ),
+        "budget": Form(
+            read=partial(named_spec, key="rule"), example="increase, ramp or increase:bits=3.5", default="uniform"
+        ),
         "fit_to": Form(
             read=partial(named_spec, key="mode"), example="dense or dense:strength=0.5", default="propagated"
         ),

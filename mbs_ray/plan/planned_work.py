@@ -1,5 +1,6 @@
 """The work of a run, as far as the memory and time of stages depend on it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +10,11 @@ import torch
 from mbs_ray.languages.distribution import parse_languages
 from mbs_ray.languages.sampling_registry import distribution_for
 from mbs_ray.languages.samplings import Adaptive
-from mbs_ray.methods import Method, Statistic
+from mbs_ray.methods import Method, Statistic, with_amount
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.run.microbatch import settled_microbatch
-from mbs_ray.run.modes import DenseFit
+from mbs_ray.run.modes import Budget, DenseFit
 from mbs_ray.run.spec import RunSpec
 
 
@@ -55,6 +56,10 @@ class TokenBatches:
         )
 
 
+#: Begins the labels of trials, by which a budget is dealt out.
+TRIALS = "trials of"
+
+
 @dataclass(frozen=True)
 class PlannedScore:
     """The evaluation of a dense model; ``decoder`` is on the meta device."""
@@ -93,11 +98,13 @@ class PlannedRun:
     keep: str = "checkpoint"
     solvings: int = 1
     fit: DenseFit | None = None
+    measured: bool = False
+    """Whether losses are measured by the full moments of each language."""
 
     @property
     def statistic(self) -> Statistic:
-        """Statistic of the moments that are collected: what the method needs, or what fitting does."""
-        return self.method.statistic if self.fit is None else Statistic.FULL
+        """Statistic of the moments that are collected: what the method needs, or what fitting or measuring does."""
+        return self.method.statistic if self.fit is None and not self.measured else Statistic.FULL
 
     @property
     def chooses_strength(self) -> bool:
@@ -143,7 +150,8 @@ class MetaDecoders:
 def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: MetaDecoders) -> list[PlannedWork]:
     """List the work of every run, after that of every dense model that runs are compared with.
 
-    Evaluation sets count with the most segments that they may have; those that use all their text count as nothing.
+    Evaluation sets count with the most segments that they may have; those that use all their text count as nothing. The
+    trials of a budget are listed as a run of their own, and for every run, though runs share them.
     """
     works: dict[str, PlannedWork] = {}
     for spec, label in zip(specs, labels, strict=True):
@@ -157,6 +165,11 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         microbatch = settled_microbatch(
             spec.microbatch, spec.sequence_length, outlines.device, decoder.checkpoint.hidden_size
         )
+        if spec.budget is not None and spec.budget.tries:
+            name = f"{TRIALS} {label}"
+            works[name] = _trials(
+                name, decoder, spec, spec.budget, len(spec.sampling.weights(distribution, codes)), microbatch
+            )
         evaluation = tuple(
             TokenBatches(one.segments * languages, one.sequence_length or spec.sequence_length, microbatch)
             for one in spec.evaluation.values()
@@ -168,7 +181,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         works[label] = PlannedRun(
             label,
             decoder,
-            spec.method,
+            _at_most(spec),
             TokenBatches(segments, spec.sequence_length, microbatch),
             evaluation,
             spec.per_language,
@@ -178,3 +191,18 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             spec.fit_to,
         )
     return sorted(works.values(), key=lambda work: isinstance(work, PlannedRun))
+
+
+def _at_most(spec: RunSpec) -> Method:
+    """Return the method of a run; where bits are dealt out, with the whole bits above their average."""
+    if spec.budget is None or spec.budget.bits is None:
+        return spec.method
+    return with_amount(spec.method, "bits", math.ceil(spec.budget.bits))
+
+
+def _trials(name: str, decoder: Decoder, spec: RunSpec, budget: Budget, languages: int, microbatch: int) -> PlannedRun:
+    """Plan the trials of a budget: moments of dense text, and all linears solved with every amount."""
+    each = budget.segments_per_language if spec.statistics is None else spec.statistics.segments_per_language
+    calibration = TokenBatches(each * languages, spec.sequence_length, microbatch)
+    solvings = len(budget.tried(spec.method))
+    return PlannedRun(name, decoder, spec.method, calibration, (), keep="metrics", solvings=solvings, measured=True)

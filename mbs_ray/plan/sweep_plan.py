@@ -41,7 +41,7 @@ def plan_sweep(
         None if sweep.layout.stages == "auto" else sweep.layout.stages,
         None if sweep.layout.replicas == "auto" else sweep.layout.replicas,
         actors=hardware.actors,
-        runs=len(runs),
+        runs=len(specs),
         blocks=min(work.decoder.blocks for work in works),
         microbatches=min(work.calibration.count for work in runs),
     )

@@ -145,6 +145,23 @@ def layer_error_grid(run: RunResults) -> Grid:
     return Grid([], [(f"block {block}", str(block)) for block in blocks], rows)
 
 
+def amounts_grid(run: RunResults) -> Grid:
+    """Make a table of linears × blocks of what each was given; the darker, the more of it is taken away."""
+    blocks = sorted(run.amounts)
+    values = [value for own in run.amounts.values() for value in own.values()]
+    low, high = min(values), max(values)
+
+    def cell(value: float | None) -> Cell:
+        if value is None:
+            return Cell(None)
+        place = (value - low) / (high - low) if high > low else 0.0
+        return Cell(value, f"{value:.3g}", heat=1 - place if run.amount == "bits" else place)
+
+    names = dict.fromkeys(name for own in run.amounts.values() for name in own)
+    rows = [(name, "", [cell(run.amounts[block].get(name)) for block in blocks]) for name in names]
+    return Grid([], [(f"block {block}", str(block)) for block in blocks], rows)
+
+
 def _heat(value: float, low: float, high: float) -> float:
     """Where a value lies between two others on a logarithmic scale; 0 at ``low`` and below."""
     if math.isinf(value):

@@ -24,8 +24,9 @@ class RunResults:
 
     ``evaluation`` maps a set to the fingerprint of its text, the first set first; ``dense`` set → language →
     perplexity of the dense model. ``weights`` of the languages, empty but for dense statistics. ``losses`` and
-    ``layer_errors`` (by language) go by block. Times are in milliseconds since 1970 (UTC), None where nothing was
-    measured yet.
+    ``layer_errors`` (by language) go by block. ``amounts``, sparsities or bits as ``amount`` says, are
+    those of linears by block, empty where all are alike. Times are in milliseconds since 1970 (UTC), None where nothing
+    was measured yet.
     """
 
     facts: RunFacts
@@ -37,6 +38,8 @@ class RunResults:
     losses: Mapping[int, float]
     loss_name: str
     layer_errors: Mapping[str, Mapping[int, float]]
+    amount: str
+    amounts: Mapping[int, Mapping[str, float]]
     began: int | None
     ended: int | None
 
@@ -73,7 +76,7 @@ def read_sweep(folder: Path) -> SweepRuns:
 
 
 def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
-    result = directory.result()
+    result, amounts = directory.result(), directory.amounts()
     entries = Journal(directory.journal).entries()
     loss_name = next((name for name in _LOSSES if any(one.key == name for one in entries)), "")
     times = [one.timestamp for one in entries]
@@ -87,6 +90,8 @@ def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
         losses=_by_block(entries, loss_name),
         loss_name=loss_name.removeprefix("block/").replace("_", " "),
         layer_errors=_layer_errors(entries),
+        amount="" if amounts is None else amounts.field,
+        amounts={} if amounts is None else amounts.of_block,
         began=min(times, default=None),
         ended=max(times, default=None),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import UNFINISHED, own_content, read_json_if_there, write_json
+from mbs_ray.methods import Amounts
 from mbs_ray.model.block_files import BLOCK_SUFFIX, DIGEST_SUFFIX
 from mbs_ray.run.card import CardFacts
 from mbs_ray.run.older_directory import OlderRun, older_run
@@ -219,6 +220,15 @@ class RunDirectory:
     def weights(self) -> dict[str, float]:
         """Read the weights of the languages, with dense statistics; empty where the run has none."""
         return read_json_if_there(self.path / WEIGHTS, _WITH_RESULT) or {}
+
+    def amounts(self) -> Amounts | None:
+        """Read what each linear was given of the method's amount; None where all were given the same."""
+        path = self.path / BUDGET
+        dealt = read_json_if_there(path, _WITH_RESULT)
+        if dealt is None:
+            return None
+        with own_content(path, _WITH_RESULT):
+            return Amounts.from_plain(dealt["amounts"])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, which makes the run a finished one."""

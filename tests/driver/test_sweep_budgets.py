@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ray.cluster_utils import Cluster
+from transformers import AutoModelForCausalLM
 
 from mbs_ray.cluster.sensitivity_task import measure_files
 from mbs_ray.compression.block_report import read_block_reports
@@ -18,6 +19,7 @@ from mbs_ray.driver.budgets import pilots
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.run.export import export_run
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.driver.test_sweep_dense import DENSE, SPARSE, WANDA, bits, claim, prepared
 from tests.support.engine import run_here
@@ -148,6 +150,35 @@ def test_a_budget_of_dense_statistics_and_of_found_weights_tries_with_those(
     assert len(list(tmp_path.glob("adaptive/tried-*.json"))) == 6
     weights = json.loads((tmp_path / "tiny/runs/wanda-50-adaptive-worst-3/weights.json").read_text())
     assert set(weights) == set(LANGUAGES)
+
+
+def test_bits_are_dealt_out_alike_to_linears_of_one_input_and_exported_so(
+    ray_cluster: Cluster, llama: Path, run: dict[str, Any], tmp_path: Path
+) -> None:
+    method = {"name": "gptq", "bits": 3, "group_size": 16, "symmetric": True}
+    budgets = [{**INCREASE, "bits": 3.5}, {"rule": "ramp", "bits": 3.5}]
+    sweep = spec(run, 1, {"method": [method], "budget": budgets}, model=str(llama))
+    result, _ = run_sweep(drawn(sweep, tmp_path), tmp_path)
+    assert not result.failed
+    for rule in ("increase", "ramp"):
+        label = f"gptq-3bit-g16-sym-equal-budget-{rule}-3.5bit"
+        found = budget(tmp_path, label)
+        assert 3 < found["mean"] <= 3.5 and found["amounts"]["field"] == "bits"
+        for own in found["amounts"]["of_block"].values():
+            assert own["self_attn.q_proj"] == own["self_attn.k_proj"] == own["self_attn.v_proj"]
+            assert own["mlp.gate_proj"] == own["mlp.up_proj"]
+        folder = tmp_path / "tiny" / "runs" / label
+        assert (
+            f"- bits: 3 to 4 by linear, {found['mean']:.4g} on average, rule {rule}"
+            in (folder / "checkpoint" / "README.md").read_text()
+        )
+        models = [
+            AutoModelForCausalLM.from_pretrained(one)
+            for one in (folder / "checkpoint", export_run(folder, "compressed-tensors", None))
+        ]
+        ids = torch.arange(60).view(3, 20)
+        with torch.no_grad():
+            assert torch.equal(models[0](ids).logits, models[1](ids).logits)
 
 
 @pytest.mark.parametrize(

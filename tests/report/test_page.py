@@ -278,6 +278,18 @@ def test_layer_errors_are_shown_where_the_journal_has_them(sweep: Path) -> None:
     assert list(dict.fromkeys(row for row, _ in grid)) == ["en", "ta"]
 
 
+def test_what_linears_were_given_is_shown_where_a_budget_was_dealt_out(sweep: Path) -> None:
+    assert "Budget by linear" not in Page(write_report_page(sweep)).text
+    of_block = {"0": {"attention": 0.45, "mlp": 0.55}, "1": {"attention": 0.5, "mlp": 0.475}}
+    dealt = {"mean": 0.5, "predicted": {}, "amounts": {"field": "sparsity", "of_block": of_block}}
+    (sweep / "runs" / "wanda-50-equal" / "budget.json").write_text(json.dumps(dealt))
+    page = Page(write_report_page(sweep))
+    assert "wanda-50-equal: sparsity" in page.text
+    grid = page.grids()[2]
+    found = {(row, title.removeprefix("block ")): cell["value"] for (row, title), cell in grid.items()}
+    assert found == {(name, block): value for block, own in of_block.items() for name, value in own.items()}
+
+
 def test_the_figure_of_losses_draws_every_run_over_its_blocks(sweep: Path) -> None:
     runs = read_sweep(sweep).runs
     figure = loss_curves(runs)

@@ -1,0 +1,41 @@
+"""The work of a sweep as its plan lists it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbs_ray.methods import Statistic
+from mbs_ray.plan.planned_work import MetaDecoders, PlannedRun, planned_runs
+from mbs_ray.run.spec import RunSpec
+
+
+def planned(model: Path, **changes: Any) -> dict[str, PlannedRun]:
+    fields = {"model": str(model), "corpus": "corpus", "languages": ["en", "hi", "sw"], "sampling": "equal"}
+    spec = RunSpec.model_validate({**fields, "method": "wanda", "segments": 30, "sequence_length": 32, **changes})
+    works = planned_runs([spec], ["the-run"], MetaDecoders(cuda=False))
+    return {work.label: work for work in works if isinstance(work, PlannedRun)}
+
+
+def test_the_trials_of_a_budget_are_a_run_of_their_own(bloom: Path) -> None:
+    works = planned(bloom, budget={"rule": "increase", "segments_per_language": 5})
+    assert list(works) == ["trials of the-run", "the-run"]
+    trials = works["trials of the-run"]
+    assert trials.calibration.segments == 3 * 5 and trials.solvings == 3 and trials.keep == "metrics"
+    # They measure by full moments whatever the method needs.
+    assert trials.statistic is Statistic.FULL and works["the-run"].statistic is Statistic.DIAGONAL
+    assert works["the-run"].calibration.segments == 30
+
+
+@pytest.mark.parametrize(("rule", "trials"), [("increase", 2), ("ramp", 0)])
+def test_bits_between_two_widths_are_planned_with_the_larger(bloom: Path, rule: str, trials: int) -> None:
+    works = planned(bloom, method={"name": "gptq", "bits": 3}, budget={"rule": rule, "bits": 3.5})
+    assert getattr(works["the-run"].method, "bits", None) == 4
+    assert len(works) == (2 if trials else 1)
+    assert all(work.solvings == trials for label, work in works.items() if label != "the-run")
+
+
+def test_dense_statistics_are_tried_on_their_own_text(bloom: Path) -> None:
+    statistics = {"mode": "dense", "segments_per_language": 7}
+    works = planned(bloom, statistics=statistics, budget="increase")
+    assert works["trials of the-run"].calibration.segments == 3 * 7
