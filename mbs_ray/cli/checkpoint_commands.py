@@ -55,7 +55,7 @@ def evaluate(
     --corpus: perplexity and bits per byte. --tasks: accuracy.
     """
     with on_ray(cluster.address):
-        from mbs_ray.cli.terminal_tables import accuracy_table, score_table
+        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, score_table
         from mbs_ray.driver.evaluate import TextQuestion
         from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
         from mbs_ray.driver.evaluate_tasks import TaskQuestion
@@ -92,6 +92,8 @@ def evaluate(
         if result.tasks is not None:
             path, accuracies = result.tasks
             console.print(accuracy_table(f"accuracy of {Path(model).name}, {shots} shots", accuracies))
+            if any(one.bits_per_byte is not None for one in accuracies):
+                console.print(answer_table("bits per byte of the right answers", accuracies))
             console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
 
 

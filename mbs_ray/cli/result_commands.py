@@ -17,21 +17,32 @@ app = typer.Typer()
     "(or one run against its dense model: mbs compare ./results/demo/runs/wanda-50-equal --dense)"
 )
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Directory of a finished run: <out>/<sweep>/runs/<run>.")],
-    run_b: Annotated[Path | None, typer.Argument(help="Another one, scored on the same tokens.")] = None,
+    run_a: Annotated[
+        Path,
+        typer.Argument(help="Directory of a finished run, <out>/<sweep>/runs/<run>, or a folder with tasks.json."),
+    ],
+    run_b: Annotated[Path | None, typer.Argument(help="Another one, scored on the same tokens or tasks.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Compare RUN_A, as B, with its dense model, as A.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the figures; default: <B's directory>/comparisons.")
+        Path | None,
+        typer.Option("--out", help="Folder for figures and tables; default: B's directory, comparisons in a run's."),
     ] = None,
 ) -> None:
     """Is B worse than A, language by language, or is the difference noise? Needs no Ray."""
     with one_line_errors():
-        from mbs_ray.cli.terminal_tables import comparison_table
+        from mbs_ray.cli.terminal_tables import comparison_table, paired_table
         from mbs_ray.report.compare import compare_runs, compare_with_dense
+        from mbs_ray.report.compare_tasks import compare_tasks, has_tasks
 
         if (run_b is None) != dense:
             raise InputError("give either RUN_B or --dense to compare RUN_A with")
         console = Console()
+        if run_b is not None and (has_tasks(run_a) or has_tasks(run_b)):
+            found = compare_tasks(run_a, run_b, out)
+            console.print(f"A: {found.a}\nB: {found.b}", highlight=False)
+            console.print(paired_table("B against A on the same questions", found.rows))
+            console.print(f"written: {found.file}", highlight=False, soft_wrap=True)
+            return
         for one in compare_with_dense(run_a, out) if run_b is None else compare_runs(run_a, run_b, out):
             console.print(f"A: {one.a}\nB: {one.b}", highlight=False)
             console.print(comparison_table(f"B against A on {one.evaluation}", one.differences))

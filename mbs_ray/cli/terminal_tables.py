@@ -11,6 +11,7 @@ from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.language_angles import ANGLES, Similarity
 from mbs_ray.evaluation.metric_names import GEOMEAN, SUMMARIES
+from mbs_ray.evaluation.paired_tasks import PairedAnswers
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
@@ -137,6 +138,25 @@ def comparison_table(title: str, differences: Mapping[str, Difference]) -> Table
     return table
 
 
+def paired_table(title: str, rows: Sequence[PairedAnswers]) -> Table:
+    """Show accuracies in percent, questions that one alone answered, p, and bits per byte of the right answers."""
+    table = Table(title=title)
+    for column in ("task", "language"):
+        table.add_column(column)
+    for column in ("questions", "right A", "right B", "A alone", "B alone", "p", "Holm", "bits/byte, B − A", "95 %"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        shares = (f"{100 * right / row.items:.1f}" for right in (row.right_a, row.right_b))
+        bits = "" if row.bits is None else f"{row.bits:+.3f}"
+        table.add_row(
+            row.task, row.language, f"{row.items:,}", *shares, f"{row.only_a}", f"{row.only_b}", f"{row.p:.3g}",
+            f"{row.adjusted:.3g}", bits, interval_text(row.interval, "+.3f"), row.verdict,
+            end_section=following is not None and following.task != row.task,
+        )  # fmt: skip
+    return table
+
+
 def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:
     """Show the accuracy in percent, with lm-eval's standard error, of each language in each task that has it."""
     tasks = list(dict.fromkeys(one.task for one in scores))
@@ -145,6 +165,17 @@ def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:
     for language, mean in language_means(scores).items():
         table.add_row(language, *(cells.get((task, language), "") for task in tasks), f"{100 * mean:.2f}")
     table.add_row("all", *[""] * len(tasks), f"{100 * overall_mean(scores):.2f}")
+    return table
+
+
+def answer_table(title: str, scores: Sequence[TaskScore]) -> Table:
+    """Show bits per byte of the right answers of each language in each task that has it."""
+    tasks = list(dict.fromkeys(one.task for one in scores))
+    cells = {(one.task, one.language): one.bits_per_byte for one in scores if one.bits_per_byte is not None}
+    table = _table(title, "language", *tasks)
+    for language in language_means(scores):
+        own = (cells.get((task, language)) for task in tasks)
+        table.add_row(language, *("" if value is None else f"{value:.4f}" for value in own))
     return table
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mbs_ray import __version__
 from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
 from mbs_ray.driver.token_requests import TokenRequests
+from mbs_ray.evaluation.task_items import ITEMS, TASKS, write_items
 from mbs_ray.evaluation.token_scores import RequestScore
 from mbs_ray.evaluation.zero_shot import (
     TaskScore,
@@ -80,8 +81,9 @@ def score_tasks(scorer: CheckpointScorer, opened: OpenedTasks, tokenizer: Any) -
     }
     key = digest(json.dumps(settings, sort_keys=True))
     lm = StagedLM(tokenizer, scorer.model.checkpoint.config, lambda sequences: score_requests(scorer, sequences))
-    scores = run_tasks(lm, opened.tasks, question.shots, question.limit)
-    file = scorer.folder / key / "tasks.json"
+    scores, items = run_tasks(lm, opened.tasks, question.shots, question.limit)
+    file = scorer.folder / key / TASKS
+    write_items(file.with_name(ITEMS), items)
     write_json(file, {**settings, "scores": [asdict(one) for one in scores]})
     track_scores(opened.connection, key, settings, file, scores)
     return file, scores
@@ -114,5 +116,6 @@ def track_scores(
     name = f"{model}, {settings['shots']} shots"
     tags = {"model": model, "mbs.folder": str(file.parent)}
     tracked = evaluation_run(connection, key, name, settings, tags, journal)
-    tracked.artifact(file)
+    for one in (file, file.with_name(ITEMS)):
+        tracked.artifact(one)
     tracked.finish("FINISHED")

@@ -8,11 +8,12 @@ import difflib
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mbs_ray.errors import InputError
+from mbs_ray.evaluation.task_items import TaskItem, bits_per_byte, items_of
 from mbs_ray.evaluation.task_languages import TaskName, task_language
 from mbs_ray.languages.facts import table_order
 
@@ -24,13 +25,17 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Accuracy of one task in one language over ``documents``; ``stderr`` is lm-eval's, None where it has none."""
+    """Accuracy of one task in one language over ``documents``; ``stderr`` is lm-eval's, None where it has none.
+
+    ``bits_per_byte`` are those of the right answers, None where no right one is told.
+    """
 
     task: str
     language: str
     accuracy: float
     stderr: float | None
     documents: int
+    bits_per_byte: float | None = None
 
 
 def require_harness() -> None:
@@ -74,8 +79,10 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
     return tasks
 
 
-def run_tasks(lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | None = None) -> list[TaskScore]:
-    """Score tasks of :func:`open_tasks` with an lm-eval model, in table order of the languages.
+def run_tasks(
+    lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | None = None
+) -> tuple[list[TaskScore], list[TaskItem]]:
+    """Score tasks of :func:`open_tasks` with an lm-eval model, in table order of the languages; and list their items.
 
     ``shots`` examples precede each question; ``limit``: at most this many documents of each task. Raises
     :class:`InputError` for a task that takes no examples.
@@ -88,10 +95,12 @@ def run_tasks(lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | No
         task.set_config(key="num_fewshot", value=shots)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     # Accuracies have a closed form; other metrics of a task, which nobody reads here, would be drawn 100,000 times.
-    found = evaluate(lm, {"tasks": dict(tasks)}, limit=limit, bootstrap_iters=100, log_samples=False)
+    found = evaluate(lm, {"tasks": dict(tasks)}, limit=limit, bootstrap_iters=100, log_samples=True)
     assert found is not None
     by_task: dict[tuple[str, str], list[TaskScore]] = {}
-    for name in tasks:
+    items: list[TaskItem] = []
+    for name, opened in tasks.items():
+        items += items_of(name, found["samples"][name], "acc_mutual_info" not in opened.aggregation())
         result = found["results"][name]
         stderr = result.get("acc_stderr,none")
         known = isinstance(stderr, float) and math.isfinite(stderr)
@@ -99,9 +108,12 @@ def run_tasks(lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | No
         task, language, _ = task_language(name)
         part = TaskScore(task, language, float(result["acc,none"]), stderr if known else None, documents)
         by_task.setdefault((task, language), []).append(part)
-    scores = [whole_of(parts) for parts in by_task.values()]
+    scores = [
+        replace(whole_of(parts), bits_per_byte=bits_per_byte([one for one in items if (one.task, one.language) == key]))
+        for key, parts in by_task.items()
+    ]
     order = table_order(one.language for one in scores)
-    return sorted(scores, key=lambda one: (one.task, order.index(one.language)))
+    return sorted(scores, key=lambda one: (one.task, order.index(one.language))), items
 
 
 def whole_of(parts: Sequence[TaskScore]) -> TaskScore:
@@ -133,9 +145,12 @@ def overall_mean(scores: Sequence[TaskScore]) -> float:
 
 
 def task_metrics(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """Return MLflow names and values: ``acc/xnli/sw``, ``acc_stderr/xnli/sw``, ``acc/mean/sw``, ``acc/mean/all``."""
+    """Return MLflow names and values: ``acc/xnli/sw``, ``acc_stderr/…``, ``answer_bpb/…``, and ``acc/mean/all``."""
     metrics = {f"acc/{one.task}/{one.language}": one.accuracy for one in scores}
     metrics |= {f"acc_stderr/{one.task}/{one.language}": one.stderr for one in scores if one.stderr is not None}
+    metrics |= {
+        f"answer_bpb/{one.task}/{one.language}": one.bits_per_byte for one in scores if one.bits_per_byte is not None
+    }
     metrics |= {f"acc/mean/{language}": mean for language, mean in language_means(scores).items()}
     return metrics | {"acc/mean/all": overall_mean(scores)}
 

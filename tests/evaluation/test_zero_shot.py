@@ -273,10 +273,23 @@ def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
 
     with scoring(bloom, tmp_path, 2) as score:
         staged = staged_lm(bloom, score)
-        ours, theirs = (run_tasks(Listening(lm), open_tasks(names, task_folder), shots=1) for lm in (staged, harness))
+        (ours, items), (theirs, others) = (
+            run_tasks(Listening(lm), open_tasks(names, task_folder), shots=1) for lm in (staged, harness)
+        )
     assert len(answers[0]) == 3 * 9 * 3 + 2 * 6 * 2
     assert_same(*answers)
-    assert ours == theirs
+    assert [one.accuracy for one in ours] == [one.accuracy for one in theirs]
+    assert [one.bits_per_byte for one in ours] == pytest.approx([one.bits_per_byte for one in theirs], rel=1e-4)
+    assert [(one.key, one.question, one.correct) for one in items] == [
+        (one.key, one.question, one.correct) for one in others
+    ]
+    assert [value for one in items for value in one.loglikelihoods] == [value for value, _ in answers[0]]
+    for one in ours:
+        own = [item for item in items if (item.task, item.language) == (one.task, one.language)]
+        assert sum(item.correct for item in own) / len(own) == one.accuracy
+        assert all(item.correct == (np.argmax(item.loglikelihoods) == item.right) for item in own)
+        bits = sum(-item.loglikelihoods[item.right] / math.log(2) for item in own)
+        assert one.bits_per_byte == pytest.approx(bits / sum(item.bytes[item.right] for item in own))
     assert [(one.task, one.language, one.documents) for one in ours] == [
         ("ford", "en", 6), ("ford", "sw", 6), ("river", "en", 9), ("river", "zh-Hans", 9), ("river", "sw", 9),
     ]  # fmt: skip
@@ -313,6 +326,10 @@ def test_the_command_prints_writes_and_tracks_accuracies(
     assert result.exit_code == 0, result.output
     assert "zh-Hans" in result.stdout and "accuracy of tiny-bloom, 0 shots" in result.stdout
     (written,) = (tmp_path / "evaluated").glob("*/tasks.json")
+    assert "bits per byte of the right answers" in " ".join(result.stdout.split())
+    same = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["compare", str(written.parent), str(written.parent)])
+    assert same.exit_code == 0, same.output
+    assert same.stdout.count("within noise") == 4 + 3 + 1 and "worse" not in same.stdout
     content = json.loads(written.read_text())
     assert content["shots"] == 0 and content["limit"] == 4 and {one["documents"] for one in content["scores"]} == {4}
     scores = [TaskScore(**one) for one in content.pop("scores")]
