@@ -10,6 +10,7 @@ import pandas as pd
 
 from benchmarks.studies import (
     adaptive,
+    amounts,
     budget,
     dense,
     fit,
@@ -66,6 +67,10 @@ def main() -> None:
     if there("fit-and-refine"):
         save_figure(fit.figure_by_size(results / "fit-to-dense"), docs / "fit-by-size.png")
         print(f"## fitted and refined\n\n{markdown(fit.together(results / 'fit-to-dense'))}", flush=True)
+    if there("budgets"):
+        for name, table in amounts.tables(results).items():
+            print(f"## budgets: {name}\n\n{markdown(table)}", flush=True)
+        save_figure(amounts.figure(results), docs / "budgets.png")
     for name, module in {"refine-kept-out": refine, "fit-kept-out": fit}.items():
         if there(name):
             print(f"## {name}\n\n{markdown(module.kept_out(results / name))}", flush=True)

@@ -9,7 +9,7 @@ from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
 from mbs_ray.languages.distribution import model_distribution
 from mbs_ray.languages.sampling_registry import build_sampling
 from mbs_ray.methods import build_method
-from mbs_ray.run.modes import PROPAGATED, DenseFit, DenseStatistics
+from mbs_ray.run.modes import PROPAGATED, UNIFORM, Budget, DenseFit, DenseStatistics
 
 
 def increases(sweep: Path) -> pd.DataFrame:
@@ -31,6 +31,7 @@ def increases(sweep: Path) -> pd.DataFrame:
             "options": spec["sampling"],
             "statistics": _statistics(spec),
             "fit": _fit(spec),
+            "budget": _budget(spec),
         }
         for language, value in MetricNames().rows(INCREASE, read(result)["metrics"]).items():
             if language not in SUMMARIES:
@@ -46,6 +47,11 @@ def _statistics(spec: dict) -> str:
 def _fit(spec: dict) -> str:
     dense = spec.get("fit_to", PROPAGATED)
     return PROPAGATED if dense == PROPAGATED else DenseFit(**dense).label
+
+
+def _budget(spec: dict) -> str:
+    dealt = spec.get("budget", UNIFORM)
+    return UNIFORM if dealt == UNIFORM else Budget(**dealt).label
 
 
 def summaries(logs: pd.Series, keys: list[str]) -> pd.DataFrame:
