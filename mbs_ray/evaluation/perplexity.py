@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,10 @@ from mbs_ray.evaluation.metric_names import (
 )
 from mbs_ray.evaluation.text_warnings import UNKNOWN_KEY
 from mbs_ray.languages.facts import table_order
+
+#: Rows of token scores that are summed at once, and by what besides the language.
+_ROWS_AT_ONCE = 2**18
+_KINDS = ("segment", "document")
 
 
 def exponential(nats: float) -> float:
@@ -68,46 +72,51 @@ class LanguageScore:
 
 
 def language_scores(path: Path) -> dict[str, LanguageScore]:
-    """Scores of a file of token scores, in table order of the languages."""
-    table = pq.read_table(path, columns=["nll", "language", "bytes", "document", "segment"])
-    unknown = json.loads((table.schema.metadata or {}).get(UNKNOWN_KEY, b"{}"))
-    # Sums of float32 and uint32 (once uint16) columns are made in float64 and uint64.
-    sums = table.group_by("language").aggregate(
-        [("nll", "sum"), ("nll", "count"), ("bytes", "sum"), ("document", "count_distinct")]
-    )
-    rows = {row["language"]: row for row in sums.to_pylist()}
-    by_segment = table.group_by(["language", "segment"]).aggregate([("nll", "sum"), ("nll", "count")])
-    by_segment = by_segment.sort_by("segment")
-    by_document = _document_sums(table)
-    return {
-        language: LanguageScore(
-            tokens=rows[language]["nll_count"],
-            bytes=rows[language]["bytes_sum"],
-            documents=rows[language]["document_count_distinct"],
-            nll=rows[language]["nll_sum"],
-            segments=_segment_sums(by_segment.filter(pc.equal(by_segment["language"], language))),
-            by_document=by_document[language],
+    """Sum a file of token scores by language, in table order; memory grows with its segments and documents alone."""
+    with pq.ParquetFile(path) as file:
+        unknown = json.loads((file.schema_arrow.metadata or {}).get(UNKNOWN_KEY, b"{}"))
+        batches = file.iter_batches(_ROWS_AT_ONCE, columns=["nll", "language", "bytes", "document", "segment"])
+        parts = [(_sums(rows, "segment"), _sums(rows, "document")) for rows in map(_as_table, batches)]
+    by_segment, by_document = (_together(kind, own) for kind, own in zip(_KINDS, zip(*parts, strict=True), strict=True))
+    by_segment, by_document = by_segment.sort_by("segment"), by_document.sort_by("document")
+    scores = {}
+    for language in table_order(by_document["language"].unique().to_pylist()):
+        segments, documents = (one.filter(pc.equal(one["language"], language)) for one in (by_segment, by_document))
+        scores[language] = LanguageScore(
+            tokens=pc.sum(documents["tokens"]).as_py(),
+            bytes=pc.sum(documents["bytes"]).as_py(),
+            documents=len(documents),
+            nll=math.fsum(segments["nll"].to_pylist()),
+            segments=SegmentSums(*(segments[name].to_numpy() for name in ("segment", "nll", "tokens"))),
+            by_document=DocumentSums(
+                tuple(documents["document"].to_pylist()), documents["nll"].to_numpy(), documents["tokens"].to_numpy()
+            ),
             unknown=unknown.get(language, 0.0),
         )
-        for language in table_order(rows)
-    }
+    return scores
 
 
-def _segment_sums(rows: pa.Table) -> SegmentSums:
-    return SegmentSums(rows["segment"].to_numpy(), rows["nll_sum"].to_numpy(), rows["nll_count"].to_numpy())
+def _as_table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
 
 
-def _document_sums(table: pa.Table) -> dict[str, DocumentSums]:
-    sums = table.group_by(["language", "document"]).aggregate([("nll", "sum"), ("nll", "count")])
-    rows: dict[str, list[tuple[str, float, int]]] = {}
-    columns = (sums[name].to_pylist() for name in ("language", "document", "nll_sum", "nll_count"))
-    for language, document, nll, count in zip(*columns, strict=True):
-        rows.setdefault(language, []).append((document, nll, count))
-    found = {}
-    for language, own in rows.items():
-        labels, nll, tokens = zip(*sorted(own), strict=True)
-        found[language] = DocumentSums(labels, np.array(nll), np.array(tokens))
-    return found
+def _sums(rows: pa.Table, kind: str) -> pa.Table:
+    """Sum some rows by language and ``kind``; sums of float32 and uint32 (once uint16) are made in 64 bits."""
+    sums = rows.group_by(["language", kind]).aggregate([("nll", "sum"), ("nll", "count"), ("bytes", "sum")])
+    keys = [sums[name] for name in ("language", kind)]
+    # The dictionaries of two batches differ.
+    texts = [pc.cast(key, pa.string()) if pa.types.is_dictionary(key.type) else key for key in keys]
+    values = [sums[name] for name in ("nll_sum", "nll_count", "bytes_sum")]
+    return pa.table(dict(zip(("language", kind, "nll", "tokens", "bytes"), (*texts, *values), strict=True)))
+
+
+def _together(kind: str, parts: Sequence[pa.Table]) -> pa.Table:
+    """Add up sums of parts of a file: a segment or document may lie in several."""
+    names = ("nll", "tokens", "bytes")
+    sums = pa.concat_tables(parts).group_by(["language", kind]).aggregate([(name, "sum") for name in names])
+    return sums.select(["language", kind, *(f"{name}_sum" for name in names)]).rename_columns(
+        ["language", kind, *names]
+    )
 
 
 def perplexity_interval(language: str, score: LanguageScore) -> Interval | None:

@@ -63,7 +63,7 @@ def test_besides_it_they_are_the_segments_of_the_same_tokenizer_without_it(
     assert [one.token_ids[1:].tolist() for one in ours.segments] == [one.token_ids.tolist() for one in plain.segments]
     # All text of it is scored, its first token too, and all its bytes count.
     written = write_segments(tmp_path / "x.parquet", "f", {"sequence_length": LENGTH}, {"en": ours})
-    write_token_scores(tmp_path / "scores.parquet", written, [torch.ones(len(written), LENGTH - 1)])
+    write_token_scores(tmp_path / "scores.parquet", written, torch.ones(len(written), LENGTH - 1))
     import pyarrow.parquet as pq
 
     table = pq.read_table(tmp_path / "scores.parquet")

@@ -91,7 +91,7 @@ def test_whole_text_is_cut_as_the_papers_scripts_cut_it_and_blank_lines_are_not_
         assert counted + drawn.facts[language]["dropped_bytes"] == sum(len(text.encode()) for text in own)
     assert set(plain.convert_ids_to_tokens(rows.token_ids[rows.document_index < 0].tolist())) == {"Ċ"}
     nll = torch.rand(len(rows), 31)
-    write_token_scores(tmp_path / "scores.parquet", drawn, [nll])
+    write_token_scores(tmp_path / "scores.parquet", drawn, nll)
     scored = torch.from_numpy(rows.document_index[:, 1:] >= 0)
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table["nll"].to_pylist() == nll[scored].tolist()

@@ -68,7 +68,7 @@ def test_unknown_text_is_counted_by_language_and_said_in_metrics_table_and_metad
     assert 0.01 < share < 0.1
     written = write_segments(tmp_path / "x.parquet", "f", {"sequence_length": LENGTH}, drawn)
     scores = tmp_path / "scores.parquet"
-    write_token_scores(scores, SegmentSet.open(written.path), [torch.ones(len(written), LENGTH - 1)])
+    write_token_scores(scores, SegmentSet.open(written.path), torch.ones(len(written), LENGTH - 1))
     assert json.loads(pq.read_schema(scores).metadata[UNKNOWN_KEY]) == {"sw": share}
     found = language_scores(scores)
     assert {language: one.unknown for language, one in found.items()} == {"en": 0.0, "sw": share}
@@ -93,7 +93,7 @@ def test_nothing_is_said_or_written_where_a_vocabulary_holds_all_text(tokenizer:
     write_parquet(tmp_path / "hi.parquet", some_texts("hi", 12), 1000)
     drawn = drawn_here(asked(tmp_path, tokenizer, "hi"))
     written = write_segments(tmp_path / "x.parquet", "f", {"sequence_length": LENGTH}, drawn)
-    write_token_scores(tmp_path / "scores.parquet", written, [torch.ones(len(written), LENGTH - 1)])
+    write_token_scores(tmp_path / "scores.parquet", written, torch.ones(len(written), LENGTH - 1))
     assert UNKNOWN_KEY not in (pq.read_schema(tmp_path / "scores.parquet").metadata or {})
     found = language_scores(tmp_path / "scores.parquet")
     assert not any(name.startswith("unknown") for name in evaluation_metrics(MetricNames(), found, found))

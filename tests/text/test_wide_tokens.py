@@ -58,7 +58,7 @@ def test_segments_and_scores_keep_them(padded: SegmentSet, tmp_path: Path) -> No
     segments = padded.read()
     assert segments.bytes.max() > 2**16
     scores = tmp_path / "scores.parquet"
-    write_token_scores(scores, padded, [torch.ones(len(segments), LENGTH - 1)])
+    write_token_scores(scores, padded, torch.ones(len(segments), LENGTH - 1))
     scored = segments.document_index[:, 1:] >= 0
     assert language_scores(scores)["sw"].bytes == int(segments.bytes[:, 1:][scored].astype(np.int64).sum()) > 70_000
 
@@ -78,7 +78,7 @@ def test_files_of_the_time_of_16_bits_are_read_and_compared(padded: SegmentSet, 
     assert segments.bytes.dtype == np.uint16 and (segments.token_ids == padded.read().token_ids).all()
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for path in files:
-        write_token_scores(path, then, [torch.ones(len(segments), LENGTH - 1)])
+        write_token_scores(path, then, torch.ones(len(segments), LENGTH - 1))
     scores = pq.read_table(files[1])
     place = scores.schema.get_field_index("bytes")
     pq.write_table(scores.set_column(place, "bytes", scores["bytes"].cast(pa.uint16())), files[1])

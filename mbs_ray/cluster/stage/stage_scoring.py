@@ -29,17 +29,19 @@ def score_evaluation(run: StageRun) -> None:
     for file, microbatches in evaluating:
         segments = SegmentSet.open(file.path)
         nll = torch.zeros(len(segments), segments.sequence_length - 1)
-        is_argmax = torch.zeros_like(nll)
+        is_argmax = torch.zeros_like(nll) if file.requests else None
         for microbatch in microbatches:
             rows = slice(microbatch.start, microbatch.stop)
-            nll[rows], is_argmax[rows] = next(scored)
+            nll[rows], likeliest = next(scored)
+            if is_argmax is not None:
+                is_argmax[rows] = likeliest.float()
         run.agree(end)
         run.replicas.add_up(nll)
-        if file.requests:
+        if is_argmax is not None:
             run.replicas.add_up(is_argmax)
         if run.writes:
-            kept = is_argmax.bool() if file.requests else None
-            write_token_scores(job.scores_file(file.name), segments, [nll], kept)
+            kept = None if is_argmax is None else is_argmax.bool()
+            write_token_scores(job.scores_file(file.name), segments, nll, kept)
 
 
 @dataclass(frozen=True)
