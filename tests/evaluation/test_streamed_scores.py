@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mbs_ray.evaluation import perplexity, token_scores
+from mbs_ray.evaluation.comparison import compare_scores
 from mbs_ray.evaluation.perplexity import language_scores
 from mbs_ray.evaluation.token_scores import SCHEMA, write_token_scores
 from tests.support.engine import draw
@@ -50,6 +51,8 @@ def test_parts_of_a_file_make_the_file(
         assert part.by_document.labels == score.by_document.labels
         assert part.by_document.nll == pytest.approx(score.by_document.nll, rel=1e-12)
         assert part.by_document.tokens.tolist() == score.by_document.tokens.tolist()
+    compared = compare_scores("the set", tmp_path / "whole.parquet", tmp_path / "parts.parquet")
+    assert all(one.nll == pytest.approx(0, abs=1e-12) for one in compared.values())
 
 
 def synthetic(path: Path, tokens: int) -> Path:
