@@ -143,11 +143,11 @@ def paired_table(title: str, rows: Sequence[PairedAnswers]) -> Table:
     table = Table(title=title)
     for column in ("task", "language"):
         table.add_column(column)
-    for column in ("questions", "right A", "right B", "A alone", "B alone", "p", "Holm", "bits/byte, B − A", "95 %"):
+    for column in ("questions", "A, %", "B, %", "A alone", "B alone", "p", "Holm", "bits/byte, B − A", "95 %"):
         table.add_column(column, justify="right")
     table.add_column("")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        shares = (f"{100 * right / row.items:.1f}" for right in (row.right_a, row.right_b))
+        shares = (f"{100 * share:.1f}" for share in (row.score_a, row.score_b))
         bits = "" if row.bits is None else f"{row.bits:+.3f}"
         table.add_row(
             row.task, row.language, f"{row.items:,}", *shares, f"{row.only_a}", f"{row.only_b}", f"{row.p:.3g}",

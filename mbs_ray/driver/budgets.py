@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mbs_ray.cluster.job import Job
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.dealing import Tried, deal, ramp, ramp_of_widths
 from mbs_ray.compression.sensitivity import Sensitivity, predicted_increase
@@ -25,12 +26,24 @@ from mbs_ray.files import digest, own_content, read_json, write_json
 from mbs_ray.methods import Amounts, Method, method_spec, with_amount
 from mbs_ray.run.modes import Budget
 from mbs_ray.run.prepare import PreparedRun
+from mbs_ray.run.signature import finished_result
+from mbs_ray.run.sweep_folders import SweepFolders
+
+#: Block and name of a linear.
+Linear = tuple[int, str]
 
 
 def pilots(runs: Iterable[PreparedRun]) -> list[PreparedRun]:
     """List the runs by which amounts are tried, with the weights of the runs that they are for."""
     known = [(run, run.pilot) for run in runs if run.pilot is not None]
     return [replace(pilot, device=run.device, weights=run.weights or pilot.weights) for run, pilot in known]
+
+
+def untried(runs: Iterable[PreparedRun], folders: SweepFolders, resources: Resources) -> list[PreparedRun]:
+    """List the pilots of runs that are not finished and lack a trial: those whose moments are to be collected."""
+    open_ = [run for run in runs if run.pilot is not None and finished_result(folders, run) is None]
+    budgets = _budgets(SweepJobs(folders, resources, {}, open_))
+    return [one.pilot for one in budgets if not all(trial.file.is_file() for trial in one.trials)]
 
 
 def measure_sensitivities(jobs: SweepJobs, progress: Progress) -> None:
@@ -95,7 +108,7 @@ def _ramp(run: PreparedRun, budget: Budget) -> dict[str, Any]:
 
 
 def _content(
-    linears: list[tuple[int, str]],
+    linears: list[Linear],
     weights: np.ndarray,
     field: str,
     amounts: np.ndarray,
@@ -109,7 +122,7 @@ def _content(
     return {"mean": mean, "predicted": predicted, "amounts": Amounts(field, of_block).plain()}
 
 
-def _linears(run: PreparedRun) -> tuple[list[tuple[int, str]], np.ndarray]:
+def _linears(run: PreparedRun) -> tuple[list[Linear], np.ndarray]:
     """List (block, linear) of a model, and how many weights each has."""
     decoder = run.model.decoder
     shapes = {(block, name): shape for block in range(decoder.blocks) for name, shape in decoder.linears(block).items()}
@@ -159,7 +172,9 @@ class _RunBudget:
         cost = np.array([[[one[key].get(code, 0.0) for code in languages] for one in increases] for key in linears])
         tried = Tried(amounts, amounts if field == "bits" else 1 - amounts, cost, weights)
         # Programs that read widths of several linears as one, as of queries, keys and values, want one width of them.
-        groups = self._sharing(linears) if field == "bits" else [[at] for at in range(len(linears))]
+        places = {key: at for at, key in enumerate(linears)}
+        shared = [[places[one] for one in group] for group in self.trials[0].sharing()]
+        groups = shared if field == "bits" else [[at] for at in places.values()]
         tried = (tried if field == "bits" else tried.refined()).joined(groups)
         chosen = deal(tried, mean if field == "bits" else 1 - mean, self.spec.objective)
         predicted = {"dealt": dict(zip(languages, map(float, tried.predicted(chosen)), strict=True))}
@@ -172,20 +187,10 @@ class _RunBudget:
             own[list(group)] = tried.amounts[at]
         return _content(linears, weights, field, own, predicted)
 
-    def _sharing(self, linears: list[tuple[int, str]]) -> list[list[int]]:
-        """Group the places of linears that share an input, as the moments that were collected tell."""
-        places = {key: at for at, key in enumerate(linears)}
-        source = pool_moments(self.pool, self.jobs.folders, self.jobs.resources).measured(self.pilot)[0]
-        return [
-            [places[block, name] for name in group]
-            for block in range(self.pilot.model.decoder.blocks)
-            for group in StoredMoments(source.folder, block).inputs
-        ]
-
 
 @dataclass(frozen=True)
 class _Trial:
-    """All linears solved with one amount; what that costs each language stays in a file, which runs share."""
+    """All linears solved with one amount; what that costs each language stays in a file that runs and sweeps share."""
 
     budget: _RunBudget
     number: int
@@ -201,27 +206,49 @@ class _Trial:
         tried = json.dumps([method_spec(self.method), pilot.shares], sort_keys=True)
         return jobs.folders.adaptive / f"tried-{digest(self.budget.sensitivities.key, tried)}.json"
 
+    @property
+    def folder(self) -> Path:
+        """Folder of the reports, until the trial is concluded; another sweep that tries the same has its own."""
+        return self.file.with_name(f"{self.file.stem}-{self.budget.jobs.folders.name}")
+
     @cached_property
     def job(self) -> Job:
-        pilot, folder = self.budget.pilot, self.file.with_suffix("")
+        pilot, folder = self.budget.pilot, self.folder
         (folder / "blocks").mkdir(parents=True, exist_ok=True)
         weights = {code: float(one) for code, one in (pilot.weights or {}).items()}
         return self.budget.jobs.trial_job(pilot, weights, self.number, folder, self.method)
 
     def conclude(self, sensitivity: Sensitivity) -> None:
-        """Keep the predicted increase of every linear, and remove the reports."""
-        folder = self.file.with_suffix("")
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for report in read_block_reports(folder / "blocks"):
-            own = found.setdefault(str(report.block), {})
-            for linear in self.budget.pilot.model.decoder.linears(report.block):
-                errors = [(report.block, one) for one in report.layer_error if one.linear == linear]
-                own[linear] = predicted_increase(sensitivity, errors, self.budget.pool.tokens)
-        write_json(self.file, found)
-        shutil.rmtree(folder, ignore_errors=True)
+        """Keep the predicted increase of every linear, and which share an input; remove the reports.
 
-    def increase(self) -> dict[tuple[int, str], dict[str, float]]:
-        """Read the predicted increase by (block, linear) and language, in nats per token."""
+        Raises :class:`InputError` where a report is missing.
+        """
+        budget, decoder = self.budget, self.budget.pilot.model.decoder
+        reports = read_block_reports(self.folder / "blocks")
+        if len(reports) < decoder.blocks:
+            raise InputError(f"{self.folder}: lacks reports of blocks; give the same command again, which tries anew")
+        increase: dict[str, dict[str, dict[str, float]]] = {}
+        for report in reports:
+            for linear in decoder.linears(report.block):
+                errors = [(report.block, one) for one in report.layer_error if one.linear == linear]
+                predicted = predicted_increase(sensitivity, errors, budget.pool.tokens)
+                increase.setdefault(str(report.block), {})[linear] = predicted
+        source = pool_moments(budget.pool, budget.jobs.folders, budget.jobs.resources).measured(budget.pilot)[0]
+        sharing = [list(map(list, StoredMoments(source.folder, block).inputs)) for block in range(decoder.blocks)]
+        write_json(self.file, {"increase": increase, "sharing": sharing})
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def increase(self) -> dict[Linear, dict[str, float]]:
+        """Read the predicted increase by linear and language, in nats per token."""
         content = read_json(self.file)
         with own_content(self.file):
-            return {(int(block), name): own for block, linears in content.items() for name, own in linears.items()}
+            return {linear: content["increase"][str(linear[0])][linear[1]] for linear in _linears(self.budget.pilot)[0]}
+
+    def sharing(self) -> list[list[Linear]]:
+        """Read which linears share an input."""
+        content = read_json(self.file)
+        with own_content(self.file):
+            groups = [[(block, name) for name in one] for block, own in enumerate(content["sharing"]) for one in own]
+            if sorted(linear for one in groups for linear in one) != sorted(_linears(self.budget.pilot)[0]):
+                raise ValueError("other linears than the model's")
+            return groups

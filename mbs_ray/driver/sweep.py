@@ -13,7 +13,7 @@ from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.resources import Resources, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
-from mbs_ray.driver.budgets import find_amounts, measure_sensitivities, pilots
+from mbs_ray.driver.budgets import find_amounts, measure_sensitivities, pilots, untried
 from mbs_ray.driver.conclusion import SweepResult, distinct_allocations
 from mbs_ray.driver.conductor import Conductor
 from mbs_ray.driver.interrupt import interrupted_by_sigterm
@@ -24,12 +24,14 @@ from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
+from mbs_ray.errors import InputError
 from mbs_ray.plan.hardware import Hardware, live_cluster
 from mbs_ray.run.lease import Lease, leased
 from mbs_ray.run.prepare import PreparedRun, prepare_runs, read_models
 from mbs_ray.run.signature import finished_result, forward_fields, signature
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec
+from mbs_ray.text.segment_file import SegmentSet
 from mbs_ray.tracking.mlflow_client import MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.sweep_tracking import SweepTracking
 
@@ -84,9 +86,9 @@ def _conduct(
         progress.say(f"layout: {resources}")
         _refuse_changed(runs, resources, folders)
         offload = checked_plan(options.tiers, runs, folders, resources, hardware, progress.say, force)
-        tried = [*runs, *pilots(runs)]
-        refuse_moments_without_room(tried, folders, resources)
-        jobs = SweepJobs(folders, resources, draw_texts(tried, folders, progress), runs)
+        refuse_moments_without_room([*runs, *untried(runs, folders, resources)], folders, resources)
+        drawn = draw_texts(runs, folders, progress)
+        jobs = SweepJobs(folders, resources, drawn | _drawn_for_trials(runs, folders, progress), runs)
         measure_sensitivities(jobs, progress)
         stages = pool or open_until_end.enter_context(StagePool())
         driver = StageDriver(resources, stages, offload, progress, lease.check)
@@ -96,6 +98,15 @@ def _conduct(
         _claim(jobs)
         tracked = SweepTracking(connection, folders, {"layout": vars(resources.layout), "runs": len(runs)})
         return Conductor(jobs, driver, tracked, progress).run(uri)
+
+
+def _drawn_for_trials(runs: Sequence[PreparedRun], folders: SweepFolders, progress: Progress) -> dict[str, SegmentSet]:
+    """Draw the text of the trials of budgets."""
+    own = pilots(runs)
+    try:
+        return draw_texts(own, folders, progress) if own else {}
+    except InputError as error:
+        raise InputError(f"budget.segments_per_language, of the trials: {error}") from error
 
 
 def _prepared(sweep: SweepSpec, folders: SweepFolders, progress: Progress) -> list[PreparedRun]:

@@ -1,5 +1,10 @@
-"""Two models on the same questions: McNemar's exact test of their answers, and the likelihood of the right ones."""
+"""Two models on the same questions: McNemar's exact test of their answers, and the likelihood of the right ones.
 
+Questions of one number in a task may be translations of each other: then a model that is better at one is so in every
+language. Over all languages they count as one, for the test as for the interval.
+"""
+
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +16,8 @@ from mbs_ray.evaluation.intervals import Interval, bootstrap_means, percentile_i
 from mbs_ray.evaluation.task_items import TaskItem
 from mbs_ray.languages.facts import table_order
 
+#: The same question, answered by A and by B.
+Pair = tuple[TaskItem, TaskItem]
 ALL = "all"
 LEVEL = 0.05
 
@@ -19,16 +26,17 @@ LEVEL = 0.05
 class PairedAnswers:
     """Answers of A and B to the same ``items`` questions of a task, or all tasks, in a language, or all languages.
 
-    ``only_a`` and ``only_b``: questions that A alone, or B alone, answered right. ``p`` is McNemar's, exact and
-    two-sided; ``adjusted`` the same after Holm, over all rows of its kind. ``bits``: bits per byte of the right
-    answers, B − A, with ``interval``; None where no right one is told, or for the interval of one question.
+    ``score_a`` and ``score_b``: mean accuracies. ``only_a`` and ``only_b``: questions that A, or B, alone answered
+    right; of fractions, better than the other. ``p`` is McNemar's, exact and two-sided; ``adjusted`` the same
+    after Holm, over all rows of its kind. ``bits``: bits per byte of the right answers, B − A, with ``interval``; None
+    where no right one is told or one is not finite, or for the interval of one question.
     """
 
     task: str
     language: str
     items: int
-    right_a: int
-    right_b: int
+    score_a: float
+    score_b: float
     only_a: int
     only_b: int
     p: float
@@ -41,7 +49,7 @@ class PairedAnswers:
         """Verdict in words on the right answers, at 5 % after Holm's adjustment."""
         if self.adjusted > LEVEL:
             return "within noise"
-        return "B is worse" if self.only_a > self.only_b else "B is better"
+        return "B is worse" if self.score_a > self.score_b else "B is better"
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -98,26 +106,43 @@ def _of(pairs: Iterable[tuple[TaskItem, TaskItem]], task: str, language: str) ->
     return [pair for pair in pairs if task in (ALL, pair[0].task) and pair[0].language == language]
 
 
-def _row(task: str, language: str, pairs: Sequence[tuple[TaskItem, TaskItem]]) -> PairedAnswers:
-    only_a = sum(one.correct and not other.correct for one, other in pairs)
-    only_b = sum(other.correct and not one.correct for one, other in pairs)
-    bits, interval = _bits(language, pairs)
-    p = mcnemar(only_a, only_b)
-    right_a, right_b = (sum(pair[at].correct for pair in pairs) for at in (0, 1))
-    return PairedAnswers(task, language, len(pairs), right_a, right_b, only_a, only_b, p, p, bits, interval)
+def _row(task: str, language: str, pairs: Sequence[Pair]) -> PairedAnswers:
+    together = _by_number(pairs) if language == ALL else [[pair] for pair in pairs]
+    changes = [math.fsum(other.score - one.score for one, other in own) for own in together]
+    p = mcnemar(sum(change < 0 for change in changes), sum(change > 0 for change in changes))
+    only_a, only_b = (
+        sum(one.score > other.score for one, other in pairs),
+        sum(one.score < other.score for one, other in pairs),
+    )
+    score_a, score_b = (math.fsum(pair[at].score for pair in pairs) / max(len(pairs), 1) for at in (0, 1))
+    bits, interval = _bits(language, together)
+    return PairedAnswers(task, language, len(pairs), score_a, score_b, only_a, only_b, p, p, bits, interval)
 
 
-def _bits(language: str, pairs: Sequence[tuple[TaskItem, TaskItem]]) -> tuple[float | None, Interval | None]:
-    known = [
-        (other.bits - one.bits, one.bytes[one.right])
-        for one, other in pairs
-        if one.right is not None and one.bits is not None and other.bits is not None
-    ]
-    if not known:
+def _by_number(pairs: Iterable[Pair]) -> list[list[Pair]]:
+    """Group questions of all languages by task and number."""
+    groups: dict[tuple[str, int], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault((pair[0].task, pair[0].item), []).append(pair)
+    return list(groups.values())
+
+
+def _bits(language: str, together: Sequence[Sequence[Pair]]) -> tuple[float | None, Interval | None]:
+    """Compute bits per byte of the right answers, B − A, and its interval by a bootstrap over groups of questions."""
+    changes, sizes = [], []
+    for group in together:
+        known = [
+            (other.bits - one.bits, one.bytes[one.right])
+            for one, other in group
+            if one.right is not None and one.bits is not None and other.bits is not None
+        ]
+        if known:
+            changes.append(math.fsum(change for change, _ in known))
+            sizes.append(sum(size for _, size in known))
+    if not changes or not np.isfinite(changes).all():
         return None, None
-    changes, sizes = np.array([change for change, _ in known]), np.array([size for _, size in known], dtype=np.int64)
-    interval = percentile_interval(bootstrap_means(changes, sizes, language))
-    return float(changes.sum() / sizes.sum()), interval
+    values, tokens = np.array(changes), np.array(sizes, dtype=np.int64)
+    return float(values.sum() / tokens.sum()), percentile_interval(bootstrap_means(values, tokens, language))
 
 
 def _with_holm(rows: Sequence[PairedAnswers]) -> list[PairedAnswers]:

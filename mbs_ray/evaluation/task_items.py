@@ -1,8 +1,9 @@
 """The questions of tasks one by one: was the answer right, and how likely was each answer? Kept in a parquet file."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _COLUMNS = pa.schema(
         ("part", pa.string()),
         ("item", pa.int64()),
         ("question", pa.string()),
-        ("correct", pa.bool_()),
+        ("score", pa.float64()),
         ("right", pa.int32()),
         ("loglikelihoods", pa.list_(pa.float64())),
         ("bytes", pa.list_(pa.int32())),
@@ -33,8 +34,9 @@ _COLUMNS = pa.schema(
 class TaskItem:
     """One question of a task: ``part`` is the harness's name of the task, ``item`` its number there.
 
-    ``question`` is the harness's hash of its document and context. ``right`` is the place of the right answer, None
-    where that is not told. ``loglikelihoods``, in nats, and ``bytes``, of UTF-8, are those of the answers.
+    ``question`` is the harness's hash of its document and context. ``score`` is its accuracy: 1 or 0, in tasks of
+    several right answers a fraction. ``right`` is the place of the right answer, None where there is not the one.
+    ``loglikelihoods``, in nats, and ``bytes``, of UTF-8, are those of the answers.
     """
 
     task: str
@@ -42,14 +44,14 @@ class TaskItem:
     part: str
     item: int
     question: str
-    correct: bool
+    score: float
     right: int | None
     loglikelihoods: tuple[float, ...]
     bytes: tuple[int, ...]
 
     @property
     def bits(self) -> float | None:
-        """Bits of the right answer; None where none is told, or one of no bytes."""
+        """Bits of the right answer, perhaps not finite; None where none is told, or one of no bytes."""
         if self.right is None or not self.bytes[self.right]:
             return None
         return -self.loglikelihoods[self.right] / math.log(2)
@@ -59,23 +61,21 @@ class TaskItem:
         return self.part, self.item
 
 
-def items_of(name: str, samples: Iterable[Mapping[str, Any]], conditional_alone: bool) -> list[TaskItem]:
+def items_of(
+    name: str, samples: Iterable[Mapping[str, Any]], choices: Callable[[Any], Any], conditional_alone: bool = True
+) -> list[TaskItem]:
     """Read the questions of the harness's task ``name`` from its samples, each once, in their order.
 
-    ``conditional_alone``: whether every request is an answer in its context; else the second half has no context.
+    ``choices`` gives the answers of a document. ``conditional_alone``: whether every request is an answer in its
+    context; else the second half has no context.
     """
     task, language, _ = task_language(name)
     found: dict[int, TaskItem] = {}
     for one in samples:
         answers = one["arguments"] if conditional_alone else one["arguments"][: len(one["arguments"]) // 2]
         likelihoods = tuple(float(first[0]) for first, *_ in one["resps"][: len(answers)])
-        target = one["target"]
-        # One answer, whose likelihood alone is asked for, is the right one; of several the target is the place.
-        if len(answers) == 1:
-            right: int | None = 0
-        else:
-            told = isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(answers)
-            right = target if told else None
+        # One answer, whose likelihood alone is asked for, is the right one.
+        right = 0 if len(answers) == 1 else _place(one["target"], choices(one["doc"]), len(answers))
         found.setdefault(
             one["doc_id"],
             TaskItem(
@@ -84,19 +84,40 @@ def items_of(name: str, samples: Iterable[Mapping[str, Any]], conditional_alone:
                 name,
                 one["doc_id"],
                 f"{one['doc_hash'][:16]}-{one['prompt_hash'][:16]}",
-                one["acc"] == 1,
+                float(one["acc"]),
                 right,
                 likelihoods,
                 tuple(len(str(answer).encode()) for _, answer in answers),
             ),
         )
-    return list(found.values())
+    items = list(found.values())
+    if all(one.score in (0, 1) for one in items):
+        return items
+    # Shares of likelihood on several right answers: there is not the one.
+    return [replace(one, right=None) for one in items]
+
+
+def _place(target: Any, choices: Any, answers: int) -> int | None:
+    """Return the place of the target among the answers, as the harness finds it; None where it is not the one."""
+    if isinstance(target, str):
+        named = [str(one) for one in choices] if isinstance(choices, Sequence) else []
+        return named.index(target) if target in named[:answers] else None
+    try:
+        place = operator.index(target)
+    except TypeError:
+        return None
+    return place if 0 <= place < answers else None
 
 
 def bits_per_byte(items: Sequence[TaskItem]) -> float | None:
-    """Compute bits per byte of the right answers: Σ bits ÷ Σ bytes over the items; None where no right one is told."""
+    """Compute bits per byte of the right answers: Σ bits ÷ Σ bytes over the items.
+
+    None where no right one is told, or the likelihood of one is not finite.
+    """
     known = [(one.bits, one.bytes[one.right]) for one in items if one.bits is not None and one.right is not None]
-    return math.fsum(bits for bits, _ in known) / sum(size for _, size in known) if known else None
+    if not known or not all(math.isfinite(bits) for bits, _ in known):
+        return None
+    return math.fsum(bits for bits, _ in known) / sum(size for _, size in known)
 
 
 def write_items(path: Path, items: Iterable[TaskItem]) -> None:

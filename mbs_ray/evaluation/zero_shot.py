@@ -100,7 +100,8 @@ def run_tasks(
     by_task: dict[tuple[str, str], list[TaskScore]] = {}
     items: list[TaskItem] = []
     for name, opened in tasks.items():
-        items += items_of(name, found["samples"][name], "acc_mutual_info" not in opened.aggregation())
+        alone = "acc_mutual_info" not in opened.aggregation()
+        items += items_of(name, found["samples"][name], opened.doc_to_choice, alone)
         result = found["results"][name]
         stderr = result.get("acc_stderr,none")
         known = isinstance(stderr, float) and math.isfinite(stderr)

@@ -117,8 +117,12 @@ class Budget(FrozenSpec):
 
     def check(self, method: Method) -> None:
         """Raise ValueError where the method's amount cannot be dealt out as the fields say."""
-        if self.rule == "ramp" and self.field(method) == "bits" and self.mean(method).is_integer():
-            raise ValueError(f"a ramp to {self.mean(method):g} bits is level; give bits between two widths, as 3.5")
+        if self.rule == "ramp" and self.field(method) == "bits":
+            if self.mean(method).is_integer():
+                raise ValueError(f"a ramp to {self.mean(method):g} bits is level; give bits between two widths, as 3.5")
+            if self.width is not None:
+                raise ValueError("a ramp of bits is between the two widths beside their average; leave width out")
+            return
         self.tried(method)
 
     def mean(self, method: Method) -> float:

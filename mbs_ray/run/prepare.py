@@ -19,7 +19,8 @@ from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.fingerprint import fingerprint
 from mbs_ray.run.microbatch import settled_microbatch
-from mbs_ray.run.modes import Budget, DenseStatistics
+from mbs_ray.run.modes import DenseStatistics
+from mbs_ray.run.pilot import check_ramp, pilot_spec
 from mbs_ray.run.spec import EvaluationSpec, RunSpec
 from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import check_request
@@ -172,22 +173,12 @@ def prepare_runs(
         run = replace(_with_texts(spec, label, column, opened(spec), languages, allocation, texts), weights=weights)
         _check_method(run)
         if spec.budget is not None and spec.budget.tries:
-            own = _pilot_spec(spec, spec.budget)
+            own = pilot_spec(spec, spec.budget)
             codes, pooled, weighed = _settle(own, in_tokens)
             pilot = _with_texts(own, label, column, opened(own), codes, pooled, texts)
             run = replace(run, pilot=replace(pilot, weights=weighed))
         prepared.append(run)
     return prepared
-
-
-def _pilot_spec(spec: RunSpec, budget: Budget) -> RunSpec:
-    """Return the run of dense statistics by which amounts are tried: without what a trial has not."""
-    statistics = spec.statistics
-    if statistics is None:
-        fields = {"segments_per_language": budget.segments_per_language, "weights": "allocation"}
-        statistics = DenseStatistics.model_validate(fields)
-    without: dict[str, Any] = {"budget": None, "fit_to": None, "true_sequential": False, "evaluation": {}}
-    return spec.model_copy(update={**without, "statistics": statistics, "per_language": True})
 
 
 def _settle(
@@ -294,3 +285,5 @@ def _check_method(run: PreparedRun) -> None:
             )
         for name, (rows, columns) in linears.items():
             run.spec.method.check(rows, columns, f"block {index} {name}")
+    if run.spec.budget is not None:
+        check_ramp(run.spec.budget, run.spec.method, decoder)

@@ -12,14 +12,17 @@ import torch
 from ray.cluster_utils import Cluster
 from transformers import AutoModelForCausalLM
 
+from mbs_ray.cluster.layout import Layout
+from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.sensitivity_task import measure_files
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.compression.dealing import Tried, deal
-from mbs_ray.driver.budgets import pilots
+from mbs_ray.driver.budgets import pilots, untried
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.export import export_run
+from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from tests.driver.test_sweep_dense import DENSE, SPARSE, WANDA, bits, claim, prepared
 from tests.support.engine import run_here
@@ -179,6 +182,37 @@ def test_bits_are_dealt_out_alike_to_linears_of_one_input_and_exported_so(
         ids = torch.arange(60).view(3, 20)
         with torch.no_grad():
             assert torch.equal(models[0](ids).logits, models[1](ids).logits)
+    # What was found stays where the moments were removed, as a full disk asks for.
+    shutil.rmtree(tmp_path / "statistics")
+    again, printed = run_sweep(sweep, tmp_path)
+    assert not again.failed and "nothing to compute" in printed and "trial" not in printed
+    # A trial of which reports were lost is no trial, and a damaged file is named.
+    trial = next(iter(tmp_path.glob("adaptive/tried-*.json")))
+    trial.write_text(json.dumps({"increase": {}, "sharing": []}))
+    with pytest.raises(InputError, match=trial.name):
+        run_sweep(sweep, tmp_path)
+
+
+def test_text_that_trials_lack_and_a_ramp_that_is_level_are_named(
+    run: dict[str, Any], tmp_path: Path, ray_cluster: Cluster
+) -> None:
+    with pytest.raises(InputError, match=r"budget.segments_per_language, of the trials: language 'en': .* 4000 were"):
+        run_sweep(spec(run, 1, {"method": [WANDA]}, budget={**INCREASE, "segments_per_language": 4000}), tmp_path)
+    level = spec(run, 1, {"method": [{"name": "gptq", "bits": 3}]}, budget={"rule": "ramp", "bits": 3.1})
+    with pytest.raises(InputError, match=r"a ramp to 3\.1 bits gives all 4 blocks 3; give bits that are more than 1/4"):
+        prepared_runs(level, tmp_path)
+
+
+def test_a_run_that_is_finished_asks_for_no_room_for_trials(
+    ray_cluster: Cluster, run: dict[str, Any], tmp_path: Path
+) -> None:
+    sweep = drawn(spec(run, 1, {"method": [WANDA]}, budget=INCREASE, keep="metrics"), tmp_path)
+    runs = prepared_runs(sweep, tmp_path)
+    resources, folders = Resources(Layout(1), ONE), SweepFolders(tmp_path, sweep.name)
+    assert untried(runs, folders, resources) == pilots(runs)
+    result, _ = run_sweep(sweep, tmp_path)
+    assert not result.failed
+    assert untried(runs, folders, resources) == []
 
 
 @pytest.mark.parametrize(
@@ -194,6 +228,10 @@ def test_bits_are_dealt_out_alike_to_linears_of_one_input_and_exported_so(
             "sparsity 0.92 to 1.02 is not within 0 and 1; take a smaller",
         ),
         ({"budget": {"rule": "ramp", "objective": "worst"}}, "rule ramp tries nothing and has no objective"),
+        (
+            {"method": "gptq", "budget": {"rule": "ramp", "bits": 4.5, "width": 2}},
+            "between the two widths .* leave width",
+        ),
         ({"budget": "owl"}, "unknown budget 'owl'; there are uniform, increase and ramp"),
         ({"budget": {"rule": "uniform", "width": 0.1}}, "uniform budget has no field 'width'"),
         ({"statistics": {"stored": "samplings"}}, "rule increase tries moments of single languages"),

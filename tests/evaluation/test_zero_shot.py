@@ -280,14 +280,14 @@ def test_tasks_on_two_stages_have_the_likelihoods_and_accuracies_of_hflm(
     assert_same(*answers)
     assert [one.accuracy for one in ours] == [one.accuracy for one in theirs]
     assert [one.bits_per_byte for one in ours] == pytest.approx([one.bits_per_byte for one in theirs], rel=1e-4)
-    assert [(one.key, one.question, one.correct) for one in items] == [
-        (one.key, one.question, one.correct) for one in others
+    assert [(one.key, one.question, one.score) for one in items] == [
+        (one.key, one.question, one.score) for one in others
     ]
     assert [value for one in items for value in one.loglikelihoods] == [value for value, _ in answers[0]]
     for one in ours:
         own = [item for item in items if (item.task, item.language) == (one.task, one.language)]
-        assert sum(item.correct for item in own) / len(own) == one.accuracy
-        assert all(item.correct == (np.argmax(item.loglikelihoods) == item.right) for item in own)
+        assert sum(item.score for item in own) / len(own) == one.accuracy
+        assert all(item.score == (np.argmax(item.loglikelihoods) == item.right) for item in own)
         bits = sum(-item.loglikelihoods[item.right] / math.log(2) for item in own)
         assert one.bits_per_byte == pytest.approx(bits / sum(item.bytes[item.right] for item in own))
     assert [(one.task, one.language, one.documents) for one in ours] == [
