@@ -59,7 +59,8 @@ def tables(results: Path) -> dict[str, pd.DataFrame]:
         for fit in plain["fit"].unique():
             found[f"clip_search, fit_to {fit}"] = paired.table(_against(alone, plain[plain["fit"] == fit]))
     if not (kept := _runs(results, "budget-kept-out")).empty:
-        found["kept out"] = paired.kept_out(_against(_alone(results, "fit-kept-out"), kept))
+        before = _alone(results, "fit-kept-out")
+        found["kept out"] = paired.kept_out(_against(before[before["method"].isin(kept["method"])], kept))
     return found
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.compression.block_report import read_block_reports
-from mbs_ray.compression.dealing import Tried, deal, ramp, ramp_of_widths
 from mbs_ray.compression.sensitivity import Sensitivity, predicted_increase
 from mbs_ray.compression.stored_moments import StoredMoments
 from mbs_ray.driver.pools import Pool, pool_moments
@@ -23,6 +22,7 @@ from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.errors import InputError
 from mbs_ray.files import digest, own_content, read_json, write_json
+from mbs_ray.languages.dealing import Tried, deal, ramp, ramp_of_widths
 from mbs_ray.methods import Amounts, Method, method_spec, with_amount
 from mbs_ray.run.modes import Budget
 from mbs_ray.run.prepare import PreparedRun

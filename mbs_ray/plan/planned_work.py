@@ -98,13 +98,14 @@ class PlannedRun:
     keep: str = "checkpoint"
     solvings: int = 1
     fit: DenseFit | None = None
-    measured: bool = False
-    """Whether losses are measured by the full moments of each language."""
+    trials: int = 0
+    """How many of the solvings are trials, whose losses are measured by the full moments of each language."""
+    languages: int = 0
 
     @property
     def statistic(self) -> Statistic:
         """Statistic of the moments that are collected: what the method needs, or what fitting or measuring does."""
-        return self.method.statistic if self.fit is None and not self.measured else Statistic.FULL
+        return self.method.statistic if self.fit is None and not self.trials else Statistic.FULL
 
     @property
     def chooses_strength(self) -> bool:
@@ -178,6 +179,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         if evaluation:
             name = f"dense-{Path(spec.model).name}"
             works.setdefault(name, PlannedScore(name, decoder, evaluation))
+        trials = spec.sampling.trials if isinstance(spec.sampling, Adaptive) else 0
         works[label] = PlannedRun(
             label,
             decoder,
@@ -187,8 +189,10 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             spec.per_language,
             spec.true_sequential,
             spec.keep,
-            1 + spec.sampling.trials if isinstance(spec.sampling, Adaptive) else 1,
+            1 + trials,
             spec.fit_to,
+            trials,
+            languages,
         )
     return sorted(works.values(), key=lambda work: isinstance(work, PlannedRun))
 
@@ -204,5 +208,7 @@ def _trials(name: str, decoder: Decoder, spec: RunSpec, budget: Budget, language
     """Plan the trials of a budget: moments of dense text, and all linears solved with every amount."""
     each = budget.segments_per_language if spec.statistics is None else spec.statistics.segments_per_language
     calibration = TokenBatches(each * languages, spec.sequence_length, microbatch)
-    solvings = len(budget.tried(spec.method))
-    return PlannedRun(name, decoder, spec.method, calibration, (), keep="metrics", solvings=solvings, measured=True)
+    tried = len(budget.tried(spec.method))
+    return PlannedRun(
+        name, decoder, spec.method, calibration, (), keep="metrics", solvings=tried, trials=tried, languages=languages
+    )

@@ -39,7 +39,7 @@ def stage_seconds(
         own = _block(work, index, rates, tier, cuda)
         share = _largest_hand(work, index, replicas)
         for part, seconds in own.items():
-            seconds *= share if part in ("factorise", "fit", "solve") else 1.0
+            seconds *= share if part in ("factorise", "fit", "solve", "try") else 1.0
             parts[part] = parts.get(part, 0.0) + seconds
     if last and work.evaluation:
         tokens = sum(one.tokens for one in work.evaluation)
@@ -127,7 +127,11 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         for part in ("factorise", "solve"):
             if part in parts:
                 parts[part] *= work.solvings
-        parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
+        if work.trials < work.solvings:  # trials alone write nothing
+            parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
+        if work.trials:
+            # ΔW S for every language and trial.
+            parts["try"] = work.trials * work.languages * 2 * solved / rates.product
         if work.per_language:
             parts["measure"] = 2 * forwards[calibration] + placed
     following = work.batches if index < decoder.blocks - 1 else work.evaluation

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from mbs_ray.compression.dealing import ramp_of_widths
 from mbs_ray.errors import InputError
+from mbs_ray.languages.dealing import ramp_of_widths
 from mbs_ray.methods import Method
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.modes import Budget, DenseStatistics

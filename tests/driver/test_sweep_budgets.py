@@ -16,9 +16,9 @@ from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.sensitivity_task import measure_files
 from mbs_ray.compression.block_report import read_block_reports
-from mbs_ray.compression.dealing import Tried, deal
 from mbs_ray.driver.budgets import pilots, untried
 from mbs_ray.errors import InputError
+from mbs_ray.languages.dealing import Tried, deal
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.export import export_run

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mbs_ray.methods import Statistic
 from mbs_ray.plan.planned_work import MetaDecoders, PlannedRun, planned_runs
+from mbs_ray.plan.rates import assumed_rates
+from mbs_ray.plan.stage_time import stage_seconds
 from mbs_ray.run.spec import RunSpec
 
 
@@ -21,7 +24,8 @@ def test_the_trials_of_a_budget_are_a_run_of_their_own(bloom: Path) -> None:
     works = planned(bloom, budget={"rule": "increase", "segments_per_language": 5})
     assert list(works) == ["trials of the-run", "the-run"]
     trials = works["trials of the-run"]
-    assert trials.calibration.segments == 3 * 5 and trials.solvings == 3 and trials.keep == "metrics"
+    assert trials.calibration.segments == 3 * 5 and trials.keep == "metrics"
+    assert trials.solvings == trials.trials == 3 and trials.languages == 3
     # They measure by full moments whatever the method needs.
     assert trials.statistic is Statistic.FULL and works["the-run"].statistic is Statistic.DIAGONAL
     assert works["the-run"].calibration.segments == 30
@@ -39,3 +43,20 @@ def test_dense_statistics_are_tried_on_their_own_text(bloom: Path) -> None:
     statistics = {"mode": "dense", "segments_per_language": 7}
     works = planned(bloom, statistics=statistics, budget="increase")
     assert works["trials of the-run"].calibration.segments == 3 * 7
+
+
+def test_trials_are_measured_by_language_and_write_nothing(bloom: Path) -> None:
+    rates = assumed_rates("cpu", False, 1, torch.float32)
+    works = planned(bloom, budget="increase")
+    parts = {name: stage_seconds(work, range(2), False, rates, "host", False).parts for name, work in works.items()}
+    trials, run = parts["trials of the-run"], parts["the-run"]
+    # ΔW S: a product of rows × columns² for each of three trials and languages.
+    squares = sum(
+        rows * columns**2 for index in range(2) for rows, columns in works["the-run"].decoder.linears(index).values()
+    )
+    assert trials["try"] == pytest.approx(3 * 3 * 2 * squares / rates.product)
+    assert "write" not in trials and "try" not in run and run["write"] > 0
+    adaptive = {"name": "adaptive", "objective": "worst", "trials": 5}
+    (searched,) = planned(bloom, sampling=adaptive, statistics="dense").values()
+    searched_parts = stage_seconds(searched, range(2), False, rates, "host", False).parts
+    assert searched_parts["try"] == pytest.approx(5 * 3 * 2 * squares / rates.product) and searched_parts["write"] > 0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbs_ray.compression.dealing import Tried, deal, least_cost, ramp, ramp_of_widths
+from mbs_ray.languages.dealing import Tried, deal, least_cost, ramp, ramp_of_widths
 
 KEPT = np.array([2.0, 3.0, 4.0])
 
