@@ -1,8 +1,7 @@
 """The amount of a method: the one field that says how much it takes away, and a value of it for each linear."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mbs_ray.errors import InputError
@@ -46,6 +45,6 @@ def with_amount(method: Method, field: str, value: float) -> Method:
     """Return the method with this amount; bits are whole numbers."""
     if field == "bits" and value != int(value):
         raise InputError(f"{method.name}: bits must be a whole number, got {value!r}")
-    changed: Any = dataclasses.replace(method, **{field: int(value) if field == "bits" else value})  # type: ignore[type-var]
+    changed: Any = replace(method, **{field: int(value) if field == "bits" else value})  # type: ignore[type-var]
     own: Method = changed
     return own
