@@ -69,7 +69,7 @@ class Model:
         cost = np.zeros((len(self.linears), len(sparsities), len(self.moments)))
         relative = np.zeros((len(self.linears), len(sparsities), 1))
         for place, (block, name) in enumerate(self.linears):
-            weight = self.decoder.read_block(block)[f"{name}.weight"]
+            weight = self.decoder.read_block(block)[f"{name}.weight"].float()
             own = [moments[block, name] for moments in self.moments.values()]
             whole = Moment(
                 Statistic.FULL,
@@ -93,7 +93,7 @@ class Model:
             tensors, counts = self.decoder.read_block(block), []
             for name in self.decoder.linears(block):
                 squares = sum(moments[block, name].diagonal() for moments in self.moments.values())
-                scores = tensors[f"{name}.weight"].abs() * torch.as_tensor(squares).sqrt()
+                scores = tensors[f"{name}.weight"].float().abs() * torch.as_tensor(squares).sqrt()
                 counts.append((int((scores > _OUTLIER * scores.mean()).sum()), scores.numel()))
             outliers[block] = sum(one for one, _ in counts) / sum(size for _, size in counts)
         places = 2 * _OWL_WIDTH * (outliers - outliers.min()) / (outliers.max() - outliers.min())

@@ -54,6 +54,8 @@ def tables(results: Path) -> dict[str, pd.DataFrame]:
         found["3 bits on average"] = paired.table(_against(alone, whole))
         ramp, increase = (half[half["way"] == f"{rule}-2.5bit"] for rule in ("ramp", "increase"))
         found["2.5 bits on average, increase against ramp"] = paired.table(_against(ramp, increase))
+    if not (four := _runs(results, "budget-of-four-bits")).empty:
+        found["4 bits on average"] = paired.table(_against(alone, four))
     if not (clipped := _runs(results, "clip-fit-refine")).empty:
         plain = clipped.assign(method=clipped["method"].str.removesuffix("-clip"))
         for fit in plain["fit"].unique():
