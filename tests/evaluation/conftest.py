@@ -1,6 +1,7 @@
 """What the tests of tasks share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,3 +20,11 @@ def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     first = TaskManager.__init__
     monkeypatch.setattr(TaskManager, "__init__", lambda self, **given: first(self, **given, include_defaults=False))
+
+
+@pytest.fixture(scope="module")
+def harness(bloom: Path) -> Any:
+    """lm-eval's own HFLM of the small BLOOM; it reads at most 40 tokens."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(bloom), device="cpu", dtype="float32", batch_size=3, max_length=40)
