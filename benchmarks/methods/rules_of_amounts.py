@@ -7,6 +7,7 @@ the paper's twenty languages. SparseGPT in this process, no Ray: a few minutes.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -84,7 +85,8 @@ class Model:
                 sensitive = [self.sensitivity[block][name][code] for code in self.moments]
                 cost[place, at] = 0.5 * np.array(sensitive) * errors / own[0].tokens
                 relative[place, at] = errors.sum() / energy
-        return tuple(Tried(sparsities, 1 - sparsities, one, self.weights) for one in (cost, relative))  # type: ignore[return-value]
+        kept = 1 - sparsities
+        return Tried(sparsities, kept, cost, self.weights), Tried(sparsities, kept, relative, self.weights)
 
     def owl(self, sparsity: float) -> np.ndarray:
         """Compute OWL's sparsity of each linear: the less, the more outliers its block has."""
@@ -119,13 +121,13 @@ class Model:
                     return found
 
 
-def _texts(tokenizer: object, folder: Path, segments: int) -> Texts:
+def _texts(tokenizer: Any, folder: Path, segments: int) -> Texts:
     """Cut the first documents of each language into segments of token ids."""
     found = {}
     for code in PAPER_LANGUAGES:
         ids: list[int] = []
         for text in pq.read_table(folder / f"{code}.parquet", columns=["text"])["text"].to_pylist():
-            ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]  # type: ignore[operator,attr-defined]
+            ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
             if len(ids) >= segments * _LENGTH:
                 break
         found[code] = torch.tensor(ids[: segments * _LENGTH]).view(segments, _LENGTH)

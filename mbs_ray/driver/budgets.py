@@ -42,14 +42,15 @@ def pilots(runs: Iterable[PreparedRun]) -> list[PreparedRun]:
 def untried(runs: Iterable[PreparedRun], folders: SweepFolders, resources: Resources) -> list[PreparedRun]:
     """List the pilots of runs that are not finished and lack a trial: those whose moments are to be collected."""
     open_ = [run for run in runs if run.pilot is not None and finished_result(folders, run) is None]
-    budgets = _budgets(SweepJobs(folders, resources, {}, open_))
-    return [one.pilot for one in budgets if not all(trial.file.is_file() for trial in one.trials)]
+    return [budget.pilot for budget in _budgets(SweepJobs(folders, resources, {}, open_)) if budget.untried()]
 
 
 def measure_sensitivities(jobs: SweepJobs, progress: Progress) -> None:
     """Measure what the budgets of these jobs need of sensitivities, before the stages take the devices."""
     for budget in _budgets(jobs):
-        budget.sensitivities.measured(progress)
+        # Which trials an adaptive run lacks is not known before its weights are.
+        if budget.untried() or budget.pilot.adaptive is not None:
+            budget.sensitivities.measured(progress)
 
 
 def find_amounts(jobs: SweepJobs, driver: StageDriver, progress: Progress) -> list[PreparedRun]:
@@ -61,9 +62,8 @@ def find_amounts(jobs: SweepJobs, driver: StageDriver, progress: Progress) -> li
     budgets = {budget.pilot.label: budget for budget in _budgets(jobs)}
     open_: dict[Path, _Trial] = {}
     for budget in budgets.values():
-        for trial in budget.trials:
-            if not trial.file.is_file():
-                open_.setdefault(trial.file, trial)
+        for trial in budget.untried():
+            open_.setdefault(trial.file, trial)
     if open_:
         labels = {trial.label for trial in open_.values()}
         collecting = next(iter(budgets.values())).jobs.collecting_jobs(lambda run: run.label in labels)
@@ -84,10 +84,8 @@ def _dealt(run: PreparedRun, budget: "_RunBudget | None", progress: Progress) ->
     if run.spec.budget is None:
         return run
     dealt = _ramp(run, run.spec.budget) if budget is None else budget.dealt()
-    values = [value for block in dealt["amounts"]["of_block"].values() for value in block.values()]
-    line = (
-        f"{run.label}: {dealt['amounts']['field']} {min(values):g} to {max(values):g}, {dealt['mean']:.6g} on average"
-    )
+    amounts = Amounts.from_plain(dealt["amounts"])
+    line = f"{run.label}: {amounts.field} {amounts.least:g} to {amounts.most:g}, {dealt['mean']:.6g} on average"
     if dealt["predicted"]:
         increases = {name: np.mean(list(one.values())) for name, one in dealt["predicted"].items()}
         told = ", ".join(f"{increase:.4g} {name}" for name, increase in increases.items())
@@ -162,6 +160,10 @@ class _RunBudget:
             for number, amount in enumerate(self.spec.tried(method))
         ]
 
+    def untried(self) -> "list[_Trial]":
+        """List the trials that nobody has finished."""
+        return [trial for trial in self.trials if not trial.file.is_file()]
+
     def dealt(self) -> dict[str, Any]:
         """Deal the amount out by what the trials, which have ended, predict."""
         method, (linears, weights) = self.pilot.spec.method, _linears(self.pilot)
@@ -173,9 +175,11 @@ class _RunBudget:
         tried = Tried(amounts, amounts if field == "bits" else 1 - amounts, cost, weights)
         # Programs that read widths of several linears as one, as of queries, keys and values, want one width of them.
         places = {key: at for at, key in enumerate(linears)}
-        shared = [[places[one] for one in group] for group in self.trials[0].sharing()]
-        groups = shared if field == "bits" else [[at] for at in places.values()]
-        tried = (tried if field == "bits" else tried.refined()).joined(groups)
+        if field == "bits":
+            groups = [[places[one] for one in group] for group in self.trials[0].sharing()]
+        else:
+            tried, groups = tried.refined(), [[at] for at in places.values()]
+        tried = tried.joined(groups)
         chosen = deal(tried, mean if field == "bits" else 1 - mean, self.spec.objective)
         predicted = {"dealt": dict(zip(languages, map(float, tried.predicted(chosen)), strict=True))}
         alike = np.flatnonzero(np.isclose(tried.amounts, mean))
@@ -215,8 +219,7 @@ class _Trial:
     def job(self) -> Job:
         pilot, folder = self.budget.pilot, self.folder
         (folder / "blocks").mkdir(parents=True, exist_ok=True)
-        weights = {code: float(one) for code, one in (pilot.weights or {}).items()}
-        return self.budget.jobs.trial_job(pilot, weights, self.number, folder, self.method)
+        return self.budget.jobs.trial_job(pilot, pilot.shares or {}, self.number, folder, self.method)
 
     def conclude(self, sensitivity: Sensitivity) -> None:
         """Keep the predicted increase of every linear, and which share an input; remove the reports.

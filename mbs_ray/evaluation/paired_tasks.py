@@ -77,12 +77,17 @@ def paired_answers(a: Sequence[TaskItem], b: Sequence[TaskItem]) -> list[PairedA
     refuse_other_questions(a, b)
     others = {one.key: one for one in b}
     pairs = [(one, others[one.key]) for one in a]
+    by_row: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        for task in (pair[0].task, ALL):
+            by_row.setdefault((task, pair[0].language), []).append(pair)
     languages = table_order({one.language for one in a})
     tasks = list(dict.fromkeys(one.task for one in a))
-    rows = [_row(task, code, _of(pairs, task, code)) for task in tasks for code in languages]
-    rows = _with_holm([row for row in rows if row.items])
-    if len(tasks) > 1:
-        rows += _with_holm([_row(ALL, code, _of(pairs, ALL, code)) for code in languages])
+    several = [ALL] if len(tasks) > 1 else []
+    rows = []
+    for kind in (tasks, several):
+        keys = [(task, code) for task in kind for code in languages if (task, code) in by_row]
+        rows += _with_holm([_row(*key, by_row[key]) for key in keys])
     return rows + _with_holm([_row(ALL, ALL, pairs)])
 
 
@@ -102,18 +107,12 @@ def refuse_other_questions(a: Sequence[TaskItem], b: Sequence[TaskItem]) -> None
         )
 
 
-def _of(pairs: Iterable[tuple[TaskItem, TaskItem]], task: str, language: str) -> list[tuple[TaskItem, TaskItem]]:
-    return [pair for pair in pairs if task in (ALL, pair[0].task) and pair[0].language == language]
-
-
 def _row(task: str, language: str, pairs: Sequence[Pair]) -> PairedAnswers:
     together = _by_number(pairs) if language == ALL else [[pair] for pair in pairs]
     changes = [math.fsum(other.score - one.score for one, other in own) for own in together]
     p = mcnemar(sum(change < 0 for change in changes), sum(change > 0 for change in changes))
-    only_a, only_b = (
-        sum(one.score > other.score for one, other in pairs),
-        sum(one.score < other.score for one, other in pairs),
-    )
+    only_a = sum(one.score > other.score for one, other in pairs)
+    only_b = sum(one.score < other.score for one, other in pairs)
     score_a, score_b = (math.fsum(pair[at].score for pair in pairs) / max(len(pairs), 1) for at in (0, 1))
     bits, interval = _bits(language, together)
     return PairedAnswers(task, language, len(pairs), score_a, score_b, only_a, only_b, p, p, bits, interval)

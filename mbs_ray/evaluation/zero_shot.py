@@ -98,10 +98,12 @@ def run_tasks(
     found = evaluate(lm, {"tasks": dict(tasks)}, limit=limit, bootstrap_iters=100, log_samples=True)
     assert found is not None
     by_task: dict[tuple[str, str], list[TaskScore]] = {}
+    asked: dict[tuple[str, str], list[TaskItem]] = {}
     items: list[TaskItem] = []
     for name, opened in tasks.items():
         alone = "acc_mutual_info" not in opened.aggregation()
-        items += items_of(name, found["samples"][name], opened.doc_to_choice, alone)
+        own = items_of(name, found["samples"][name], opened.doc_to_choice, alone)
+        items += own
         result = found["results"][name]
         stderr = result.get("acc_stderr,none")
         known = isinstance(stderr, float) and math.isfinite(stderr)
@@ -109,10 +111,8 @@ def run_tasks(
         task, language, _ = task_language(name)
         part = TaskScore(task, language, float(result["acc,none"]), stderr if known else None, documents)
         by_task.setdefault((task, language), []).append(part)
-    scores = [
-        replace(whole_of(parts), bits_per_byte=bits_per_byte([one for one in items if (one.task, one.language) == key]))
-        for key, parts in by_task.items()
-    ]
+        asked.setdefault((task, language), []).extend(own)
+    scores = [replace(whole_of(parts), bits_per_byte=bits_per_byte(asked[key])) for key, parts in by_task.items()]
     order = table_order(one.language for one in scores)
     return sorted(scores, key=lambda one: (one.task, order.index(one.language))), items
 

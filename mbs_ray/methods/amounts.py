@@ -31,6 +31,16 @@ class Amounts:
         """Return the method of each linear of a block. Raises InputError where the method does not take a value."""
         return {linear: with_amount(method, self.field, value) for linear, value in self.of_block[block].items()}
 
+    @property
+    def least(self) -> float:
+        """The smallest amount of a linear."""
+        return min(value for own in self.of_block.values() for value in own.values())
+
+    @property
+    def most(self) -> float:
+        """The largest amount of a linear."""
+        return max(value for own in self.of_block.values() for value in own.values())
+
     def plain(self) -> dict[str, Any]:
         """Return the amounts as a mapping that JSON can hold."""
         return {"field": self.field, "of_block": {str(block): dict(one) for block, one in self.of_block.items()}}
@@ -45,6 +55,6 @@ def with_amount(method: Method, field: str, value: float) -> Method:
     """Return the method with this amount; bits are whole numbers."""
     if field == "bits" and value != int(value):
         raise InputError(f"{method.name}: bits must be a whole number, got {value!r}")
-    changed: Any = replace(method, **{field: int(value) if field == "bits" else value})  # type: ignore[type-var]
-    own: Method = changed
+    known: Any = method  # a dataclass, which the protocol does not say
+    own: Method = replace(known, **{field: int(value) if field == "bits" else value})
     return own

@@ -9,6 +9,7 @@ import yaml
 
 from mbs_ray.languages.codes import base_language
 from mbs_ray.languages.facts import table_order
+from mbs_ray.methods import Amounts
 from mbs_ray.model.readers import TRANSFORMERS, VLLM
 
 PACKED_FORMAT = "compressed-tensors"
@@ -132,9 +133,9 @@ def _spec(spec: Mapping[str, Any]) -> str:
 
 
 def _budget(budget: Mapping[str, Any]) -> str:
-    values = [value for block in budget["amounts"]["of_block"].values() for value in block.values()]
-    dealt = f"{min(values):g} to {max(values):g} by linear, {budget['mean']:.4g} on average"
-    return f"- {budget['amounts']['field']}: {dealt}, rule {budget['rule']}"
+    amounts = Amounts.from_plain(budget["amounts"])
+    dealt = f"{amounts.least:g} to {amounts.most:g} by linear, {budget['mean']:.4g} on average"
+    return f"- {amounts.field}: {dealt}, rule {budget['rule']}"
 
 
 def _evaluation(scores: EvaluationScores) -> list[str]:

@@ -143,6 +143,10 @@ class RunSpec(FrozenSpec):
     def fit_label(self) -> str:
         return PROPAGATED if self.fit_to is None else self.fit_to.label
 
+    @property
+    def budget_label(self) -> str:
+        return UNIFORM if self.budget is None else self.budget.label
+
     @field_validator("fit_to")
     @classmethod
     def _drifting(cls, value: DenseFit | None, info: ValidationInfo) -> DenseFit | None:
@@ -153,10 +157,6 @@ class RunSpec(FrozenSpec):
                 f"strength: auto holds every eighth segment out and needs {LEAST_TO_CHOOSE}; give a strength, as 0.5"
             )
         return value
-
-    @property
-    def budget_label(self) -> str:
-        return UNIFORM if self.budget is None else self.budget.label
 
     @field_validator("budget")
     @classmethod
