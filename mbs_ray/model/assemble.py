@@ -65,10 +65,14 @@ def assemble_packed(
         shards.append(packed / block_file(index))
         if not shards[-1].is_file():
             raise InputError(f"{shards[-1]}: missing; give the sweep another name and compute the run again")
-        names = decoder.block_tensors(index)
-        wanted.update(names.values())
+        wanted.update(decoder.block_tensors(index))
         for linear, (rows, columns) in decoder.linears(index).items():
-            scheme, weight = schemes.of(index, linear), names[f"{linear}.weight"]
+            scheme, weight = schemes.of(index, linear), decoder.stored_weight(index, linear)
+            if weight is None:
+                raise InputError(
+                    f"block {index} {linear}: this checkpoint holds all experts in one tensor, whose packed form "
+                    "nothing loads; export plain safetensors"
+                )
             check_loadable(rows, columns, scheme, f"block {index} {linear}")
             wanted.remove(weight)
             wanted |= scheme.stored_names(weight)

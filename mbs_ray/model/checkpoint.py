@@ -1,11 +1,10 @@
 """A Hugging Face checkpoint in safetensors, read tensor by tensor and never whole."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -103,47 +102,10 @@ class Checkpoint:
                 raise InputError(f"{index}: weight_map.{name}: {file!r} is no name of a file; fetch the file again")
         return weight_map
 
-    def find(self, name: str, shape: Sequence[int]) -> str:
-        """Return the name under which the model's parameter ``name`` is stored.
-
-        Raises :class:`InputError` where no shard holds it, or where its shape is not the configuration's.
-        """
-        stored = self.stored_name(name)
-        if stored is None:
-            for candidate in self._candidates(name):
-                if file := self._weight_map.get(candidate):
-                    raise InputError(f"{self.folder / file}: lacks {candidate}, which {INDEX} says it holds")
-            raise InputError(f"{self.folder}: the checkpoint lacks {name}")
-        if (held := self.tensors[stored].shape) != tuple(shape):
-            raise InputError(
-                f"{self.folder}: {stored} is {list(held)}, the configuration says {list(shape)}; "
-                f"correct {CONFIG}, or give the weights it was written for"
-            )
-        return stored
-
-    def stored_name(self, name: str) -> str | None:
-        """Return the name under which the model's parameter ``name`` is stored, or None.
-
-        Hub BLOOM shards hold bare names (``h.0.…``), a saved ``BloomForCausalLM`` holds
-        ``transformer.h.0.…``: both are tried.
-        """
-        return next((candidate for candidate in self._candidates(name) if candidate in self.tensors), None)
-
-    def _candidates(self, name: str) -> tuple[str, ...]:
-        prefix = self._prefix + "."
-        return (name, name.removeprefix(prefix), prefix + name)
-
-    @cached_property
-    def _prefix(self) -> str:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-        try:
-            model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(self.config)]
-        except KeyError as error:
-            raise InputError(
-                f"{self.folder}: model_type {self.config.model_type!r} has no causal language model"
-            ) from error
-        return str(model_class.base_model_prefix)
+    @property
+    def promised(self) -> dict[str, str]:
+        """Names of tensors that the index says the shards hold, by tensor the file; empty without an index."""
+        return self._weight_map
 
     def read(self, name: str) -> torch.Tensor:
         """Read a copy of a stored tensor into fresh memory (mapped files are not aligned for exact maths)."""

@@ -25,6 +25,7 @@ from mbs_ray.errors import InputError, one_line
 CONFIG = "config.json"
 #: Attention kernels that need nothing installed. Any other is left to transformers' choice among these.
 _KERNELS = ("eager", "sdpa")
+_ROUTER_SWITCH = "output_router_logits"
 _SWITCHES = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 
 
@@ -37,17 +38,24 @@ def read_config(folder: Path) -> PretrainedConfig:
     content = _content(file)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if config._attn_implementation not in _KERNELS:
-            config._attn_implementation = None
-        for switch, wanted in _SWITCHES.items():
-            setattr(config, switch, wanted)
+        for one in {id(one): one for one in (config, config.get_text_config())}.values():
+            if one._attn_implementation not in _KERNELS:
+                one._attn_implementation = None
+            for switch, wanted in _SWITCHES.items():
+                setattr(one, switch, wanted)
+            if hasattr(one, _ROUTER_SWITCH):
+                setattr(one, _ROUTER_SWITCH, False)
     except Exception as error:
         raise InputError(f"{file}: {_reason(content, error, _parse)}") from error
     return config
 
 
-def empty_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def empty_model(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, made: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     """Build the model that a configuration describes; its parameters have shapes, and no memory.
+
+    ``made``: its class, or an automatic one of transformers.
 
     Raises :class:`InputError` naming the folder's configuration, and the field where one value is to blame.
     """
@@ -58,15 +66,18 @@ def empty_model(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> P
             f"{file}: pad_token_id: token {padding} lies beyond the vocabulary, whose vocab_size is {rows}"
         )
     try:
-        return _build(config, dtype)
+        return _build(config, dtype, made)
     except Exception as error:
         content = _content(file) if file.is_file() else {}
-        raise InputError(f"{file}: {_reason(content, error, lambda one: _build(_parse(one), dtype))}") from error
+        raise InputError(f"{file}: {_reason(content, error, lambda one: _build(_parse(one), dtype, made))}") from error
 
 
-def _build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _build(config: PretrainedConfig, dtype: torch.dtype, made: Any) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+        if made is AutoModelForCausalLM:
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+        model: PreTrainedModel = made._from_config(config, dtype=dtype).eval()
+        return model
 
 
 def _content(file: Path) -> dict[str, Any]:

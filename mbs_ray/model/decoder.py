@@ -16,10 +16,21 @@ from torch.utils import _pytree as pytree
 from mbs_ray.errors import InputError, one_line
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.configuration import CONFIG, empty_model
+from mbs_ray.model.experts import Origin, experts_of, list_experts, routers_of
 from mbs_ray.model.head import head_alone
+from mbs_ray.model.layout import Slot, from_stored, to_stored
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
 from mbs_ray.model.recorder import Recorder, hidden_states
-from mbs_ray.model.support import check_arguments, check_chain, find_blocks, refuse_block_count, refuse_config
+from mbs_ray.model.stored_names import StoredNames, find_ends
+from mbs_ray.model.support import (
+    check_arguments,
+    check_chain,
+    find_blocks,
+    refuse_block_count,
+    refuse_config,
+    refuse_stacked,
+)
+from mbs_ray.model.wrapper import find_wrapper
 
 _KEPT_SHAPES = 4
 
@@ -36,28 +47,31 @@ class Decoder:
         self.checkpoint = checkpoint
         self.compute_dtype = compute_dtype
         self.device = torch.device(device)
-        config = checkpoint.config
-        refuse_config(checkpoint.folder, config)
-        refuse_block_count(checkpoint.folder, config, len(checkpoint.tensors))
-        model = empty_model(checkpoint.folder, config, compute_dtype)
+        folder, config = checkpoint.folder, checkpoint.config.get_text_config()
+        refuse_config(folder, checkpoint.config)
+        refuse_block_count(folder, config, len(checkpoint.tensors))
+        model = empty_model(folder, config, compute_dtype)
         self._model = model
-        self._path, block_list = find_blocks(checkpoint.folder, model)
+        self._wrapper = find_wrapper(folder, checkpoint.config, model, compute_dtype)
+        self._names = StoredNames(checkpoint, model, self._wrapper)
+        self._path, block_list = find_blocks(folder, model)
         self._templates = list(block_list)
+        origins = [list_experts(template) for template in self._templates]
+        for index, template in enumerate(self._templates):
+            refuse_stacked(folder, f"{self._path}.{index}", template)
         self._linears = [
             {name: shape_of(linear) for name, linear in linears_of(template).items()} for template in self._templates
         ]
         self._recorders = [Recorder(template) for template in self._templates]
         for index, recorder in enumerate(self._recorders):
             block_list[index] = recorder
-        self._parameters: set[str] = set()
         self._embedding = model.get_input_embeddings()
-        self._embedding_name = self._name_of(self._embedding) + ".weight"
-        self._stored_embedding = self._find_embedding()
-        self._head_names = self._find_head()
+        tied = bool(checkpoint.config.tie_word_embeddings)
+        self._stored_embedding, self._stored_head, self._stored_bias = find_ends(self._names, model, tied)
         self._head_model = head_alone(model, self._path)
         self._load_outside()
         self._arguments: dict[tuple[int, int], list[tuple[tuple, dict]]] = {}
-        self._block_tensors = [self._find_block(index) for index in range(self.blocks)]
+        self._slots = [self._find_block(index, origins[index]) for index in range(self.blocks)]
         self._check_forward()
 
     @property
@@ -70,21 +84,37 @@ class Decoder:
         """The type the checkpoint's weights are stored in (that of the token embedding)."""
         return self.checkpoint.tensors[self._stored_embedding].dtype
 
-    def block_tensors(self, index: int) -> dict[str, str]:
-        """Map name inside the block → stored name, for all stored tensors of a block."""
-        return self._block_tensors[index]
+    def block_tensors(self, index: int) -> list[str]:
+        """List the stored names of all tensors of a block."""
+        return list(dict.fromkeys(slot.stored for slot in self._slots[index].values()))
+
+    def stored_weight(self, index: int, linear: str) -> str | None:
+        """Return the stored name of a linear's weight; None where a tensor holds those of several experts."""
+        slot = self._slots[index][f"{linear}.weight"]
+        return slot.stored if slot.expert is None else None
 
     def linears(self, index: int) -> dict[str, tuple[int, int]]:
         """Map name inside the block → (rows, columns) of the weight, for every linear of whatever class."""
         return self._linears[index]
 
     def linears_outside(self) -> list[str]:
-        """List the names, in the model, of the linears that belong to no block (the head, for one)."""
-        return list(linears_of(self._model))
+        """List the names, in the whole model, of the linears that are left alone: the head, routers, other towers."""
+        routers = [
+            f"{self._path}.{index}.{name}"
+            for index, template in enumerate(self._templates)
+            for name in sorted(routers_of(template))
+        ]
+        own = [*linears_of(self._model), *routers]
+        return own if self._wrapper is None else [*map(self._wrapper.outward, own), *self._wrapper.linears_beside()]
 
     def linear_names(self, index: int) -> dict[str, str]:
-        """Map name inside the block → name in the model, for every linear."""
-        return {name: f"{self._path}.{index}.{name}" for name in self._linears[index]}
+        """Map name inside the block → name in the whole model, for every linear."""
+        outward = str if self._wrapper is None else self._wrapper.outward
+        return {name: outward(f"{self._path}.{index}.{name}") for name in self._linears[index]}
+
+    def mixtures(self, index: int) -> dict[str, int]:
+        """Map name inside the block → number of experts, for every mixture of experts."""
+        return {name: mixture.count for name, mixture in experts_of(self._templates[index]).items()}
 
     def transposed(self, index: int) -> list[str]:
         """List the names inside the block of the linears whose weight is stored as [columns, rows]."""
@@ -92,30 +122,23 @@ class Decoder:
 
     def read_block(self, index: int) -> dict[str, torch.Tensor]:
         """Read all tensors of a block by name inside it: weights of linears [rows, columns], the rest as stored."""
-        stored = self.block_tensors(index).values()
-        return self.from_stored(index, {name: self.checkpoint.read(name) for name in stored})
+        return self.from_stored(index, {name: self.checkpoint.read(name) for name in self.block_tensors(index)})
 
     def from_stored(self, index: int, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Convert the tensors of a block, given by stored name, to the form of :meth:`read_block`."""
-        names = self.block_tensors(index)
-        return self._turned(index, {name: stored[names[name]] for name in names})
+        return from_stored(self._slots[index], stored)
 
     def to_stored(self, index: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Convert the tensors of :meth:`read_block` back: by stored name, and as the checkpoint holds them."""
-        names = self.block_tensors(index)
-        return {names[name]: tensor for name, tensor in self._turned(index, tensors).items()}
-
-    def _turned(self, index: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Transpose the weights that the block holds as [columns, rows]; the same operation in either direction."""
-        weights = {f"{name}.weight" for name in self.transposed(index)}
-        return {name: turned(tensor) if name in weights else tensor for name, tensor in tensors.items()}
+        return to_stored(self._slots[index], tensors, self.checkpoint.tensors)
 
     def load_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Build the block as a module on the device, in ``compute_dtype``, from the tensors of :meth:`read_block`."""
         block = copy.deepcopy(self._templates[index])
-        own = {name for name, _ in block.named_parameters()}
-        held = self._turned(index, {name: tensor for name, tensor in tensors.items() if name in own})
-        state = {name: tensor.to(self.device, self.compute_dtype, copy=True) for name, tensor in held.items()}
+        own = {name: tensor for name, tensor in tensors.items() if name in block.state_dict()}
+        weights = {f"{name}.weight" for name in self.transposed(index)}
+        held = {name: turned(tensor) if name in weights else tensor for name, tensor in own.items()}
+        state = {name: self._placed(name, tensor) for name, tensor in held.items()}
         block.load_state_dict(state, assign=True, strict=False)
         return block.requires_grad_(False).to(self.device)
 
@@ -158,7 +181,7 @@ class Decoder:
 
     def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rows of the head's weight and bias for a range of the vocabulary, on the device."""
-        name, bias = self._head_names
+        name, bias = self._stored_head, self._stored_bias
         weight = self.checkpoint.read_rows(name, start, stop).to(self.device, self.compute_dtype)
         if bias is None:
             return weight, None
@@ -175,12 +198,17 @@ class Decoder:
 
     def outside_tensors(self) -> list[str]:
         """List the stored names of all tensors that belong to no block."""
-        inside = {stored for index in range(self.blocks) for stored in self.block_tensors(index).values()}
+        inside = {stored for index in range(self.blocks) for stored in self.block_tensors(index)}
         return [name for name in self.checkpoint.tensors if name not in inside]
 
     def parameter_tensors(self) -> set[str]:
         """Stored names of the model's parameters; masks and other buffers that some checkpoints keep are none."""
-        return set(self._parameters)
+        return set(self._names.parameters)
+
+    def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor to the device, in the type in which the model computes with it."""
+        kept = not set(name.split(".")).isdisjoint(self._model._keep_in_fp32_modules_strict or ())
+        return tensor.to(self.device, torch.float32 if kept else self.compute_dtype, copy=True)
 
     def _recorded(self, microbatch: int, length: int) -> list[tuple[tuple, dict]]:
         shape = (microbatch, length)
@@ -243,57 +271,25 @@ class Decoder:
             if id(module) in skipped or path.startswith(self._path + "."):
                 continue
             for name, parameter in module.named_parameters(recurse=False):
-                stored = self._find(f"{path}.{name}" if path else name, parameter)
+                stored = self._names.find(f"{path}.{name}" if path else name, parameter.shape)
                 tensor = self.checkpoint.read(stored).to(self.device, self.compute_dtype)
                 setattr(module, name, nn.Parameter(tensor, requires_grad=False))
         for module in self._model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
 
-    def _find_block(self, index: int) -> dict[str, str]:
-        prefix = f"{self._path}.{index}."
-        stored_prefix = None
-        for name, parameter in self._templates[index].named_parameters():
-            stored = self._find(prefix + name, parameter)
-            stored_prefix = stored.removesuffix(name)
-        assert stored_prefix is not None
-        return {
-            name.removeprefix(stored_prefix): name for name in self.checkpoint.tensors if name.startswith(stored_prefix)
+    def _find_block(self, index: int, origins: Mapping[str, Origin]) -> dict[str, Slot]:
+        prefix, template = f"{self._path}.{index}.", self._templates[index]
+        weights = {f"{name}.weight" for name in self.transposed(index)}
+        slots = {
+            name: self._names.slot(prefix, name, tensor, origins.get(name), name in weights)
+            for name, tensor in template.state_dict().items()
         }
-
-    def _name_of(self, wanted: nn.Module) -> str:
-        return next(name for name, module in self._model.named_modules() if module is wanted)
-
-    def _find(self, name: str, parameter: torch.Tensor) -> str:
-        stored = self.checkpoint.find(name, parameter.shape)
-        self._parameters.add(stored)
-        return stored
-
-    def _find_embedding(self) -> str:
-        """Stored name of the embedding; a tied one may have been stored under the name of the head alone."""
-        if self._tied and self.checkpoint.stored_name(self._embedding_name) is None and self._stored_head:
-            return self._find(self._stored_head, self._embedding.weight)
-        return self._find(self._embedding_name, self._embedding.weight)
-
-    @property
-    def _tied(self) -> bool:
-        return bool(self.checkpoint.config.tie_word_embeddings)
-
-    @property
-    def _stored_head(self) -> str | None:
-        return self.checkpoint.stored_name(self._name_of(self._model.get_output_embeddings()) + ".weight")
-
-    def _find_head(self) -> tuple[str, str | None]:
-        """Stored names of the head's weight and bias.
-
-        A tied head is the token embedding, unless the checkpoint holds one as well: then it has the last word, as
-        in transformers, which unties what was tied by the configuration but differs in the file.
-        """
-        head: Any = self._model.get_output_embeddings()
-        name = self._name_of(head)
-        tied = self._tied and self._stored_head is None
-        weight = self._stored_embedding if tied else self._find(f"{name}.weight", head.weight)
-        return weight, None if head.bias is None else self._find(f"{name}.bias", head.bias)
+        # Masks and the like, which a checkpoint may hold and the model does not.
+        stored = {slot.stored for slot in slots.values()}
+        beside = next(slot.stored.removesuffix(name) for name, slot in slots.items() if slot.stored.endswith(name))
+        others = (name for name in self.checkpoint.tensors if name.startswith(beside) and name not in stored)
+        return slots | {name.removeprefix(beside): Slot(name) for name in others}
 
     def _head_info(self) -> Any:
-        return self.checkpoint.tensors[self._head_names[0]]
+        return self.checkpoint.tensors[self._stored_head]

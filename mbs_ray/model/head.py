@@ -8,11 +8,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 
+class _Finished(BaseModelOutputWithPastAndCrossAttentions):
+    """What any causal model's head may read of the base model's output."""
+
+    router_logits = None
+
 class _PassThrough(nn.Module):
     """A stand-in for the base model, with which a model's forward applies nothing but its head."""
 
     def forward(self, *_: Any, inputs_embeds: Any, **__: Any) -> Any:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+        return _Finished(last_hidden_state=inputs_embeds)
 
 
 def head_alone(model: PreTrainedModel, blocks_path: str) -> Any:

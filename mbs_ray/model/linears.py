@@ -7,10 +7,14 @@ Everywhere else a linear's weight is W [rows, columns] and y = W x. Most models 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from mbs_ray.model.experts import routers_of
+
 
 def linears_of(module: nn.Module) -> dict[str, nn.Module]:
-    """Find all linears inside a module by their names, in its order."""
-    return {name: one for name, one in module.named_modules() if isinstance(one, nn.Linear | Conv1D)}
+    """Find all linears inside a module by their names, in its order; what routes tokens to experts is left alone."""
+    routers = routers_of(module)
+    found = ((name, one) for name, one in module.named_modules() if isinstance(one, nn.Linear | Conv1D))
+    return {name: one for name, one in found if name not in routers}
 
 
 def shape_of(linear: nn.Module) -> tuple[int, int]:

@@ -38,13 +38,10 @@ def refuse_config(folder: Path, config: PretrainedConfig) -> None:
             f"{file}: {config.model_type} is an encoder-decoder, which is not supported: two stacks of blocks, and "
             f"cross-attention that needs what the encoder gives; {_SEE}"
         )
-    if config.get_text_config() is not config:
-        raise InputError(
-            f"{file}: {config.model_type} wraps a text model with others (images, sound), which is not supported; "
-            f"save the text model as a checkpoint of its own; {_SEE}"
-        )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise InputError(f"{file}: model_type {config.model_type!r} has no causal language model; {_SEE}")
+    text = config.get_text_config()
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        wrapped = "" if text is config else f" inside {config.model_type!r}"
+        raise InputError(f"{file}: model_type {text.model_type!r}{wrapped} has no causal language model; {_SEE}")
 
 
 def refuse_block_count(folder: Path, config: PretrainedConfig, tensors: int) -> None:
@@ -59,7 +56,7 @@ def refuse_block_count(folder: Path, config: PretrainedConfig, tensors: int) -> 
 def find_blocks(folder: Path, model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Find the list of the model's blocks and its path: the longest that lies in no other list.
 
-    Raises :class:`InputError` where there is none, and for blocks that hold experts or have weights in common.
+    Raises :class:`InputError` where there is none, and for blocks that have weights in common.
     """
     lists = {name: one for name, one in model.named_modules() if isinstance(one, nn.ModuleList) and len(one)}
     outermost = {name: one for name, one in lists.items() if not any(name.startswith(f"{outer}.") for outer in lists)}
@@ -67,20 +64,16 @@ def find_blocks(folder: Path, model: PreTrainedModel) -> tuple[str, nn.ModuleLis
         raise InputError(f"{folder}: no list of blocks in {type(model).__name__}; {_SEE}")
     path, blocks = max(outermost.items(), key=lambda item: len(item[1]))
     _refuse_shared(folder, path, blocks, model.all_tied_weights_keys)
-    for index, block in enumerate(blocks):
-        _refuse_experts(folder, f"{path}.{index}", block)
     return path, blocks
 
 
-def _refuse_experts(folder: Path, path: str, block: nn.Module) -> None:
-    """Raise :class:`InputError` for experts: a linear must see all tokens of a microbatch, its weight be one matrix."""
+def refuse_stacked(folder: Path, path: str, block: nn.Module) -> None:
+    """Raise :class:`InputError` for experts that could not be listed, and other weights that are no matrices."""
     for name, module in block.named_modules():
-        stacked = not isinstance(module, _ConvNd) and any(one.dim() > 2 for one in module.parameters(recurse=False))
-        listed = isinstance(module, nn.ModuleList) and any(True for _ in module.parameters())
-        if stacked or listed:
+        if not isinstance(module, _ConvNd) and any(one.dim() > 2 for one in module.parameters(recurse=False)):
             raise InputError(
-                f"{folder}: {path}.{name} holds several experts, or other weights that are not one matrix each; a "
-                f"mixture of experts is not supported: most tokens never reach most of its linears; {_SEE}"
+                f"{folder}: {path}.{name} ({type(module).__name__}) holds several experts, or other weights that are "
+                f"not one matrix each, in a form of its own, which is not supported; {_SEE}"
             )
 
 

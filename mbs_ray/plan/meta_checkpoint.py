@@ -14,6 +14,7 @@ from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, fetch
 from mbs_ray.model.configuration import CONFIG, empty_model, read_config
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.support import refuse_config
+from mbs_ray.model.wrapper import find_wrapper
 
 #: Hidden size, blocks and heads by hub id; all have 250,880 rows of vocabulary. Sizes of the BLOOM repositories.
 _BLOOM = {
@@ -40,7 +41,9 @@ class MetaCheckpoint(Checkpoint):
         self.folder = Path(name)
         self.dtype = dtype
         self._config = config
-        model = empty_model(self.folder, config, dtype)
+        text = empty_model(self.folder, config.get_text_config(), dtype)
+        wrapper = find_wrapper(self.folder, config, text, dtype)
+        model = text if wrapper is None else wrapper.model
         tied = {head for head in (model._tied_weights_keys or []) if config.tie_word_embeddings}
         self.tensors = {
             key: TensorInfo(self.folder, tensor.dtype, tuple(tensor.shape))
@@ -51,9 +54,6 @@ class MetaCheckpoint(Checkpoint):
     @cached_property
     def config(self) -> PretrainedConfig:
         return self._config
-
-    def stored_name(self, name: str) -> str | None:
-        return name if name in self.tensors else None
 
     def read(self, name: str) -> torch.Tensor:
         info = self.tensors[name]

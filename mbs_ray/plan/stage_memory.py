@@ -55,7 +55,7 @@ def phases_of(work: PlannedWork, blocks: Iterable[int], last: bool) -> list[Phas
 @lru_cache(maxsize=1024)
 def block_bytes(decoder: Decoder, index: int) -> int:
     """Compute the bytes of a block as it is stored."""
-    infos = [decoder.checkpoint.tensors[stored] for stored in decoder.block_tensors(index).values()]
+    infos = [decoder.checkpoint.tensors[stored] for stored in decoder.block_tensors(index)]
     return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
 
 
@@ -171,7 +171,7 @@ def _stored_itemsize(decoder: Decoder) -> int:
 
 
 def _module_bytes(decoder: Decoder, index: int) -> int:
-    parameters = decoder.block_tensors(index).values()
+    parameters = decoder.block_tensors(index)
     return sum(torch.Size(decoder.checkpoint.tensors[name].shape).numel() for name in parameters) * (
         decoder.compute_dtype.itemsize
     )

@@ -58,7 +58,7 @@ class Model:
 
     def check_length(self, field: str, length: int) -> None:
         """Raise :class:`InputError` naming the field if the model takes no segments of this length."""
-        limits = [getattr(self.checkpoint.config, name, None) for name in _LIMITS]
+        limits = [getattr(self.checkpoint.config.get_text_config(), name, None) for name in _LIMITS]
         longest = min((limit for limit in limits if isinstance(limit, int)), default=None)
         if longest is not None and length > longest:
             raise InputError(f"{field}: {length} tokens are more than the {longest} that {self.name} takes")

@@ -24,8 +24,7 @@ def write_all(decoder: Decoder, blocks: Path, shift: float) -> dict[str, torch.T
         tensors = decoder.read_block(index)
         for name in decoder.linears(index):
             tensors[f"{name}.weight"] += shift
-        names = decoder.block_tensors(index)
-        block = {names[name]: tensor for name, tensor in tensors.items()}
+        block = decoder.to_stored(index, tensors)
         write_block(blocks, index, block)
         written |= block
     return written

@@ -30,15 +30,15 @@ def compressed(
     common = IntegerScheme.of(method_spec(method))
     assert common is not None
     for index in range(decoder.blocks):
-        names, tensors, packed = decoder.block_tensors(index), decoder.read_block(index), {}
+        tensors, packed = decoder.read_block(index), {}
         own = {} if amounts is None else amounts.methods(method, index)
         for linear in decoder.linears(index):
             scheme = IntegerScheme.of(method_spec(own.get(linear, method)))
             assert scheme is not None
             result = own.get(linear, method).compress(tensors[f"{linear}.weight"], None)
             tensors[f"{linear}.weight"] = result.weight
-            packed[names[f"{linear}.weight"]] = pack_linear(result.codes, result.scales, result.zeros, scheme)
-        dense = {names[name]: tensor for name, tensor in tensors.items()}
+            packed[decoder.stored_weight(index, linear)] = pack_linear(result.codes, result.scales, result.zeros, scheme)
+        dense = decoder.to_stored(index, tensors)
         write_block(folder / "packed", index, packed_block(dense, packed))
         write_block(folder / "blocks", index, dense)
     outside = write_outside(source, decoder, folder / "outside.safetensors")

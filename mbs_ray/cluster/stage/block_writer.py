@@ -23,11 +23,13 @@ def write(run: StageRun, block: StageBlock) -> None:
     with run.timed(block.report, "write"):
         write_block_report(job.blocks_folder, block.report)
         stored = decoder.to_stored(block.index, block.tensors)
-        # Nothing can load the packed form of a Conv1D: mbs export says so.
-        if block.packed and not decoder.transposed(block.index):
-            names = decoder.block_tensors(block.index)
-            by_stored_name = {names[weight]: parts for weight, parts in block.packed.items()}
-            packed = packed_block(stored, by_stored_name)
+        # Nothing can load the packed form of a Conv1D, or of experts in one tensor: mbs export says so.
+        by_stored_name = {
+            decoder.stored_weight(block.index, weight.removesuffix(".weight")): parts
+            for weight, parts in block.packed.items()
+        }
+        if block.packed and None not in by_stored_name and not decoder.transposed(block.index):
+            packed = packed_block(stored, {str(name): parts for name, parts in by_stored_name.items()})
             written.append(write_block(RunDirectory(job.directory).packed, block.index, packed))
         written.append(write_block(job.blocks_folder, block.index, stored))
     for path in written:
