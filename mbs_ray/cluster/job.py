@@ -52,7 +52,8 @@ class Compress:
     ``true_sequential``: linears of a block see those before them compressed, at the price of a forward for each
     of the block's inputs. ``per_language``: the error of every linear in each language is measured, at the price of
     one more forward. ``fit``: linears are fitted to the dense model's outputs, at the price of a forward of it.
-    ``amounts``: those of the linears, where the method's own is not that of all.
+    ``amounts``: those of the linears, where the method's own is not that of all. ``expert_tokens``: tokens for each
+    column below which the moments of an expert are shrunk towards those of all tokens.
     """
 
     method: dict[str, Any]
@@ -61,6 +62,7 @@ class Compress:
     per_language: bool = False
     fit: Fit | None = None
     amounts: Amounts | None = None
+    expert_tokens: float = 1.0
 
 
 @dataclass(frozen=True)

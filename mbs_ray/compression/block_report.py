@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.compression.layer_error import LayerError
+from mbs_ray.compression.routing import MixtureReport
 from mbs_ray.files import appearing, own_content, read_json
 
 
@@ -17,7 +18,8 @@ class LinearReport:
     """Report of one linear: ``loss`` is tr(ΔW H ΔWᵀ), ``relative_loss`` the same over tr(W H Wᵀ).
 
     ``strength``: how much of the step towards the dense model was taken before; None where there was none. Then ΔW is
-    the difference to the weight that this step gave.
+    the difference to the weight that this step gave. ``borrowed``: share that all tokens of the block have in the
+    moment of a starved expert; it is among ``tokens``.
     """
 
     name: str
@@ -31,19 +33,21 @@ class LinearReport:
     dead_columns: int
     seconds: float
     strength: float | None = None
+    borrowed: float = 0.0
 
 
 @dataclass
 class BlockReport:
     """Report of one block of one run; ``seconds`` by part (read, collect, solve, measure, write, propagate).
 
-    ``layer_error`` is empty unless the run is ``per_language``.
+    ``layer_error`` is empty unless the run is ``per_language``, ``mixtures`` without experts, or moments.
     """
 
     block: int
     linears: list[LinearReport] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     layer_error: list[LayerError] = field(default_factory=list)
+    mixtures: list[MixtureReport] = field(default_factory=list)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -89,7 +93,11 @@ class BlockReport:
     def from_json(cls, content: Mapping[str, Any]) -> "BlockReport":
         linears = [LinearReport(**linear) for linear in content["linears"]]
         layer_error = [LayerError(**one) for one in content.get("layer_error", [])]
-        return cls(content["block"], linears, dict(content["seconds"]), layer_error)
+        mixtures = [
+            MixtureReport(**{**one, "borrowed": {int(number): share for number, share in one["borrowed"].items()}})
+            for one in content.get("mixtures", [])
+        ]
+        return cls(content["block"], linears, dict(content["seconds"]), layer_error, mixtures)
 
 
 def block_report_file(folder: Path, block: int) -> Path:

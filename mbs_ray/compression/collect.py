@@ -9,6 +9,7 @@ from torch import nn
 
 from mbs_ray.methods import Drift, Moment, Statistic
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.experts import expert_of, experts_of
 from mbs_ray.model.linears import bias_of, linears_of, shape_of
 
 
@@ -24,6 +25,12 @@ class Collected:
     """Of the linears' outputs from the dense model's; empty unless they are fitted to it."""
     held: "Collected | None" = None
     """Moments and drifts of the held-out segments alone."""
+    overall: "Collected | None" = None
+    """Moments and energies of starved experts, with all tokens of the block sent to them."""
+    least: dict[str, int] = field(default_factory=dict)
+    """Tokens that the moments of these starved linears should be of."""
+    borrowed: dict[str, float] = field(default_factory=dict)
+    """Share of all tokens of the block in the moments of linears that were starved."""
 
     def inputs(self) -> list[list[str]]:
         """Group the names of the linears that share an input, in the order of the calls."""
@@ -136,5 +143,20 @@ def squared_norms(product: torch.Tensor) -> torch.Tensor:
 
 
 def sequential_groups(decoder: Decoder, block: nn.Module, index: int, microbatch: torch.Tensor) -> list[list[str]]:
-    """Group the linears of a block by the input they share, in the order in which the forward calls them."""
-    return collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs()
+    """Group the linears of a block by the input they share, in the order in which the forward calls them.
+
+    Experts of a mixture are called at the same time: those that share its input make one group, the others another.
+    """
+    mixtures = experts_of(block)
+    groups: dict[str, list[str]] = {}
+    for names in collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs():
+        own = expert_of(names[0], mixtures)
+        key = names[0] if own is None else f"{own[0]}{' down' if names[0].endswith('.down_proj') else ''}"
+        groups.setdefault(key, []).extend(names)
+    for name in linears_of(block):
+        own = expert_of(name, mixtures)
+        if own is not None:
+            key = f"{own[0]}{' down' if name.endswith('.down_proj') else ''}"
+            if name not in groups[key]:
+                groups[key].append(name)
+    return list(groups.values())

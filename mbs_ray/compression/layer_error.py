@@ -9,6 +9,7 @@ from torch import nn
 from mbs_ray.compression.collect import squared_norms, watched, without_bias
 from mbs_ray.errors import InputError
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.experts import expert_of, experts_of
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,23 @@ def language_sums(
     forward never calls has zeros. ``microbatches`` are the language of every segment, and hidden states [microbatch,
     length, hidden_size]. Products are computed in the dtype of the forward, norms of tokens in float32.
 
-    Raises :class:`InputError` for a linear that receives only some of the tokens (an expert): their languages are
-    then unknown.
+    Raises :class:`InputError` for a linear that receives only some of the tokens and is no expert: their languages
+    are then unknown.
     """
     sums = torch.zeros(len(languages), len(changes), 2, dtype=torch.float64, device=decoder.device)
     # Row by row, by [languages, segments] of zeros and ones: a microbatch may begin in one language and end in another.
     members, tokens = torch.zeros(0, 0), 0
     places = {name: place for place, name in enumerate(changes)}
+    mixtures = experts_of(block)
 
     def record(name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
         products = nn.functional.linear(inputs, changes[name]), without_bias(module, output)
         norms = torch.stack([squared_norms(product).flatten() for product in products], dim=1)
+        if (own := expert_of(name, mixtures)) is not None:
+            positions = mixtures[own[0]].rows
+            assert positions is not None
+            sums[:, places[name]] += members[:, positions // (tokens // members.shape[1])] @ norms
+            return
         if len(norms) != tokens:
             raise InputError(
                 f"per_language: block {index} {name} is called with {len(norms)} of {tokens} tokens, so that their "

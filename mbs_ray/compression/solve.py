@@ -150,6 +150,7 @@ def _solve_input(
                 dead_columns=result.dead_columns,
                 seconds=time.monotonic() - begun,
                 strength=taken,
+                borrowed=collected.borrowed.get(name, 0.0),
             )
         )
         begun = time.monotonic()

@@ -43,7 +43,16 @@ class SweepJobs:
             if run.spec.fit_to is not None:
                 strength = run.spec.fit_to.strength
                 fit = Fit(self._file("dense", run.calibration), None if strength == "auto" else strength)
-            work = Compress(method, calibration, run.spec.true_sequential, run.spec.per_language, fit, run.amounts)
+            spec = run.spec
+            work = Compress(
+                method,
+                calibration,
+                spec.true_sequential,
+                spec.per_language,
+                fit,
+                run.amounts,
+                spec.expert_tokens,
+            )
             return self._job(run, run.label, directory, self._shards(run, calibration, evaluation), work, evaluation)
         pool = next((one for one in self.pools if run in one.runs), None)
         if pool is None:

@@ -116,6 +116,11 @@ class Decoder:
         """Map name inside the block → number of experts, for every mixture of experts."""
         return {name: mixture.count for name, mixture in experts_of(self._templates[index]).items()}
 
+    @property
+    def has_mixtures(self) -> bool:
+        """Whether any block holds a mixture of experts."""
+        return any(self.mixtures(index) for index in range(self.blocks))
+
     def transposed(self, index: int) -> list[str]:
         """List the names inside the block of the linears whose weight is stored as [columns, rows]."""
         return [name for name, linear in linears_of(self._templates[index]).items() if lies_transposed(linear)]

@@ -72,22 +72,26 @@ class Experts(nn.Module):
         tokens, shares = order % len(flat), weights.t().reshape(-1)[order]
         counts = self._counts(chosen)
         outputs = flat.new_zeros(k * len(flat), flat.shape[-1], dtype=torch.float32)
-        experts = zip(self.children(), order.split(counts), tokens.split(counts), shares.split(counts), strict=True)
+        experts: Any = zip(
+            self.children(), order.split(counts), tokens.split(counts), shares.split(counts), strict=True
+        )
         for expert, places, rows, share in experts:
             if len(rows) or flat.is_meta:
                 self.rows = rows
-                outputs[places] = (self.expert(expert, flat[rows]) * share[:, None]).float()
+                outputs[places] = (expert.down_proj(self.inner(expert, flat[rows])) * share[:, None]).float()
         self.rows = None
         return outputs.view(k, *flat.shape).sum(0).to(hidden.dtype).view_as(hidden)
 
-    def expert(self, expert: Any, inputs: torch.Tensor) -> torch.Tensor:
-        """Compute one expert's output for inputs [tokens, hidden], not weighted."""
+    def inner(self, expert: Any, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute the input of one expert's ``down_proj`` for inputs [tokens, hidden]."""
         fused = self._fused[0]
         if not fused.has_gate:
-            return expert.down_proj(fused.act_fn(expert.up_proj(inputs)))
+            activated: torch.Tensor = fused.act_fn(expert.up_proj(inputs))
+            return activated
         gate, up = expert.gate_proj(inputs), expert.up_proj(inputs)
         both = torch.cat([gate, up], -1) if fused.is_concatenated else torch.stack([gate, up], -1).flatten(-2)
-        return expert.down_proj(fused._apply_gate(both))
+        gated: torch.Tensor = fused._apply_gate(both)
+        return gated
 
     def _counts(self, chosen: torch.Tensor) -> list[int]:
         """Count each expert's tokens. Without numbers (on the meta device) all get as many."""

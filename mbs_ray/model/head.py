@@ -13,6 +13,7 @@ class _Finished(BaseModelOutputWithPastAndCrossAttentions):
 
     router_logits = None
 
+
 class _PassThrough(nn.Module):
     """A stand-in for the base model, with which a model's forward applies nothing but its head."""
 

@@ -19,6 +19,7 @@ from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.fingerprint import fingerprint
 from mbs_ray.run.microbatch import settled_microbatch
+from mbs_ray.run.mixture_checks import check_mixtures
 from mbs_ray.run.modes import DenseStatistics
 from mbs_ray.run.pilot import check_ramp, pilot_spec
 from mbs_ray.run.spec import EvaluationSpec, RunSpec
@@ -276,6 +277,7 @@ def evaluation_requests(
 
 def _check_method(run: PreparedRun) -> None:
     decoder = run.model.decoder
+    check_mixtures(run.spec, decoder)
     for index in range(decoder.blocks):
         linears = decoder.linears(index)
         if not linears:

@@ -26,6 +26,9 @@ from mbs_ray.run.relative_paths import relative_to
 from mbs_ray.run.spec import RunSpec, check_name
 from mbs_ray.run.sweep_folders import FOLDERS_OF_OUT
 
+#: Fields that runs begun before they were there do not have: at their default they are no part of a run's name.
+_LATER = ("fit_to", "budget", "expert_tokens")
+
 
 class LayoutSpec(FrozenSpec):
     """How the actors of a sweep are arranged; the number of stages changes no bit, that of replicas does."""
@@ -96,7 +99,8 @@ class SweepSpec(FrozenSpec):
         # Without what runs begun before it was there do not have, or their labels would change.
         identities = [
             run.model_dump(
-                mode="json", exclude={field for field in ("fit_to", "budget") if getattr(run, field) is None}
+                mode="json",
+                exclude={name for name in _LATER if getattr(run, name) == RunSpec.model_fields[name].default},
             )
             for run in runs
         ]

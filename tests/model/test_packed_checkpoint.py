@@ -37,7 +37,9 @@ def compressed(
             assert scheme is not None
             result = own.get(linear, method).compress(tensors[f"{linear}.weight"], None)
             tensors[f"{linear}.weight"] = result.weight
-            packed[decoder.stored_weight(index, linear)] = pack_linear(result.codes, result.scales, result.zeros, scheme)
+            packed[decoder.stored_weight(index, linear)] = pack_linear(
+                result.codes, result.scales, result.zeros, scheme
+            )
         dense = decoder.to_stored(index, tensors)
         write_block(folder / "packed", index, packed_block(dense, packed))
         write_block(folder / "blocks", index, dense)

@@ -24,17 +24,9 @@ def mt5() -> PreTrainedModel:
     return transformers.MT5ForConditionalGeneration(config)
 
 
-def gemma3_with_images() -> PreTrainedModel:
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
-    )
-    text = transformers.Gemma3TextConfig(**COMMON, **GROUPED)
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=399)
-    return transformers.Gemma3ForConditionalGeneration(config)
-
-
-def mixtral() -> PreTrainedModel:
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**COMMON, **GROUPED, num_local_experts=4))
+def llama4() -> PreTrainedModel:
+    config = transformers.Llama4TextConfig(**COMMON, **GROUPED, num_local_experts=4, intermediate_size_mlp=48)
+    return transformers.Llama4ForCausalLM(config)
 
 
 def zamba() -> PreTrainedModel:
@@ -88,8 +80,7 @@ def albert() -> PreTrainedModel:
 
 REFUSED = {
     mt5: r"config\.json: mt5 is an encoder-decoder, which is not supported: two stacks of blocks, and cross-attention",
-    gemma3_with_images: r"config\.json: gemma3 wraps a text model with others .* save the text model",
-    mixtral: r"model\.layers\.0\.mlp\.experts holds several experts.* mixture of experts is not supported",
+    llama4: r"layers\.0\.feed_forward\.experts \(Llama4TextExperts\) holds several experts.* in a form of its own",
     zamba: r"layers\.3\.shared_transf\.\S+ is model\.layers\.1\.shared_transf\.\S+ blocks that have weights in common",
     gemma3n: r"block 0 is given more of a text than its hidden states",
     bart_decoder: r"block 0 never calls encoder_attn\.k_proj",

@@ -3,7 +3,7 @@
 from mbs_ray.cluster.job import Collect, Compress, CompressStored, JobText, Score, Try
 from mbs_ray.cluster.stage.block_measuring import measure
 from mbs_ray.cluster.stage.block_reader import BlockReader, StageBlock, read_dense
-from mbs_ray.cluster.stage.block_solver import collect, solve, solving_groups
+from mbs_ray.cluster.stage.block_solver import collect, report_routes, solve, solving_groups
 from mbs_ray.cluster.stage.block_writer import write
 from mbs_ray.cluster.stage.dense_beside import collect_beside, propagate_dense
 from mbs_ray.cluster.stage.dense_collecting import collect_pool
@@ -69,6 +69,7 @@ def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock)
         else:
             collected = collect_beside(run, fit, block, dense, group, passes_on=group is groups[-1])
         solve(run, method, block, group, collected, fit, work.amounts)
+    report_routes(run, block)
     measure(run, work, block, dense)
     write(run, block)
 

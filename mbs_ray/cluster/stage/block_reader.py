@@ -10,6 +10,7 @@ import torch
 from mbs_ray.cluster.job import Compress, CompressStored
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.block_report import BlockReport
+from mbs_ray.compression.routing import Routes
 from mbs_ray.model.block_files import read_block
 
 
@@ -17,13 +18,15 @@ from mbs_ray.model.block_files import read_block
 class StageBlock:
     """A block being worked on: tensors by module name, dense, or as the run directory holds them if ``finished``.
 
-    ``packed`` collects the integer forms of its linears, by the name of their weight.
+    ``packed`` collects the integer forms of its linears, by the name of their weight; ``routes`` have counted the
+    tokens of its experts.
     """
 
     tensors: dict[str, torch.Tensor]
     finished: bool
     report: BlockReport
     packed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    routes: Routes | None = None
 
     @property
     def index(self) -> int:

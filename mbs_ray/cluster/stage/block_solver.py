@@ -1,11 +1,17 @@
 """Collecting the moments of a block's linears and solving them, divided among the replicas of a stage."""
 
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
 from mbs_ray.cluster.job import Compress, CompressStored, Fit, Try
 from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.collect import Collected, sequential_groups
 from mbs_ray.compression.collect import collect as collect_moments
+from mbs_ray.compression.routing import Routes, borrow, collect_routed
 from mbs_ray.compression.solve import check_called, solving_costs
 from mbs_ray.compression.solve import solve as solve_linears
 from mbs_ray.compression.stored_moments import RunMoments
@@ -34,13 +40,47 @@ def collect(
     """Collect second moments at the inputs of these linears in a forward of the block, or open those on disk."""
     if isinstance(work, Compress):
         with run.timed(block.report, "collect"):
+            module = run.decoder.load_block(block.index, block.tensors)
+            if run.decoder.mixtures(block.index):
+                return _collect_routed(run, work, method, block, group, module)
             calibrating = run.follow(block.index, "collect", run.microbatches_of(work.calibration))
             hidden = (run.get(microbatch, block.index) for microbatch in calibrating)
-            module = run.decoder.load_block(block.index, block.tensors)
             return collect_moments(run.decoder, module, block.index, hidden, method.statistic, group)
     if work.moments and method.statistic is not Statistic.NONE:
         return RunMoments(work.moments, block.index)
     return Collected()
+
+
+def _collect_routed(
+    run: StageRun, work: Compress, method: Method, block: StageBlock, group: list[str], module: nn.Module
+) -> Collected:
+    """Collect the moments of a block with experts, and count which tokens reach them where their input is collected."""
+    routes = Routes(module, list(dict.fromkeys(work.calibration.languages)))
+
+    def hidden() -> Iterator[torch.Tensor]:
+        for microbatch in run.follow(block.index, "collect", run.microbatches_of(work.calibration)):
+            routes.begin(microbatch.languages)
+            yield run.get(microbatch, block.index)
+
+    def total(counts: torch.Tensor) -> torch.Tensor:
+        run.agree(block.index)
+        return run.replicas.total(counts)
+
+    decoder, below = run.decoder, work.expert_tokens
+    collected = collect_routed(decoder, module, block.index, hidden, method.statistic, group, below, routes, total)
+    # In a true sequence, of its forwards the one before any expert is compressed tells.
+    if block.routes is None or any(name.endswith(".up_proj") for name in group):
+        block.routes = routes
+    return collected
+
+
+def report_routes(run: StageRun, block: StageBlock) -> None:
+    """Report which tokens reached which expert, and which experts were starved."""
+    if block.routes is None:
+        return
+    run.agree(block.index)
+    borrowed = {linear.name: linear.borrowed for linear in block.report.linears if linear.borrowed}
+    block.report.mixtures = block.routes.reports(borrowed, run.replicas.total)
 
 
 def solve(
@@ -71,6 +111,7 @@ def solve(
         with run.exchanged(report, "reduce"):
             run.agree(block.index)
             collected = replicas.gather(collected, owners)
+            collected.borrowed = borrow(collected)
     with run.timed(report, "solve"):
         run.tell(block.index, "solve", 0, 1)
         strength = None if fit is None else fit.strength

@@ -71,6 +71,9 @@ class StageReplicas(Protocol):
     def add_up(self, sums: Tensor) -> None:
         """Sum a tensor in host memory at replica 0, in place; an element that only one replica sets keeps its bits."""
 
+    def total(self, counts: Tensor) -> Tensor:
+        """Sum integers in host memory over all replicas, for each of them."""
+
 
 class SingleReplica:
     """The only replica of its stage: it agrees with itself and has everything."""
@@ -92,6 +95,9 @@ class SingleReplica:
 
     def add_up(self, sums: Tensor) -> None:
         """Leave the sums as they are: they are complete already."""
+
+    def total(self, counts: Tensor) -> Tensor:
+        return counts
 
 
 class ReplicaGroup:
@@ -148,6 +154,25 @@ class ReplicaGroup:
                     own.drifts[name] = drift
         if collected.held is not None:
             own.held = self.gather(collected.held, owners)
+        if collected.overall is not None:
+            own.overall, own.least = self._spread(collected.overall, owners), collected.least
+        return own
+
+    def _spread(self, collected: Collected, owners: Mapping[str, int]) -> Collected:
+        """Sum moments that linears of several owners share, for each of them; what none of its own needs is dropped."""
+        own = Collected()
+        with _peers():
+            for group in collected.inputs():
+                moment = collected.moments[group[0]]
+                for part in moment.sum.view(-1).split(_ELEMENTS_AT_ONCE):
+                    dist.all_reduce(part)
+                counts = torch.tensor([moment.tokens, *(float(collected.energies[name]) for name in group)])
+                counts = counts.double()
+                dist.all_reduce(counts)
+                whole = Moment(moment.statistic, moment.columns, int(counts[0]), moment.sum)
+                for name, energy in zip(group, counts[1:], strict=True):
+                    if owners[name] == self.rank:
+                        own.moments[name], own.energies[name] = whole, energy
         return own
 
     def share(self, solved: Solved, owners: Mapping[str, int], tensors: Mapping[str, Tensor]) -> Solved:
@@ -166,6 +191,12 @@ class ReplicaGroup:
     def add_up(self, sums: Tensor) -> None:
         with _peers():
             dist.reduce(sums, 0)
+
+    def total(self, counts: Tensor) -> Tensor:
+        summed = counts.clone()
+        with _peers():
+            dist.all_reduce(summed)
+        return summed
 
     def _refuse_strangers(self, secret: str) -> None:
         """Have every replica prove that it was given the secret, as a process that only found the port was not."""
