@@ -64,11 +64,14 @@ def block_costs(decoder: Decoder, statistic: Statistic, calibrating: int, evalua
     """
     costs = []
     for index in range(decoder.blocks):
-        shapes = decoder.linears(index).values()
-        weights = sum(rows * columns for rows, columns in shapes)
+        # Shapes, and the share of the tokens that reaches the linear.
+        linears = [(*shape, decoder.routed(index, name)) for name, shape in decoder.linears(index).items()]
+        weights = sum(rows * columns * share for rows, columns, share in linears)
         cost = 2.0 * weights * (2 * calibrating + evaluating)
         if statistic is Statistic.FULL and calibrating:
-            cost += sum(columns**2 * calibrating + columns**3 + rows * columns**2 for rows, columns in shapes)
+            cost += sum(
+                columns**2 * calibrating * share + columns**3 + rows * columns**2 for rows, columns, share in linears
+            )
         costs.append(cost)
     return costs
 

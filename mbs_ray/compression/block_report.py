@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +75,16 @@ class BlockReport:
             values["relative_loss"] = sum(relative) / len(relative)
         return values
 
+    def expert_counts(self) -> dict[str, float]:
+        """Count the experts that borrowed from all tokens of the block, and those that no token reached."""
+        if not self.mixtures:
+            return {}
+        received = [sum(tokens) for one in self.mixtures for tokens in zip(*one.tokens, strict=True)]
+        return {
+            "starved_experts": float(sum(len(one.borrowed) for one in self.mixtures)),
+            "unreached_experts": float(received.count(0)),
+        }
+
     def language_errors(self) -> dict[str, float]:
         """Compute each language's relative error: Σ ‖ΔW x‖² over Σ ‖W x‖², both over the linears and the tokens."""
         languages = dict.fromkeys(one.language for one in self.layer_error)
@@ -98,6 +108,13 @@ class BlockReport:
             for one in content.get("mixtures", [])
         ]
         return cls(content["block"], linears, dict(content["seconds"]), layer_error, mixtures)
+
+
+def expert_metrics(reports: Iterable[BlockReport]) -> dict[str, float]:
+    """Count over all blocks the experts that borrowed, and those that no token reached; empty without any expert."""
+    counts = [one.expert_counts() for one in reports if one.mixtures]
+    names = {"starved_experts": "experts/starved", "unreached_experts": "experts/unreached"}
+    return {metric: sum(one[name] for one in counts) for name, metric in names.items()} if counts else {}
 
 
 def block_report_file(folder: Path, block: int) -> Path:

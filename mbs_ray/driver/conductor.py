@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_ray.cluster.job import Job
+from mbs_ray.compression.block_report import expert_metrics, read_block_reports
 from mbs_ray.driver.conclusion import SweepResult, warned_if_unwritten, write_tables
 from mbs_ray.driver.progress import Progress
 from mbs_ray.driver.run_card import Scores, card_facts
@@ -154,6 +155,7 @@ class Conductor:
             dense = language_scores(self._jobs.dense_scores(run, name))
             metrics |= evaluation_metrics(names, compressed, dense, run.spec.evaluation[name].parallel)
             scores[name] = dense, compressed
+        metrics |= expert_metrics(read_block_reports(folders.run(run.label).blocks))
         card = card_facts(run, scores, metrics)
         folders.run(run.label).keep_card(card)
         if run.spec.keep == "checkpoint":

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from mbs_ray.errors import InputError, one_line
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.configuration import CONFIG, empty_model
-from mbs_ray.model.experts import Origin, experts_of, list_experts, routers_of
+from mbs_ray.model.experts import Origin, expert_of, experts_of, list_experts
 from mbs_ray.model.head import head_alone
 from mbs_ray.model.layout import Slot, from_stored, to_stored
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
@@ -30,7 +30,7 @@ from mbs_ray.model.support import (
     refuse_config,
     refuse_stacked,
 )
-from mbs_ray.model.wrapper import find_wrapper
+from mbs_ray.model.wrapper import find_wrapper, linears_beside
 
 _KEPT_SHAPES = 4
 
@@ -61,6 +61,9 @@ class Decoder:
             refuse_stacked(folder, f"{self._path}.{index}", template)
         self._linears = [
             {name: shape_of(linear) for name, linear in linears_of(template).items()} for template in self._templates
+        ]
+        self._mixtures = [
+            {name: one.count for name, one in experts_of(template).items()} for template in self._templates
         ]
         self._recorders = [Recorder(template) for template in self._templates]
         for index, recorder in enumerate(self._recorders):
@@ -99,13 +102,7 @@ class Decoder:
 
     def linears_outside(self) -> list[str]:
         """List the names, in the whole model, of the linears that are left alone: the head, routers, other towers."""
-        routers = [
-            f"{self._path}.{index}.{name}"
-            for index, template in enumerate(self._templates)
-            for name in sorted(routers_of(template))
-        ]
-        own = [*linears_of(self._model), *routers]
-        return own if self._wrapper is None else [*map(self._wrapper.outward, own), *self._wrapper.linears_beside()]
+        return linears_beside(self._model, self._path, self._templates, self._wrapper)
 
     def linear_names(self, index: int) -> dict[str, str]:
         """Map name inside the block → name in the whole model, for every linear."""
@@ -114,12 +111,18 @@ class Decoder:
 
     def mixtures(self, index: int) -> dict[str, int]:
         """Map name inside the block → number of experts, for every mixture of experts."""
-        return {name: mixture.count for name, mixture in experts_of(self._templates[index]).items()}
+        return self._mixtures[index]
 
     @property
     def has_mixtures(self) -> bool:
         """Whether any block holds a mixture of experts."""
-        return any(self.mixtures(index) for index in range(self.blocks))
+        return any(self._mixtures)
+
+    def routed(self, index: int, linear: str) -> float:
+        """Return the share of all tokens that reaches a linear: of an expert, were they spread evenly; else 1."""
+        own = expert_of(linear, self.mixtures(index))
+        chosen = getattr(self._model.config, "num_experts_per_tok", None)
+        return 1.0 if own is None or chosen is None else min(1.0, chosen / self.mixtures(index)[own[0]])
 
     def transposed(self, index: int) -> list[str]:
         """List the names inside the block of the linears whose weight is stored as [columns, rows]."""

@@ -5,7 +5,7 @@ transformers holds a block's experts in one module: ``gate_up_proj`` [experts, 2
 declare their experts to ``transformers.integrations.moe`` (seen in 5.23); one that does not is left as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def experts_of(module: nn.Module) -> dict[str, Experts]:
     return {name: one for name, one in module.named_modules() if isinstance(one, Experts)}
 
 
-def expert_of(linear: str, mixtures: Mapping[str, Experts]) -> tuple[str, int] | None:
+def expert_of(linear: str, mixtures: Iterable[str]) -> tuple[str, int] | None:
     """Return the mixture and the number of the expert that a linear belongs to; None for any other linear."""
     for path in mixtures:
         if linear.startswith(f"{path}."):

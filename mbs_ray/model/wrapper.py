@@ -1,5 +1,6 @@
 """A text model inside another that takes images or sound as well: its blocks are compressed in place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import (
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.configuration import CONFIG, empty_model
+from mbs_ray.model.experts import routers_of
 from mbs_ray.model.linears import linears_of
 
 _MAPPINGS = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
@@ -45,13 +47,9 @@ class Wrapper:
     def outward(self, name: str) -> str:
         """Translate a name in the text model to that in the wrapper."""
         for outer, inner in self._parts:
-            if name.startswith(inner):
-                return outer + name.removeprefix(inner)
+            if f"{name}.".startswith(inner):
+                return outer + name.removeprefix(inner) if name.startswith(inner) else outer.removesuffix(".")
         return name
-
-    def linears_beside(self) -> list[str]:
-        """List the names, in the wrapper, of linears outside the text model."""
-        return [name for name in linears_of(self.model) if not name.startswith((f"{self.path}.", f"{self.head}."))]
 
     @property
     def _parts(self) -> tuple[tuple[str, str], ...]:
@@ -80,6 +78,20 @@ def find_wrapper(
         )
     own_head = _name_of(text_model, text_model.get_output_embeddings())
     return Wrapper(whole, places[0], text_model.base_model_prefix, _name_of(whole, head), own_head)
+
+
+def linears_beside(text_model: nn.Module, path: str, blocks: Sequence[nn.Module], wrapper: Wrapper | None) -> list[str]:
+    """List the names, in the whole model, of the linears that are left alone: the head, routers, other towers.
+
+    ``path`` leads to the ``blocks``, in whose places the text model has stand-ins.
+    """
+    routers = [f"{path}.{index}.{name}" for index, block in enumerate(blocks) for name in sorted(routers_of(block))]
+    own = [*linears_of(text_model), *routers]
+    if wrapper is None:
+        return own
+    inside = (f"{wrapper.path}.", f"{wrapper.head}.")
+    others = [name for name in linears_of(wrapper.model) if not f"{name}.".startswith(inside)]
+    return [*map(wrapper.outward, own), *others]
 
 
 def _keys(model: nn.Module, path: str) -> set[str]:

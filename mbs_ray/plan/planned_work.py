@@ -101,6 +101,7 @@ class PlannedRun:
     trials: int = 0
     """How many of the solvings are trials, whose losses are measured by the full moments of each language."""
     languages: int = 0
+    expert_tokens: float = 1.0
 
     @property
     def statistic(self) -> Statistic:
@@ -193,6 +194,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             spec.fit_to,
             trials,
             languages,
+            spec.expert_tokens,
         )
     return sorted(works.values(), key=lambda work: isinstance(work, PlannedRun))
 

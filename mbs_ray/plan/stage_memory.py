@@ -86,6 +86,7 @@ def _block_phases(work: PlannedWork, index: int) -> Iterator[Phase]:
         if statistic is not Statistic.NONE:
             rows, length = work.calibration.rows, work.calibration.length
             moments = sum(_sums(work, index, columns, names) for columns, names in inputs_of(decoder, index))
+            moments += sum(moment_bytes(statistic, columns) for columns in overall_columns(work, index))
             parts = {"block": block, "microbatch": microbatch}
             if work.fit is None:
                 scratch = _forward_bytes(decoder, index, rows, length, statistic)
@@ -220,6 +221,24 @@ def _mask_bytes(work: PlannedWork) -> int:
     shapes = {(rows, one.length) for one in work.batches for rows in one.shapes}
     with torch.inference_mode():
         return sum(work.decoder.recorded_bytes(rows, length) for rows, length in shapes)
+
+
+def starved_inputs(work: PlannedRun, index: int) -> list[tuple[int, list[str]]]:
+    """List the inputs of experts that, were tokens spread evenly, too few of them would reach."""
+    decoder, tokens = work.decoder, work.calibration.tokens
+    return [
+        (columns, names)
+        for columns, names in inputs_of(decoder, index)
+        if (share := decoder.routed(index, names[0])) < 1 and share * tokens < work.expert_tokens * columns
+    ]
+
+
+def overall_columns(work: PlannedRun, index: int) -> list[int]:
+    """List the columns of the moments over all tokens that starved experts borrow from: their input is a common one."""
+    starved = starved_inputs(work, index)
+    inner = [columns for columns, names in starved if names[0].endswith(".down_proj")]
+    outer = {columns for columns, names in starved if not names[0].endswith(".down_proj")}
+    return [*outer, *inner]
 
 
 @lru_cache(maxsize=256)

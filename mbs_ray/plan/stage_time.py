@@ -1,5 +1,6 @@
 """Time of a block and of a stage, part by part: operations and bytes over the rates of the hardware."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from mbs_ray.methods.leaf import LEAST_COLUMNS
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
-from mbs_ray.plan.stage_memory import block_bytes, hidden_bytes, inputs_of
+from mbs_ray.plan.stage_memory import block_bytes, hidden_bytes, inputs_of, overall_columns, starved_inputs
 
 #: Bytes that a score of the attention moves through memory: written, masked, softmaxed in float32 and read again.
 _BYTES_OF_A_SCORE = 40
@@ -51,17 +52,19 @@ def stage_seconds(
 
 def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: Rates) -> float:
     """Estimate the seconds for all microbatches through one block."""
-    linears = decoder.linears(index).values()
+    weights = sum(
+        rows * columns * decoder.routed(index, name) for name, (rows, columns) in decoder.linears(index).items()
+    )
     config = decoder.checkpoint.config.get_text_config()
     scores = config.num_attention_heads * batches.length * batches.tokens
-    operations = 2.0 * sum(rows * columns for rows, columns in linears) * batches.tokens
+    operations = 2.0 * weights * batches.tokens
     operations += 4.0 * decoder.checkpoint.hidden_size * batches.length * batches.tokens
     return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
 
 
 def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
-    """Count the operations of the moments (lower triangles) at all inputs of a block."""
-    return float(sum(columns**2 for columns, _ in inputs_of(decoder, index))) * tokens
+    """Count the operations of the moments (lower triangles) at all inputs of a block; experts see some tokens only."""
+    return sum(columns**2 * decoder.routed(index, names[0]) for columns, names in inputs_of(decoder, index)) * tokens
 
 
 def solve_operations(decoder: Decoder, index: int) -> tuple[float, float]:
@@ -108,8 +111,15 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
             if work.fit is not None:
                 # Of the dense model's forwards one propagates, where anything follows.
                 parts["collect"] += forwards[calibration] * (repeated - (index < decoder.blocks - 1))
+            if starved := starved_inputs(work, index):
+                # One more forward, and all tokens through the experts that too few reach.
+                shapes = decoder.linears(index)
+                weights = sum(math.prod(shapes[name]) for _, names in starved for name in names)
+                parts["collect"] += once + 2 * weights * calibration.tokens / rates.forward
         if work.statistic is Statistic.FULL:
             parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
+            squares = sum(columns**2 for columns in overall_columns(work, index))
+            parts["moments"] += squares * calibration.tokens / rates.moments
         factors, solved = solve_operations(decoder, index)
         weights = sum(rows * columns for rows, columns in decoder.linears(index).values())
         parts["solve"] = _besides_products(decoder, index, method, rates)

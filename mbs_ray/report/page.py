@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.files import appearing
+from mbs_ray.report.experts import starved_experts
 from mbs_ray.report.figures.canvas import write_png
+from mbs_ray.report.figures.experts_heatmap import experts_heatmap
 from mbs_ray.report.figures.loss_curves import loss_curves
 from mbs_ray.report.page_tables import allocations, amounts_grid, by_text, layer_error_grid, overall, scored
 from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
@@ -54,6 +56,11 @@ def render(report: SweepRuns) -> str:
         allocations=allocations(runs),
         losses=_losses(runs),
         layer_errors=[(run.facts.label, layer_error_grid(run)) for run in runs if run.layer_errors],
+        experts=[
+            (run.facts.label, _figure_uri(experts_heatmap(run.experts, "")), starved_experts(run.experts))
+            for run in runs
+            if run.experts is not None
+        ],
         amounts=[(run.facts.label, run.amount, amounts_grid(run)) for run in runs if run.amounts],
         timeline=None if report.timeline is None else _data_uri(report.timeline),
         environment=_environment(report),

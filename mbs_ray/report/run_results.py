@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import MetricNames
 from mbs_ray.report.colours import SAMPLING_COLOURS
-from mbs_ray.run.directory import RunDirectory
+from mbs_ray.run.directory import EXPERTS, RunDirectory
 from mbs_ray.run.journal import Entry, Journal
 from mbs_ray.run.run_facts import RunFacts
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -26,7 +28,7 @@ class RunResults:
     perplexity of the dense model. ``weights`` of the languages, empty but for dense statistics. ``losses`` and
     ``layer_errors`` (by language) go by block. ``amounts``, sparsities or bits as ``amount`` says, are
     those of linears by block, empty where all are alike. Times are in milliseconds since 1970 (UTC), None where nothing
-    was measured yet.
+    was measured yet. ``experts`` is the table of a mixture's tokens by expert.
     """
 
     facts: RunFacts
@@ -42,6 +44,7 @@ class RunResults:
     amounts: Mapping[int, Mapping[str, float]]
     began: int | None
     ended: int | None
+    experts: pd.DataFrame | None = None
 
     def names(self, evaluation: str) -> MetricNames:
         """Return the names of the metrics of one of its evaluation sets."""
@@ -94,6 +97,7 @@ def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
         amounts={} if amounts is None else amounts.of_block,
         began=min(times, default=None),
         ended=max(times, default=None),
+        experts=pd.read_parquet(experts) if (experts := directory.path / EXPERTS).is_file() else None,
     )
 
 

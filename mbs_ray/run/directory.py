@@ -42,6 +42,7 @@ WEIGHTS = "weights.json"
 SEARCH = "search.json"
 BUDGET = "budget.json"
 SPEC = "spec.json"
+EXPERTS = "experts.parquet"
 
 #: What to do about a file that only a command writes that has work left to do in the run.
 _WITH_RESULT = f"remove it, and {RESULT} beside it, and give the mbs command of the run again"

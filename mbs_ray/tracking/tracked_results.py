@@ -15,8 +15,9 @@ from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.files import appearing
 from mbs_ray.model.manifest import MANIFEST
 from mbs_ray.report.figures.canvas import save_figure
+from mbs_ray.report.figures.experts_heatmap import experts_heatmap
 from mbs_ray.report.figures.layer_error_heatmap import layer_error_heatmap
-from mbs_ray.run.directory import RunDirectory
+from mbs_ray.run.directory import EXPERTS, RunDirectory
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.run_facts import RunFacts
 from mbs_ray.tracking.tracked_run import TrackedRun
@@ -29,6 +30,7 @@ def journal_blocks(directory: RunDirectory, over: bool) -> None:
     values = {
         one.block: {f"block/{name}": value for name, value in one.metrics().items()}
         | {f"layer_error/{language}": value for language, value in one.language_errors().items()}
+        | {f"block/{name}": value for name, value in one.expert_counts().items()}
         for one in reports
     }
     Journal(directory.journal).append_missing(values)
@@ -47,6 +49,7 @@ def track_results(directory: RunDirectory, metrics: Mapping[str, float], tracked
     tracked.note(_note(facts, directory, metrics))
     tracked.artifact(_linears_table(directory), "reports")
     _track_layer_errors(directory, tracked)
+    _track_experts(directory, tracked)
     if not directory.checkpoint.is_dir():
         return  # its metrics are all that was kept
     tracked.artifact(directory.checkpoint / "config.json", "checkpoint")
@@ -116,6 +119,37 @@ def _track_layer_errors(directory: RunDirectory, tracked: TrackedRun) -> None:
         errors = pd.DataFrame({report.block: report.language_errors() for report in reports})
         save_figure(layer_error_heatmap(errors, f"Relative layer error: {tracked.name}"), path)
     tracked.artifact(path, "figures")
+
+
+def _track_experts(directory: RunDirectory, tracked: TrackedRun) -> None:
+    """Log table and figure of the tokens that came to each expert, for a mixture."""
+    path = write_experts(directory)
+    if path is None:
+        return
+    tracked.artifact(path, "reports")
+    figure = directory.figures / "experts.png"
+    if not figure.is_file():
+        save_figure(experts_heatmap(pd.read_parquet(path), f"Tokens by expert: {tracked.name}"), figure)
+    tracked.artifact(figure, "figures")
+
+
+def write_experts(directory: RunDirectory) -> Path | None:
+    """Write the tokens of each expert as one parquet file, a row for each language; None without any expert."""
+    rows = [
+        {
+            "block": report.block,
+            "mixture": one.mixture,
+            "expert": expert,
+            "language": language,
+            "tokens": tokens,
+            "borrowed": one.borrowed.get(expert, 0.0),
+        }
+        for report in read_block_reports(directory.blocks)
+        for one in report.mixtures
+        for language, counts in zip(one.languages, one.tokens, strict=True)
+        for expert, tokens in enumerate(counts)
+    ]
+    return _table(rows, directory.path / EXPERTS) if rows else None
 
 
 def _table(rows: list[dict[str, Any]], path: Path) -> Path:
