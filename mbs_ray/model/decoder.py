@@ -113,11 +113,6 @@ class Decoder:
         """Map name inside the block → number of experts, for every mixture of experts."""
         return self._mixtures[index]
 
-    @property
-    def has_mixtures(self) -> bool:
-        """Whether any block holds a mixture of experts."""
-        return any(self._mixtures)
-
     def routed(self, index: int, linear: str) -> float:
         """Return the share of all tokens that reaches a linear: of an expert, were they spread evenly; else 1."""
         own = expert_of(linear, self.mixtures(index))

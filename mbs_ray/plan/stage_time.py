@@ -52,9 +52,8 @@ def stage_seconds(
 
 def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: Rates) -> float:
     """Estimate the seconds for all microbatches through one block."""
-    weights = sum(
-        rows * columns * decoder.routed(index, name) for name, (rows, columns) in decoder.linears(index).items()
-    )
+    linears = decoder.linears(index).items()
+    weights = sum(rows * columns * decoder.routed(index, name) for name, (rows, columns) in linears)
     config = decoder.checkpoint.config.get_text_config()
     scores = config.num_attention_heads * batches.length * batches.tokens
     operations = 2.0 * weights * batches.tokens

@@ -6,9 +6,14 @@ from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.spec import RunSpec
 
 
+def has_mixtures(decoder: Decoder) -> bool:
+    """Check whether any block of a model holds a mixture of experts."""
+    return any(decoder.mixtures(index) for index in range(decoder.blocks))
+
+
 def check_mixtures(spec: RunSpec, decoder: Decoder) -> None:
     """Raise :class:`InputError` naming a field that needs what is not kept of experts."""
-    if not decoder.has_mixtures:
+    if not has_mixtures(decoder):
         return
     reasons = {
         "statistics": spec.statistics is not None and "moments of a single language miss most experts",

@@ -8,6 +8,7 @@ import transformers
 
 from mbs_ray.methods import ARITHMETIC, Method, method_spec
 from mbs_ray.run.directory import METRICS
+from mbs_ray.run.mixture_checks import has_mixtures
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -39,7 +40,7 @@ def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, 
         **_statistics(run),
         **({} if run.spec.fit_to is None else {"fit_to": run.spec.fit_to.model_dump()}),
         **({} if run.amounts is None else {"budget": run.amounts.plain()}),
-        **({"expert_tokens": run.spec.expert_tokens} if run.model.decoder.has_mixtures else {}),
+        **({"expert_tokens": run.spec.expert_tokens} if has_mixtures(run.model.decoder) else {}),
         "true_sequential": run.spec.true_sequential,
         "per_language": run.spec.per_language,
         "replicas": replicas,

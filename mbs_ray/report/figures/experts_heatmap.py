@@ -12,7 +12,7 @@ from mbs_ray.report.colours import SHARES
 from mbs_ray.report.figures.canvas import new_figure, wrapped
 
 #: Panels drawn at most: of more blocks, so many evenly spaced ones are shown.
-_MOST_PANELS = 24
+_MOST_PANELS = 12
 #: Times the even share at which a colour is strongest.
 _STRONGEST = 4.0
 
@@ -31,8 +31,8 @@ def experts_heatmap(table: pd.DataFrame, title: str) -> Figure:
     experts = int(table["expert"].max()) + 1
     across = min(len(places), 4 if experts <= 16 else 2)
     down = math.ceil(len(places) / across)
-    width = max(5.0, 1.0 + across * min(0.8 + 0.12 * experts, 6.0))
-    height = 1.0 + down * (0.6 + 0.13 * len(languages))
+    width = max(5.0, 2.0 + across * min(1.0 + 0.12 * experts, 6.0))
+    height = 1.6 + down * (0.7 + 0.13 * len(languages))
     figure = new_figure(width, height, wrapped(title, width))
     meshes: list[Any] = []
     axes = figure.subplots(down, across, squeeze=False, sharey=True)
@@ -44,9 +44,9 @@ def experts_heatmap(table: pd.DataFrame, title: str) -> Figure:
         limit = math.log2(_STRONGEST)
         meshes.append(one.pcolormesh(logs, cmap=SHARES, vmin=-limit, vmax=limit))
         starved = own[own["borrowed"] > 0]["expert"].unique()
-        one.plot(starved + 0.5, np.full(len(starved), -0.35), "k.", markersize=2.5, clip_on=False)
+        one.plot(starved + 0.5, np.full(len(starved), -0.35), "k.", markersize=2.5)
         one.set_title(f"block {block}", fontsize=8)
-        one.invert_yaxis()
+        one.set_ylim(len(languages), -0.7)
         one.set_yticks(np.arange(len(languages)) + 0.5, languages)
         one.tick_params(length=0, labelsize=6)
         one.set_xticks([0.5, len(counts.columns) - 0.5], ["0", str(len(counts.columns) - 1)])
