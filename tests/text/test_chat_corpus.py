@@ -158,9 +158,8 @@ def test_too_few_long_conversations_are_told_or_repeated(folder: Path, chatml: P
         drawn_here(SegmentRequest(location(folder, "one_per_segment"), str(chatml), ("sw",), None, 4096))
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("chat", ["packed", "one_per_segment"])
-def test_ray_data_draws_the_same(folder: Path, chatml: Path, chat: str, cluster: Cluster) -> None:
+def test_ray_data_draws_the_same(folder: Path, chatml: Path, chat: str, ray_cluster: Cluster) -> None:
     asked = request(location(folder, chat), chatml, {"sw": 6})
     draws = language_draws(asked)
     fill(draws, partial(gather, asked.opened.shards, recipe_of(asked), 1), None)
