@@ -68,6 +68,15 @@ def sweep_file() -> str:
         "## A run\n",
         _paragraph("Required: `model`, `corpus`, `method` and `sampling`, each at the top level or in the grid."),
         _spec_table(RunSpec),
+        "### Corpora\n",
+        _paragraph(
+            "`corpus: FOLDER`, or a mapping: `{folder: FOLDER, text_column: content}` names the field or column that "
+            "holds the text, `{folder: FOLDER, chat: packed}` says that it holds conversations, in column `messages` "
+            "where none is named, which go through the tokenizer's chat template. `chat` is `packed` or "
+            "`one_per_segment`; [conversations](chat.md) says what each does. A data set of the hub has `dataset` in "
+            "the place of `folder`, and the fields `revision`, `split`, `config` and `data_files` besides. An "
+            "evaluation set's corpus is written alike."
+        ),
         "### Evaluation sets\n",
         _paragraph(
             "`evaluation: {NAME: {corpus: FOLDER}}`. The name of the first set does not appear in the names of its "

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import with_cluster, without
 from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, on_ray
-from mbs_ray.cli.options import ComputeDtype, Languages, Out, Revision, SequenceLength, TextColumn
+from mbs_ray.cli.options import Chat, ComputeDtype, Languages, Out, Revision, SequenceLength, TextColumn
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
@@ -17,6 +17,7 @@ app = typer.Typer()
 
 @app.command(
     epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results   "
+    "or: mbs evaluate ./qwen-instruct --corpus ./chats --chat packed --out ./results   "
     "or: mbs evaluate ./bloom-560m --tasks xnli,xcopa,xstorycloze --out ./results"
 )
 @with_cluster()
@@ -28,6 +29,7 @@ def evaluate(
         list[Path] | None, typer.Option("--corpus", help="Folder with text to score; may be repeated.")
     ] = None,
     text_column: TextColumn = TEXT_COLUMN,
+    chat: Chat = None,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[
@@ -69,7 +71,7 @@ def evaluate(
         text = None
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
-            sets = evaluation_sets(corpus, segments, text_column).items()
+            sets = evaluation_sets(corpus, segments, text_column, chat).items()
             named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
             text = TextQuestion(languages, named)
         question = None
@@ -105,6 +107,7 @@ def similarity(
     *,
     out: Out,
     text_column: TextColumn = TEXT_COLUMN,
+    chat: Chat = None,
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[int, typer.Option("--segments", min=2, help="Segments of each language.")] = 16,
@@ -122,7 +125,7 @@ def similarity(
         console = Console()
         result = language_similarity(
             model_given(model),
-            corpus_given(corpus, text_column),
+            corpus_given(corpus, text_column, chat),
             revision=revision,
             languages=languages,
             segments=segments,

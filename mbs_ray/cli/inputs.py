@@ -26,24 +26,28 @@ def model_given(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def corpus_given(folder: Path, text_column: str) -> str | dict[str, Any]:
+def corpus_given(folder: Path, text_column: str, chat: str | None = None) -> str | dict[str, Any]:
     """A corpus as sweep files have it: the folder alone, where its text is in the usual column."""
-    return with_text_column(str(folder.resolve()), text_column)
+    return with_text_column(str(folder.resolve()), text_column, chat)
 
 
-def with_text_column(path: str, text_column: str) -> str | dict[str, Any]:
-    """Return a resolved folder as a corpus whose text is in this column."""
-    return path if text_column == TEXT_COLUMN else {"folder": path, "text_column": text_column}
+def with_text_column(path: str, text_column: str, chat: str | None = None) -> str | dict[str, Any]:
+    """Return a resolved folder as a corpus whose text, or conversations, are in this column."""
+    named = {} if text_column == TEXT_COLUMN else {"text_column": text_column}
+    named |= given(chat=chat)
+    return {"folder": path, **named} if named else path
 
 
-def evaluation_sets(folders: list[Path], segments: int | None, text_column: str) -> dict[str, dict[str, Any]]:
+def evaluation_sets(
+    folders: list[Path], segments: int | None, text_column: str, chat: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Evaluation sets named after their folders."""
     sets: dict[str, dict[str, Any]] = {}
     for folder in folders:
         name = folder.resolve().name
         if name in sets:
             raise InputError(f"{folder}: another evaluation folder is named {name} too; rename one")
-        sets[name] = {"corpus": corpus_given(folder, text_column), "segments": segments}
+        sets[name] = {"corpus": corpus_given(folder, text_column, chat), "segments": segments}
     return sets
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,4 +32,10 @@ SequenceLength = Annotated[int, typer.Option("--sequence-length", min=2, help="T
 ComputeDtype = Annotated[str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")]
 TextColumn = Annotated[
     str, typer.Option("--text-column", help="Field or column of the corpus that holds the text: content, raw_content.")
+]
+Chat = Annotated[
+    Literal["packed", "one_per_segment"] | None,
+    typer.Option(
+        "--chat", help="The corpus holds conversations, in column messages: packed, or one at the head of each segment."
+    ),
 ]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mbs_ray.cli.cluster_arguments import CLUSTER, FILE_DEVICE, FILE_OFFLOAD, with_cluster, without
 from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, on_ray, with_text_column
-from mbs_ray.cli.options import Force, Out, TakeOver, TextColumn
+from mbs_ray.cli.options import Chat, Force, Out, TakeOver, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
 from mbs_ray.cluster.cluster_options import ClusterOptions
 
@@ -28,6 +28,7 @@ def compress(
     *,
     out: Out,
     text_column: TextColumn = TEXT_COLUMN,
+    chat: Chat = None,
     evaluate: Annotated[
         list[Path] | None, typer.Option("--evaluate", help="Folder with text to score; may be repeated.")
     ] = None,
@@ -46,8 +47,8 @@ def compress(
         from mbs_ray.run.sweep_spec import SweepSpec, validated
 
         run = run_fields(context.obj)
-        run["corpus"] = with_text_column(run["corpus"], text_column)
-        run["evaluation"] = evaluation_sets(evaluate or [], evaluation_segments, text_column)
+        run["corpus"] = with_text_column(run["corpus"], text_column, chat)
+        run["evaluation"] = evaluation_sets(evaluate or [], evaluation_segments, text_column, chat)
         spec = validated(SweepSpec, {"name": name, "run": run, **_arranged(cluster)})
         _conduct(spec, out, cluster, force, take_over)
 

@@ -21,11 +21,12 @@ def bytes_per_token(corpus: Corpus, language: str, tokenizer: DocumentTokenizer)
     if len(places) > UNITS:
         spread = range(len(places) // (2 * UNITS), len(places), len(places) // UNITS)[:UNITS]
     # A document counts in the unit that it begins in: where there are few and long ones, most units have none.
-    sample = list(_sample(corpus, language, [places[index] for index in spread]))
+    cut = tokenizer.chat is None
+    sample = list(_sample(corpus, language, [places[index] for index in spread], cut))
     for place in places:
         if any(document.text for document in sample):
             break
-        sample = list(_sample(corpus, language, [place]))
+        sample = list(_sample(corpus, language, [place], cut))
     count = tokens = 0
     for stream in tokenizer.tokenize(sample):
         count += int(stream.bytes.sum(dtype="int64"))
@@ -35,14 +36,14 @@ def bytes_per_token(corpus: Corpus, language: str, tokenizer: DocumentTokenizer)
     return count / tokens
 
 
-def _sample(corpus: Corpus, language: str, places: Sequence[Place]) -> Iterator[Document]:
-    """Yield the first text of each unit; what one lacks, later ones may have more."""
+def _sample(corpus: Corpus, language: str, places: Sequence[Place], cut: bool) -> Iterator[Document]:
+    """Yield the first text of each unit; what one lacks, later ones may have more. Conversations are not `cut`."""
     left = SAMPLE
     for number, place in enumerate(places):
         quota = left // (len(places) - number)
         for documents in corpus.shards[language][place.shard].read([place.number]):
             for document in documents:
-                text = document.text[:quota]
+                text = document.text[:quota] if cut else document.text
                 yield document._replace(text=text)
                 quota -= len(text)
                 left -= len(text)

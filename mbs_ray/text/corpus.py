@@ -11,6 +11,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.files import file_digest
 from mbs_ray.languages.codes import check_code
 from mbs_ray.languages.facts import table_order
+from mbs_ray.text.conversations import CHATS, MESSAGES, Chat
 from mbs_ray.text.file_facts import FactsCache, FileFacts
 from mbs_ray.text.footers import FooterReader
 from mbs_ray.text.hub_corpus import KNOWN, OPENING_THREADS, HubCorpus
@@ -26,10 +27,14 @@ Location = str | os.PathLike[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FolderCorpus:
-    """A folder of `<language>` + one of SUFFIXES, or of folders `<language>`, or so named, of such files."""
+    """A folder of `<language>` + one of SUFFIXES, or of folders `<language>`, or so named, of such files.
+
+    With `chat` the column holds the messages of a conversation.
+    """
 
     folder: str
     text_column: str = "text"
+    chat: Chat | None = None
 
     def shards(self, language: str, cache: FactsCache, footers: FooterReader) -> tuple[Shard, ...]:
         """Return the files of one language that hold something, by name. InputError for none, or a malformed one."""
@@ -75,18 +80,21 @@ class FolderCorpus:
     def _open(self, path: Path, cache: FactsCache, footers: FooterReader) -> Shard:
         name, path = path.relative_to(self.folder).as_posix(), path.absolute()
         try:
+            column, chat = self.text_column, self.chat is not None
+            if chat and path.suffix == ".txt":
+                raise InputError(f"{path}: plain text holds no messages; a chat corpus is of parquet or JSON lines")
             if path.suffix != ".parquet":
-                return TextShard.open(path, name, None if path.suffix == ".txt" else self.text_column, cache)
-            column = self.text_column
+                return TextShard.open(path, name, None if path.suffix == ".txt" else column, cache, chat)
             facts = cache.of(
                 path,
-                f"parquet {column}",
+                f"parquet {'messages ' if chat else ''}{column}",
                 lambda path: FileFacts(
-                    file_digest(path), tuple((0, extent) for extent in footers.extents(str(path), column))
+                    file_digest(path), tuple((0, extent) for extent in footers.extents(str(path), column, chat))
                 ),
             )
             identity = (name, str(path.stat().st_size), facts.digest)
-            return ParquetShard(name, str(path), column, tuple(extent for _, extent in facts.parts), identity)
+            extents = tuple(extent for _, extent in facts.parts)
+            return ParquetShard(name, str(path), column, extents, identity, chat=chat)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -161,7 +169,8 @@ def open_corpus(location: Location, languages: Iterable[str]) -> Corpus:
 def parse_location(location: Location) -> FolderCorpus | HubCorpus:
     """A corpus from a folder's path, or a mapping with `folder` or `dataset` and the fields of its kind.
 
-    A data set of `KNOWN` needs its name only; what is given besides counts.
+    A data set of `KNOWN` needs its name only; what is given besides counts. With `chat` the column is `messages`, where
+    no `text_column` is given.
     """
     if not isinstance(location, Mapping):
         return FolderCorpus(os.fspath(location))
@@ -176,6 +185,10 @@ def parse_location(location: Location) -> FolderCorpus | HubCorpus:
             _check_configs(value)
         elif not isinstance(value, str):
             raise InputError(f"corpus: field {field!r} must be a text, not {value!r}")
+        if field == "chat" and value not in CHATS:
+            raise InputError(f"corpus: chat {value!r}: there are {' and '.join(CHATS)}")
+    if "chat" in location:
+        location = {"text_column": MESSAGES, **location}
     if kinds[0] is HubCorpus and location["dataset"] in KNOWN:
         own = {name: value for name, value in location.items() if name != "dataset"}
         return HubCorpus(**{**KNOWN[location["dataset"]], **own})

@@ -29,12 +29,12 @@ class FooterReader:
         if self._process is not None:
             self._process.communicate()  # which closes its input, and so ends it
 
-    def extents(self, location: str, text_column: str) -> tuple[int, ...]:
+    def extents(self, location: str, text_column: str, chat: bool = False) -> tuple[int, ...]:
         """See :func:`row_group_extents`. Raises :class:`InputError` also where the footer ends its reader."""
         with self._lock:
             if self._process is None:
                 self._process = self._start()
-            told = self._ask(self._process, json.dumps([location, text_column]))
+            told = self._ask(self._process, json.dumps([location, text_column, chat]))
             if not told:
                 self._process.communicate()
                 self._process = None
@@ -69,9 +69,9 @@ class FooterReader:
 def answer() -> None:
     """Answer questions, a line each, until there are no more."""
     for line in sys.stdin:
-        location, text_column = json.loads(line)
+        location, text_column, chat = json.loads(line)
         try:
-            told: dict[str, object] = {"extents": row_group_extents(location, text_column)}
+            told: dict[str, object] = {"extents": row_group_extents(location, text_column, chat=chat)}
         except InputError as error:
             told = {"error": str(error)}
         print(json.dumps(told), flush=True)

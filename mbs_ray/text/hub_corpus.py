@@ -19,6 +19,7 @@ from datasets.utils.file_utils import xgetsize, xopen
 from mbs_ray.errors import InputError
 from mbs_ray.files import file_digest
 from mbs_ray.languages.facts import LANGUAGES
+from mbs_ray.text.conversations import Chat, MalformedConversationError, conversation_text
 from mbs_ray.text.file_facts import FactsCache, FileFacts
 from mbs_ray.text.footers import FooterReader
 from mbs_ray.text.parquet_shard import ParquetShard, row_group_extents
@@ -51,7 +52,7 @@ class HubCorpus:
     """A dataset by name (or a builder of `datasets` such as "parquet" with `data_files`), streamed.
 
     `config` names the configuration of each language: a mapping, or a pattern with "{language}", which
-    `data_files` may hold as well.
+    `data_files` may hold as well. With `chat` the column holds the messages of a conversation.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class HubCorpus:
     text_column: str = "text"
     config: str | Mapping[str, str] | None = None
     data_files: str | None = None
+    chat: Chat | None = None
 
     def shards(self, language: str, cache: FactsCache, footers: FooterReader) -> tuple[Shard, ...]:
         """Return the files of one language, or one stream of them. InputError names language and dataset."""
@@ -88,7 +90,7 @@ class HubCorpus:
             raise InputError(f"{where}: no column {self.text_column!r}; its columns: {', '.join(first)}")
         listed = [one for split in files for one in (split, *(part for file in files[split] for part in file.identity))]
         own = self._of_split(files)
-        shard = StreamShard(name, self.text_column, (), (*identity, *listed), stream)
+        shard = StreamShard(name, self.text_column, (), (*identity, *listed), stream, self.chat is not None)
         return (replace(shard, extents=_extents(shard, [file.location for file in own])),)
 
     def _parquet_shards(
@@ -105,13 +107,14 @@ class HubCorpus:
             raise InputError(f"{where}: no split {self.split!r}; there are {', '.join(files)}")
 
         def opened(number: int) -> ParquetShard:
-            location = own[number].location
+            location, chat = own[number].location, self.chat is not None
             if Path(location).is_file():
-                opener, extents = None, footers.extents(location, self.text_column)
+                opener, extents = None, footers.extents(location, self.text_column, chat)
             else:
-                opener, extents = _open_remote, row_group_extents(location, self.text_column, _open_remote)
+                opener, extents = _open_remote, row_group_extents(location, self.text_column, _open_remote, chat)
             place = f"{name}[{number}]"
-            return ParquetShard(place, location, self.text_column, extents, (*identity, *own[number].identity), opener)
+            told = (*identity, *own[number].identity)
+            return ParquetShard(place, location, self.text_column, extents, told, opener, chat)
 
         with ThreadPoolExecutor(OPENING_THREADS) as threads:
             shards = tuple(threads.map(opened, range(len(own))))
@@ -148,6 +151,7 @@ class StreamShard:
     extents: tuple[int, ...]
     identity: tuple[str, ...]
     stream: datasets.IterableDataset
+    chat: bool = False
 
     @property
     def unit_count(self) -> int:
@@ -171,6 +175,10 @@ class StreamShard:
         try:
             for row, record in enumerate(stream):
                 text = record[self.text_column]
+                if self.chat:
+                    if (found := conversation_text(text, self.text_column)) is not None:
+                        yield Document(f"{where}#{row}", *found)
+                    continue
                 if text is None:
                     continue
                 if not isinstance(text, str):
@@ -178,6 +186,8 @@ class StreamShard:
                 yield Document(f"{where}#{row}", text, len(text.encode()))
         except InputError:
             raise
+        except MalformedConversationError as error:
+            raise InputError(f"{where}: row {row} {error}") from None
         except UnicodeEncodeError:
             raise InputError(f"{where}: row {row} holds half of a surrogate pair") from None
         except READING_ERRORS as error:

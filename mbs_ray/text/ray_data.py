@@ -18,11 +18,22 @@ import ray.data
 from ray.data import DataContext, TaskPoolStrategy
 
 from mbs_ray.errors import InputError
+from mbs_ray.text.conversations import Chat, content_bytes
 from mbs_ray.text.ray_deaths import DEATHS, stage_died
 from mbs_ray.text.shards import Document, Shard, Source
 from mbs_ray.text.token_stream import TokenStream
 from mbs_ray.text.tokenization import DocumentTokenizer, Join
-from mbs_ray.text.unit_draw import Ask, Excerpt, Passage, Spot, UnitTokens, excerpts, passages, unit_tokens
+from mbs_ray.text.unit_draw import (
+    Ask,
+    Excerpt,
+    Passage,
+    Spot,
+    UnitTokens,
+    excerpts,
+    passages,
+    unit_conversations,
+    unit_tokens,
+)
 
 # Together one CPU, so that neither waits for ever for the other; unequal, else Ray Data makes one task of both.
 READER_CPUS, TOKENIZER_CPUS = 0.4, 0.6
@@ -55,6 +66,8 @@ TOKENS = pa.schema(
         "composed": pa.list_(pa.bool_()),
         # Of a unit.
         "lost_bytes": pa.int64(),
+        "lost_tokens": pa.int64(),
+        "left_out": pa.int64(),
         # Of an excerpt.
         "spot": pa.int64(),
         "copy": pa.int64(),
@@ -70,6 +83,7 @@ TOKENS = pa.schema(
 )
 
 
+_OF_UNITS = ("lost_bytes", "lost_tokens", "left_out")
 _OF_EXCERPTS = ("spot", "copy", "begin", "mass", "tokens", "start", "complete")
 #: Language, number of the unit or part, what was found in it.
 Found = tuple[str, int, UnitTokens | Excerpt]
@@ -80,7 +94,7 @@ class Recipe:
     """What the tokens of a unit depend on besides its text and what is asked of it.
 
     `text_length`: tokens of a segment besides those that begin it; `tokenizer_digest`: of what the tokenizer makes of
-    a text, as :class:`~mbs_ray.text.tokenization.TokenizerFacts` has it.
+    a text, as :class:`~mbs_ray.text.tokenization.TokenizerFacts` has it; of conversations, of its chat template too.
     """
 
     tokenizer: str
@@ -88,6 +102,7 @@ class Recipe:
     text_length: int
     seed: int
     join: Join = "end_token"
+    chat: Chat | None = None
 
 
 def gather(
@@ -204,12 +219,16 @@ def _tokens(row: dict[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield {"error": row["error"]}
         return
     texts = zip(row["labels"], row["texts"], strict=True)
-    documents = [Document(label, text, len(text.encode())) for label, text in texts]
+    size = content_bytes if recipe.chat else lambda text: len(text.encode())
+    documents = [Document(label, text, size(text)) for label, text in texts]
     try:
-        tokenize = _tokenizer(recipe.tokenizer, recipe.join, recipe.tokenizer_digest).tokenize
+        tokenize = _tokenizer(recipe.tokenizer, recipe.join, recipe.chat, recipe.tokenizer_digest).tokenize
         if row["spots"] is None:
-            unit = unit_tokens(documents, tokenize)
-            yield {**_columns(unit.stream), "lost_bytes": unit.lost_bytes}
+            if recipe.chat == "one_per_segment":
+                unit = unit_conversations(documents, tokenize, recipe.text_length)
+            else:
+                unit = unit_tokens(documents, tokenize)
+            yield {**_columns(unit.stream), **{name: getattr(unit, name) for name in _OF_UNITS}}
             return
         spots = [Spot(number, 0.0) for number in row["spots"]]
         passage = Passage(spots, row["begin"], row["mass"], documents, row["complete"])
@@ -221,9 +240,9 @@ def _tokens(row: dict[str, Any], recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(name: str, join: Join, digest: str) -> DocumentTokenizer:
+def _tokenizer(name: str, join: Join, chat: Chat | None, digest: str) -> DocumentTokenizer:
     """Kept by the process from one task to the next, and from one drawing to the next as long as it is the same."""
-    return DocumentTokenizer(name, join)
+    return DocumentTokenizer(name, join, chat)
 
 
 def _columns(stream: TokenStream) -> dict[str, Any]:
@@ -256,7 +275,7 @@ def results(table: pa.Table) -> Iterator[Found]:
             labels, lengths = (tuple(row[name].as_py()) for name in ("documents", "lengths"))
             result = Excerpt(**own, stream=stream, labels=labels, lengths=lengths)
         else:
-            result = UnitTokens(stream, row["lost_bytes"].as_py())
+            result = UnitTokens(stream, **{name: row[name].as_py() for name in _OF_UNITS})
         yield row["language"].as_py(), row["number"].as_py(), result
 
 

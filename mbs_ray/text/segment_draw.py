@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from mbs_ray.errors import InputError
+from mbs_ray.text.conversation_draw import ConversationDraw
 from mbs_ray.text.cpu_wait import await_cpu
 from mbs_ray.text.here import HERE_BYTES, gather_here
 from mbs_ray.text.language_draw import ChosenFromAll, LanguageDraw, LanguageSegments, Shortage, WholeText
@@ -82,8 +83,8 @@ def _drawn(request: SegmentRequest, progress: Notify | None, here_bytes: int) ->
 
 def recipe_of(request: SegmentRequest) -> Recipe:
     """What the tokens of the request depend on besides its text."""
-    digest = request.tokenizer_facts.digest
-    return Recipe(request.tokenizer, digest, request.text_length, request.seed, request.join)
+    digest = f"{request.tokenizer_facts.digest}{request.template_digest or ''}"
+    return Recipe(request.tokenizer, digest, request.text_length, request.seed, request.join, request.chat)
 
 
 def finished(request: SegmentRequest, draws: Mapping[str, LanguageDraw]) -> dict[str, LanguageSegments]:
@@ -91,7 +92,8 @@ def finished(request: SegmentRequest, draws: Mapping[str, LanguageDraw]) -> dict
 
     InputError where the text is too little, much of it is unknown to the tokenizer, or a token to the model.
     """
-    _, begin, unknown, rows = request.tokenizer_facts
+    _, _, unknown, rows = request.tokenizer_facts
+    begin = request.begin
     languages = {}
     for language, draw in draws.items():
         drawn = draw.finish()
@@ -120,6 +122,9 @@ def language_draws(request: SegmentRequest) -> dict[str, LanguageDraw]:
     draws: dict[str, LanguageDraw] = {}
     for language in request.opened.shards:
         units = len(request.opened.units(language))
+        if request.chat == "one_per_segment":
+            draws[language] = _conversations(request, language, units)
+            continue
         if request.allocation is None and request.at_most is None:
             draws[language] = WholeText(language, units, length)
             continue
@@ -134,6 +139,14 @@ def language_draws(request: SegmentRequest) -> dict[str, LanguageDraw]:
         much = sum(extents) <= segments * length * BYTES_PER_TOKEN
         draws[language] = from_all if much else SpotDraw(language, extents, segments, length, seed, from_all)
     return draws
+
+
+def _conversations(request: SegmentRequest, language: str, units: int) -> ConversationDraw:
+    length, seed = request.text_length, request.seed
+    if request.allocation is None:
+        return ConversationDraw(language, units, request.at_most, length, seed, "accept")
+    shortage: Shortage = "repeat" if request.allow_repeat else "raise"
+    return ConversationDraw(language, units, request.allocation[language], length, seed, shortage)
 
 
 def fill(draws: Mapping[str, LanguageDraw], read: Reader, progress: Notify | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.bytes_per_token import bytes_per_token
+from mbs_ray.text.conversations import Chat
 from mbs_ray.text.corpus import Corpus, Location, OpenedCorpora, parse_location
 from mbs_ray.text.tokenization import DocumentTokenizer, Join, TokenizerFacts
 
@@ -29,6 +30,7 @@ class TextSources:
     def __init__(self, cache: Path | None = None) -> None:
         self.corpora = OpenedCorpora(cache)
         self._tokenizer_facts: dict[str, TokenizerFacts] = {}
+        self._template_digests: dict[str, str] = {}
         self._bytes_per_token: dict[tuple[str, str], dict[str, float]] = {}
 
     def bytes_per_token(self, corpus: Location, tokenizer: str, languages: Sequence[str]) -> dict[str, float]:
@@ -37,7 +39,8 @@ class TextSources:
         known = self._bytes_per_token.setdefault(key, {})
         missing = [language for language in languages if language not in known]
         if missing:
-            opened, through = self.corpora.open(corpus, missing), DocumentTokenizer(tokenizer)
+            through = DocumentTokenizer(tokenizer, chat=parse_location(corpus).chat)
+            opened = self.corpora.open(corpus, missing)
             known.update({language: bytes_per_token(opened, language, through) for language in missing})
         return {language: known[language] for language in languages}
 
@@ -45,6 +48,14 @@ class TextSources:
         if tokenizer not in self._tokenizer_facts:
             self._tokenizer_facts[tokenizer] = DocumentTokenizer(tokenizer).facts()
         return self._tokenizer_facts[tokenizer]
+
+    def template_digest(self, tokenizer: str) -> str:
+        """Return the digest of the tokenizer's chat template. InputError where it has none."""
+        if tokenizer not in self._template_digests:
+            template = DocumentTokenizer(tokenizer, chat="packed").template
+            assert template is not None
+            self._template_digests[tokenizer] = template.digest
+        return self._template_digests[tokenizer]
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,8 @@ class SegmentRequest:
             raise InputError("no language to take segments of")
         if self.at_most is not None and self.at_most < 1:
             raise InputError(f"{self.at_most} segments per language: must be at least 1")
+        if self.join != "end_token" and self.chat is not None:
+            raise InputError(f"join {self.join}: a chat template says what stands between conversations; leave it out")
         if self.allocation is None:
             return
         if set(self.allocation) != set(self.languages):
@@ -101,12 +114,27 @@ class SegmentRequest:
         return (self.sources or TextSources()).tokenizer_facts(self.tokenizer)
 
     @property
+    def chat(self) -> Chat | None:
+        """How the corpus' conversations become segments; None where it holds plain text."""
+        return parse_location(self.corpus).chat
+
+    @cached_property
+    def template_digest(self) -> str | None:
+        """Of the chat template that a chat corpus goes through. InputError where the tokenizer has none."""
+        return None if self.chat is None else (self.sources or TextSources()).template_digest(self.tokenizer)
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """Ids that are put before every segment; none where each is a conversation, which its template begins."""
+        return () if self.chat == "one_per_segment" else self.tokenizer_facts.begin
+
+    @property
     def text_length(self) -> int:
         """Tokens of a segment that are drawn; before them stand those with which the tokenizer begins a text.
 
         InputError where there is no room for any.
         """
-        begin = self.tokenizer_facts.begin
+        begin = self.begin
         if self.sequence_length <= len(begin):
             raise InputError(
                 f"sequence length {self.sequence_length}: the tokenizer begins every segment with {len(begin)} tokens"
@@ -120,12 +148,15 @@ class SegmentRequest:
         # What is open already is not opened again for each language.
         one.__dict__["opened"] = Corpus({language: self.opened.shards[language]})
         one.__dict__["tokenizer_facts"] = self.tokenizer_facts
+        one.__dict__["template_digest"] = self.template_digest
         return one
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of all that determines the segments."""
         drawn = self.allocation is not None or self.at_most is not None
+        # First of all: a tokenizer without a template is told of before any file is read.
+        template = self.template_digest
         determining = {
             "format": FORMAT if drawn else WHOLE_TEXT_FORMAT,
             "corpus": self.opened.identity,
@@ -139,7 +170,8 @@ class SegmentRequest:
             **({} if self.join == "end_token" else {"join": self.join}),
             **({} if (column := parse_location(self.corpus).text_column) == "text" else {"text_column": column}),
             # Likewise: most tokenizers begin a text with nothing.
-            **({"begin": begin} if (begin := self.tokenizer_facts.begin) else {}),
+            **({"begin": begin} if (begin := self.begin) else {}),
+            **({} if self.chat is None else {"chat": self.chat, "chat_template": template}),
         }
         return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 

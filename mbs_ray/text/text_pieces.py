@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from mbs_ray.text.conversations import MalformedConversationError, conversation_text
 from mbs_ray.text.document_starts import BOM, is_blank, lines_from
 from mbs_ray.text.shards import Wanted
 
@@ -25,20 +26,25 @@ class MalformedTextError(Exception):
         self.offset = offset
 
 
-def json_lines(stream: BinaryIO, start: int, stop: int | None, field: str, wanted: Wanted) -> Iterator[Piece]:
-    """Yield the lines that start at or after `start` and before `stop`; the unwanted are passed over unread."""
+def json_lines(
+    stream: BinaryIO, start: int, stop: int | None, field: str, wanted: Wanted, chat: bool = False
+) -> Iterator[Piece]:
+    """Yield the lines that start at or after `start` and before `stop`; the unwanted are passed over unread.
+
+    With `chat` the field holds messages.
+    """
     for offset, line in lines_from(stream, start):
         if stop is not None and offset >= stop:
             return
         end = offset + len(line)
         if end <= wanted.start or is_blank(line):
             continue
-        if (text := _field(line.removeprefix(BOM), offset, field)) is not None:
-            try:
-                size = len(text.encode())
-            except UnicodeEncodeError:
-                raise MalformedTextError(offset, f"holds half of a surrogate pair in field {field!r}") from None
-            yield Piece(text, size, offset, end)
+        try:
+            found = _text(_field(line.removeprefix(BOM), offset, field), offset, field, chat)
+        except UnicodeEncodeError:
+            raise MalformedTextError(offset, f"holds half of a surrogate pair in field {field!r}") from None
+        if found is not None:
+            yield Piece(*found, offset, end)
 
 
 def paragraphs(
@@ -65,7 +71,21 @@ def paragraphs(
         yield _paragraph(lines, first)
 
 
-def _field(line: bytes, offset: int, field: str) -> str | None:
+def _text(value: Any, offset: int, field: str, chat: bool) -> tuple[str, int] | None:
+    """Return the text and its bytes."""
+    if chat:
+        try:
+            return conversation_text(value, field)
+        except MalformedConversationError as error:
+            raise MalformedTextError(offset, str(error)) from None
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise MalformedTextError(offset, f"has no text in field {field!r}")
+    return value, len(value.encode())
+
+
+def _field(line: bytes, offset: int, field: str) -> Any:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -74,10 +94,7 @@ def _field(line: bytes, offset: int, field: str) -> str | None:
         raise MalformedTextError(offset, f"is not valid JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(record, dict) or field not in record:
         raise MalformedTextError(offset, f"has no field {field!r}")
-    text = record[field]
-    if text is not None and not isinstance(text, str):
-        raise MalformedTextError(offset, f"has no text in field {field!r}")
-    return text
+    return record[field]
 
 
 def _paragraph(lines: list[bytes], begin: int) -> Piece:

@@ -30,6 +30,8 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 class TextShard:
     """A file of JSON lines, whose field `text_column` is read, or of plain text where that is None.
 
+    With `chat` the field holds the messages of a conversation.
+
     In plain text blank lines part the documents, as in CC-100. A byte order mark before a document is no part of it.
     """
 
@@ -40,15 +42,16 @@ class TextShard:
     unit_count: int
     parts: tuple[tuple[int, int], ...]
     identity: tuple[str, ...]
+    chat: bool = False
 
     @classmethod
-    def open(cls, path: Path, name: str, text_column: str | None, cache: FactsCache) -> "TextShard":
+    def open(cls, path: Path, name: str, text_column: str | None, cache: FactsCache, chat: bool = False) -> "TextShard":
         """Read it whole, if it was not before, and its first document. InputError where that is malformed."""
         compression = COMPRESSIONS.get(path.suffix)
         size = path.stat().st_size
         units = min(size, 1) if compression else -(-size // UNIT_BYTES)
-        shard = cls(name, path, text_column, compression, units, (), ())
-        facts = cache.of(path, f"text {text_column}", lambda _: shard._measured())
+        shard = cls(name, path, text_column, compression, units, (), (), chat)
+        facts = cache.of(path, f"{'messages' if chat else 'text'} {text_column}", lambda _: shard._measured())
         return replace(shard, parts=facts.parts, identity=(name, str(size), facts.digest))
 
     @property
@@ -99,7 +102,7 @@ class TextShard:
 
     def _pieces(self, stream: BinaryIO, start: int, stop: int | None, wanted: Wanted) -> Iterator[Piece]:
         if self.text_column is not None:
-            return json_lines(stream, start, stop, self.text_column, wanted)
+            return json_lines(stream, start, stop, self.text_column, wanted, self.chat)
         return paragraphs(stream, start, stop, lambda offset: follows_blank_line(self.path, offset))
 
     def _stream(self) -> BinaryIO:

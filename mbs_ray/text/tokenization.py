@@ -10,6 +10,8 @@ import numpy as np
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.blank_lines import blank_line_streams
+from mbs_ray.text.chat_template import ChatTemplate
+from mbs_ray.text.conversations import Chat
 from mbs_ray.text.shards import Document, Source
 from mbs_ray.text.token_bytes import character_bytes, checked, token_bytes
 from mbs_ray.text.token_stream import TokenStream
@@ -38,13 +40,16 @@ class DocumentTokenizer:
     """A model's fast tokenizer. `name` is a directory or a hub id. InputError if it cannot be loaded.
 
     `join` says what stands between documents: the model's end token after each, or a blank line, in the paper's manner.
+    With `chat` documents are conversations, and go through the tokenizer's chat template; InputError without one.
     """
 
-    def __init__(self, name: str, join: Join = "end_token") -> None:
+    def __init__(self, name: str, join: Join = "end_token", chat: Chat | None = None) -> None:
         self._join = join
         self._name = name
         # Without a maximum length no warning is given for a document longer than the model's.
         self.tokenizer: Any = load_tokenizer(name, model_max_length=2**40)
+        self.chat = chat
+        self.template = None if chat is None else ChatTemplate(self.tokenizer)
 
     def facts(self) -> TokenizerFacts:
         definition = self.tokenizer.backend_tokenizer.to_str()
@@ -61,12 +66,15 @@ class DocumentTokenizer:
 
         Joined by the end token, each ends with what the tokenizer puts after a text and with the end token; the bytes
         add up exactly to the document's in NFC. By a blank line, see :func:`blank_line_streams`. A document without a
-        token of text gives an empty stream.
+        token of text gives an empty stream. A conversation has the tokens of its rendered text, nothing after it; one
+        that fills a segment of its own begins as the template begins it.
         """
         if not documents:
             return []
         where = f"tokenizer {self.tokenizer.name_or_path}: cannot tokenize {documents[0].label} or what follows"
         with as_input_error(where):
+            if self.template is not None:
+                return self.template.streams(documents, () if self.chat == "one_per_segment" else self.begin)
             if self._join == "blank_line":
                 return blank_line_streams(self.tokenizer, documents)
             encoded = self.tokenizer(

@@ -84,6 +84,7 @@ def _as_in_file(tokenizer: Any, folder: Path, options: dict[str, Any]) -> Any:
     own = PreTrainedTokenizerFast(tokenizer_object=backend, name_or_path=tokenizer.name_or_path, **given, **options)
     if options.get("model_max_length") is None:
         own.model_max_length = tokenizer.model_max_length
+    own.chat_template = tokenizer.chat_template
     differing = [part for part in _PARTS if _state(tokenizer, part) != _state(own, part)]
     if not differing:
         return tokenizer

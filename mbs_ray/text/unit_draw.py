@@ -49,10 +49,16 @@ class Ask:
 
 @dataclass(frozen=True, eq=False)
 class UnitTokens:
-    """All tokens of a unit; `lost_bytes` are those of documents without any token."""
+    """All tokens of a unit; `lost_bytes` are those of documents without any token.
+
+    Where each conversation fills a segment of its own, the stream has only their tokens, segment after segment:
+    `lost_bytes` and `lost_tokens` are those besides, and `left_out` counts the conversations too short for one.
+    """
 
     stream: TokenStream
     lost_bytes: int
+    lost_tokens: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +212,22 @@ def unit_tokens(documents: Iterable[Document], tokenize: Tokenize) -> UnitTokens
             else:
                 lost_bytes += document.size
     return UnitTokens(joined(streams), lost_bytes)
+
+
+def unit_conversations(documents: Iterable[Document], tokenize: Tokenize, length: int) -> UnitTokens:
+    """The first `length` tokens of every conversation of a unit that has as many."""
+    kept: list[TokenStream] = []
+    lost_bytes = lost_tokens = left_out = 0
+    for batch in _batches(documents, BATCH_BYTES):
+        for stream in tokenize(batch):
+            enough = len(stream) >= length
+            lost = stream.cut(length if enough else 0, None)
+            lost_bytes += int(lost.bytes.sum(dtype=np.int64))
+            lost_tokens += len(lost)
+            left_out += not enough
+            if enough:
+                kept.append(stream.cut(0, length))
+    return UnitTokens(joined(kept), lost_bytes, lost_tokens, left_out)
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -59,7 +59,7 @@ class SweepTracking:
                 "evaluation": ",".join(run.evaluation),
                 "fingerprint": {"model": run.model.fingerprint, "calibration": run.calibration.fingerprint},
                 # Ids with which every segment begins, where the tokenizer begins a text with any.
-                **({"begin": list(begin)} if (begin := run.calibration.tokenizer_facts.begin) else {}),
+                **({"begin": list(begin)} if (begin := run.calibration.begin) else {}),
                 "resolved": resolved,
                 "version": {"mbs_ray": __version__, "ray": ray.__version__},
             },

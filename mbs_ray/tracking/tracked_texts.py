@@ -31,7 +31,7 @@ def dataset_input(name: str, text: SegmentRequest, context: str) -> "DatasetInpu
         drawn["segments_at_most"] = text.at_most
     if text.join != "end_token":
         drawn["join"] = text.join
-    if begin := text.tokenizer_facts.begin:
+    if begin := text.begin:
         drawn["begin"] = list(begin)
     on_the_hub = isinstance(text.corpus, Mapping)
     source = text.corpus if on_the_hub else {"uri": str(text.corpus)}

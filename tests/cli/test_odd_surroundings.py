@@ -70,6 +70,13 @@ def test_a_text_column_is_told_as_sweep_files_tell_it(tmp_path: Path) -> None:
     assert evaluation_sets([tmp_path], 3, "content") == {tmp_path.name: {"corpus": named, "segments": 3}}
 
 
+def test_a_chat_corpus_is_told_as_sweep_files_tell_it(tmp_path: Path) -> None:
+    found = [parse_location(corpus_given(tmp_path, column, "packed")) for column in ("text", "conversations")]
+    assert [(one.chat, one.text_column) for one in found] == [("packed", "messages"), ("packed", "conversations")]
+    named = {"folder": str(tmp_path), "chat": "packed"}
+    assert evaluation_sets([tmp_path], 3, "text", "packed") == {tmp_path.name: {"corpus": named, "segments": 3}}
+
+
 def test_the_columns_of_one_file_are_two_texts(hub_bloom: Path, tmp_path: Path) -> None:
     """Nothing drawn from the one is taken for the other."""
     folder = str(write_columns(tmp_path / "corpus"))

@@ -211,7 +211,7 @@ def test_a_truncated_compressed_file_is_no_shorter_text(tmp_path: Path, suffix: 
     [
         ({"path": "x"}, "either 'folder' or 'dataset'"),
         ({"folder": "x", "dataset": "y"}, "either 'folder' or 'dataset'"),
-        ({"folder": "x", "splt": "train"}, "unknown field 'splt'; its fields: folder, text_column"),
+        ({"folder": "x", "splt": "train"}, "unknown field 'splt'; its fields: folder, text_column, chat"),
         ({"folder": 3}, "'folder' must be a text"),
         ({"dataset": "x", "config": 3}, "'config' must be a text"),
     ],
