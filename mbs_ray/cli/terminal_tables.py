@@ -1,5 +1,6 @@
 """Tables that commands print."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ from mbs_ray.evaluation.paired_tasks import PairedAnswers
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
+from mbs_ray.languages.codes import GROUPS
 
-#: Languages of a short view.
-_SHOWN = 5
+#: Languages of a short view, without and with groups of languages.
+_SHOWN, _SHOWN_BESIDE_GROUPS = 5, 4
 
 
 def increase_title(table: str) -> str:
@@ -72,14 +74,19 @@ def short_increase_view(title: str, increases: pd.DataFrame) -> Table:
     It fits 80 columns. The best of each language and method is set in bold.
     """
     rows = [str(row) for row in increases.index if row not in SUMMARIES]
-    shown = [rows[at] for at in sorted({round(one) for one in np.linspace(0, len(rows) - 1, _SHOWN)})]
-    table = Table(title=title, caption=f"{len(shown)} of {len(rows)} languages; bold: the best of a method")
+    summaries = [row for row in SUMMARIES if row in increases.index]
+    grouped = any(row in GROUPS for row in summaries)
+    wanted = np.linspace(0, len(rows) - 1, _SHOWN_BESIDE_GROUPS if grouped else _SHOWN)
+    shown = [rows[at] for at in sorted({round(one) for one in wanted})]
+    caption = f"{len(shown)} of {len(rows)} languages; bold: the best of a method"
+    # With groups there is no room for spaces beside the lines.
+    table = Table(title=title, caption=caption, padding=(0, 0) if grouped else (0, 1))
     table.add_column("")
-    for column in (*shown, *SUMMARIES):
-        table.add_column(column, justify="right")
+    for column in (*shown, *summaries):
+        table.add_column("-\n".join(column.split("-")) if grouped else column, justify="right")
     columns: list[Any] = increases.columns.to_list()
     for method in dict.fromkeys(method for method, _ in columns):
-        own = increases.loc[[*shown, *SUMMARIES], method]
+        own = increases.loc[[*shown, *summaries], method]
         table.add_row(method)
         for sampling in own.columns:
             cells = [_increase(value, low) for value, low in zip(own[sampling], own.min(axis=1), strict=True)]
@@ -88,6 +95,8 @@ def short_increase_view(title: str, increases: pd.DataFrame) -> Table:
 
 
 def _increase(value: float, lowest: float) -> str:
+    if math.isnan(value):
+        return "–"  # a run of an earlier version has no groups
     return f"[bold]{value:.3f}[/]" if value == lowest else f"{value:.3f}"
 
 

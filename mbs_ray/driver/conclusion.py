@@ -117,7 +117,8 @@ def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
 
 def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
     """Move the summary rows to the top: MLflow folds a long note, and they are to be seen without unfolding it."""
-    return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
+    summaries = [row for row in SUMMARIES if row in table.index]
+    return table.loc[[*summaries, *(row for row in table.index if row not in SUMMARIES)]]
 
 
 def _increases(run: PreparedRun, name: str, metrics: Mapping[str, float]) -> dict[str, float]:

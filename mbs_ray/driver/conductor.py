@@ -152,7 +152,7 @@ class Conductor:
         for name, names in MetricNames.by_set(run.evaluation).items():
             compressed = language_scores(self._jobs.scores(run, name))
             dense = language_scores(self._jobs.dense_scores(run, name))
-            metrics |= evaluation_metrics(names, compressed, dense, run.spec.evaluation[name].parallel)
+            metrics |= evaluation_metrics(names, compressed, dense, run.spec.evaluation[name].parallel, run.groups)
             scores[name] = dense, compressed
         card = card_facts(run, scores, metrics)
         folders.run(run.label).keep_card(card)

@@ -11,7 +11,7 @@ from mbs_ray.languages.facts import table_order
 def increase_table(increases: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """Arrange run → language → perplexity increase as a table with languages as rows, in table order.
 
-    ``increases`` holds the two summary rows ``geomean`` and ``worst`` as well; they come last.
+    ``increases`` holds the summary rows (``geomean``, ``worst``, groups of languages) as well; they come last.
     """
     table = pd.DataFrame({run: dict(values) for run, values in increases.items()})
     languages = table_order(row for row in table.index if row not in SUMMARIES)

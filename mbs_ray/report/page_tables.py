@@ -24,6 +24,7 @@ from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.languages.codes import language_name
 from mbs_ray.languages.facts import table_order
+from mbs_ray.languages.groups import GROUP_WORDS
 from mbs_ray.report.run_results import RunResults
 
 _FULL_HEAT = 1.1  # the least increase that is drawn in the strongest colour, so that noise around 1 stays pale
@@ -57,7 +58,7 @@ def overall(run: RunResults) -> tuple[Cell, Cell, str]:
     if not languages:
         return Cell(None), Cell(None), ""
     worst = max(languages, key=languages.__getitem__)
-    mean, highest = (_cell(run.metrics or {}, names, INCREASE, row) for row in SUMMARIES)
+    mean, highest = (_cell(run.metrics or {}, names, INCREASE, row) for row in (GEOMEAN, WORST))
     return mean, highest, worst
 
 
@@ -85,8 +86,14 @@ def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
         "counted": counted,
         "unknown": unknown_warning(first.names(name).rows(UNKNOWN_SHARE, first.metrics or {})),
         "perplexity": _grid(runs, name, PERPLEXITY, codes, dense),
-        "increase": _grid(runs, name, INCREASE, [*codes, *SUMMARIES], None),
+        "increase": _grid(runs, name, INCREASE, [*codes, *_summaries(runs, name)], None),
     }
+
+
+def _summaries(runs: Sequence[RunResults], name: str) -> list[str]:
+    """List the summaries of an increase that any of the runs has."""
+    known = {row for run in runs for row in run.names(name).rows(INCREASE, run.metrics or {})}
+    return [row for row in SUMMARIES if row in known]
 
 
 def _grid(
@@ -178,7 +185,7 @@ def _short(run: RunResults) -> str:
 
 
 def _language(code: str) -> str:
-    names = {GEOMEAN: "of the languages", WORST: "language"}
+    names = {GEOMEAN: "of the languages", WORST: "language", **GROUP_WORDS}
     return names[code] if code in names else language_name(code)
 
 

@@ -91,7 +91,7 @@ class SweepTracking:
     def _publish_view(self, run: PreparedRun, client: "MlflowClient") -> None:
         scored = run.languages if run.evaluation else ()
         measured = run.languages if run.spec.per_language else ()
-        publish_view(self._connection.experiment_id, run.model.name, scored, client, measured)
+        publish_view(self._connection.experiment_id, run.model.name, scored, client, measured, list(run.groups))
 
     def sync(self) -> None:
         """Journal the blocks that were finished since the last call, and bring MLflow up to date."""

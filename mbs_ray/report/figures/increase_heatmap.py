@@ -25,7 +25,7 @@ _CELL_WIDTH, CELL_HEIGHT = 0.6, 0.27  # inches
 def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     """Draw perplexity compressed ÷ dense, languages × runs, on a logarithmic colour scale.
 
-    Rows are languages, in the order to be drawn; rows named `geomean` and `worst` are set apart at the end.
+    Rows are languages, in the order to be drawn; those of summaries (`geomean`, `worst`, groups) are set apart below.
     Columns are runs: names, or a two-level index of method and sampling, whose methods are set apart.
     A missing value is drawn as a dash. Raises InputError for a value that is no ratio.
     """
