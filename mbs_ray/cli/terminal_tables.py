@@ -17,6 +17,7 @@ from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages.codes import GROUPS
+from mbs_ray.report.increase_table import SeedSpread
 
 #: Languages of a short view, without and with groups of languages.
 _SHOWN, _SHOWN_BESIDE_GROUPS = 5, 4
@@ -27,27 +28,32 @@ def increase_title(table: str) -> str:
     return f"perplexity increase: {table}"
 
 
-def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
+def increase_views(
+    title: str, increases: pd.DataFrame, width: int, spread: SeedSpread | None = None
+) -> Iterator[Table]:
     """Yield a table languages × (method, sampling) for a terminal; one per method, or more, where it is too wide.
 
-    The best of each language and method is set in bold.
+    The best of each language and method is set in bold; its ``spread`` over seeds stands behind a mean.
     """
     best = increases.T.groupby(level=0).min().T
     columns: list[Any] = increases.columns.to_list()
-    whole = _fitting(columns, width)
+    shown = {column: column[1] if spread is None else spread.sampling(column) for column in columns}
+    whole = _fitting(shown, columns, width)
     methods = dict.fromkeys(method for method, _ in columns)
     parts = [[column for column in columns if column[0] == method] for method in methods]
     for part in [columns] if len(whole) == 1 else parts:
-        for fitting in _fitting(part, width):
-            yield _increase_view(title, increases[fitting], best)
+        for fitting in _fitting(shown, part, width):
+            yield _increase_view(title, increases[fitting], best, shown, spread)
 
 
-def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
-    """Split the columns into groups, each of which fits a terminal of this width."""
+def _fitting(
+    shown: Mapping[tuple[str, str], str], columns: Sequence[tuple[str, str]], width: int
+) -> list[list[tuple[str, str]]]:
+    """Split the columns, whose samplings are ``shown`` so, into groups, each of which fits a terminal of this width."""
     cut: list[list[tuple[str, str]]] = []
     left = 0
     for column in columns:
-        space = max(map(len, column)) + 3
+        space = max(len(column[0]), len(shown[column])) + 3
         if not cut or space > left:
             cut.append([])
             left = width - 13
@@ -56,15 +62,28 @@ def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[
     return cut
 
 
-def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> Table:
+def _increase_view(
+    title: str,
+    increases: pd.DataFrame,
+    best: pd.DataFrame,
+    shown: Mapping[tuple[str, str], str],
+    spread: SeedSpread | None,
+) -> Table:
     table = Table(title=title)
     table.add_column("language")
     columns: list[Any] = increases.columns.to_list()
-    for method, sampling in columns:
-        table.add_column(f"{method}\n{sampling}", justify="right")
+    for column in columns:
+        table.add_column(f"{column[0]}\n{shown[column]}", justify="right")
     for language, values in zip(increases.index, increases.to_numpy(), strict=True):
         lowest: list[Any] = [best.at[language, method] for method, _ in columns]
-        table.add_row(str(language), *(_increase(*pair) for pair in zip(values, lowest, strict=True)))
+        cells = [_increase(*pair) for pair in zip(values, lowest, strict=True)]
+        if spread is not None:
+            cells = [
+                f"{cell} {spread.text(str(language), at)}".strip() for cell, at in zip(cells, columns, strict=True)
+            ]
+        table.add_row(str(language), *cells)
+    if spread is not None:
+        table.caption = "means over seeds ± their sample standard deviation"
     return table
 
 

@@ -63,6 +63,8 @@ class Conductor:
             write_tables(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
             self._driver.spans.write_timeline(self._jobs.folders, self._tracked.parent, result, say)
             self._write_page(result)
+            with warned_if_unwritten("the means over seeds", say, f"mbs track {self._jobs.folders.sweep}"):
+                self._tracked.aggregate()
             status = "FAILED" if self._failed else "FINISHED"
             return result
         except (KeyboardInterrupt, SystemExit):

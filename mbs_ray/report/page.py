@@ -15,8 +15,17 @@ from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.files import appearing
 from mbs_ray.report.figures.canvas import write_png
 from mbs_ray.report.figures.loss_curves import loss_curves
-from mbs_ray.report.page_tables import allocations, amounts_grid, by_text, layer_error_grid, overall, scored
+from mbs_ray.report.page_tables import (
+    allocations,
+    amounts_grid,
+    by_text,
+    layer_error_grid,
+    overall,
+    overall_of_seeds,
+    scored,
+)
 from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
+from mbs_ray.report.seed_groups import seed_groups
 
 FILE = "report.html"
 
@@ -50,6 +59,7 @@ def render(report: SweepRuns) -> str:
         summary=_summary(runs),
         finished=len(finished),
         runs=[(run, *overall(run)) for run in runs],
+        seeds=[(group, *overall_of_seeds(group)) for group in seed_groups(runs)],
         scored=[scored(name, own) for name, own in by_text(finished)],
         allocations=allocations(runs),
         losses=_losses(runs),

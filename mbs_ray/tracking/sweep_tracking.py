@@ -15,6 +15,7 @@ from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.redaction import all_without_secrets, without_secrets
+from mbs_ray.tracking.aggregates import track_aggregates
 from mbs_ray.tracking.mlflow_client import MlflowConnection
 from mbs_ray.tracking.shown_names import shown_run
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
@@ -115,6 +116,11 @@ class SweepTracking:
         delivered = tracked.sync()
         del self._open[label]
         return delivered
+
+    def aggregate(self) -> None:
+        """Give MLflow the means over seeds, where finished runs differ by their seeds alone."""
+        for _ in track_aggregates(self._folders, self._connection, self.parent):
+            pass
 
     def fail(self, label: str, reason: str) -> None:
         """Say why a run failed; nothing where it could not even be opened."""
