@@ -14,6 +14,7 @@ from mbs_ray.report.colours import SAMPLING_COLOURS
 from mbs_ray.run.directory import SPEC, RunDirectory
 from mbs_ray.run.journal import Entry, Journal
 from mbs_ray.run.run_facts import RunFacts
+from mbs_ray.run.stored_size import StoredSize, stored_size
 from mbs_ray.run.sweep_folders import SweepFolders
 
 TIMELINE = "timeline.png"
@@ -29,7 +30,8 @@ class RunResults:
     perplexity of the dense model. ``weights`` of the languages, empty but for dense statistics. ``losses`` and
     ``layer_errors`` (by language) go by block. ``amounts``, sparsities or bits as ``amount`` says, are those of linears
     by block, empty where all are alike. ``seedless`` is a digest of all that was asked of the run but its seed, empty
-    where that is not known. Times are in milliseconds since 1970 (UTC), None where nothing was measured yet.
+    where that is not known. ``size`` is None where that is not known. Times are in milliseconds since 1970 (UTC), None
+    where nothing was measured yet.
     """
 
     facts: RunFacts
@@ -46,6 +48,7 @@ class RunResults:
     began: int | None
     ended: int | None
     seedless: str
+    size: StoredSize | None
 
     def names(self, evaluation: str) -> MetricNames:
         """Return the names of the metrics of one of its evaluation sets."""
@@ -105,6 +108,7 @@ def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
         began=min(times, default=None),
         ended=max(times, default=None),
         seedless=_seedless(directory, facts),
+        size=stored_size(directory) if result is not None else None,
     )
 
 
