@@ -98,7 +98,7 @@ def _triples(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _change(increases: pd.Series) -> str:
     """Format increases as ``+5.1 % (ig +15.2 %)``: the geometric mean, and the worst language."""
-    worst = increases.drop(list(SUMMARIES)).idxmax()
+    worst = increases.drop(list(SUMMARIES), errors="ignore").idxmax()
     return f"{100 * (increases['geomean'] - 1):+.1f} % ({worst} {100 * (increases['worst'] - 1):+.1f} %)"
 
 

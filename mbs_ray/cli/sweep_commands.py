@@ -125,7 +125,7 @@ def _all_views(result: Any, width: int) -> Iterator[Table]:
     from mbs_ray.cli.terminal_tables import increase_title, increase_views
 
     for title, table in result.tables.items():
-        yield from increase_views(increase_title(title), table, width)
+        yield from increase_views(increase_title(title), table, width, result.spreads.get(title))
 
 
 def _show(result: Any, views: Iterable[Table], out: Path, console: Console, conclusion: str) -> None:

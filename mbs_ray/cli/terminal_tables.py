@@ -1,5 +1,6 @@
 """Tables that commands print."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,11 @@ from mbs_ray.evaluation.paired_tasks import PairedAnswers
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
+from mbs_ray.languages.codes import GROUPS
+from mbs_ray.report.increase_table import SeedSpread
 
-#: Languages of a short view.
-_SHOWN = 5
+#: Languages of a short view, without and with groups of languages.
+_SHOWN, _SHOWN_BESIDE_GROUPS = 5, 4
 
 
 def increase_title(table: str) -> str:
@@ -25,27 +28,32 @@ def increase_title(table: str) -> str:
     return f"perplexity increase: {table}"
 
 
-def increase_views(title: str, increases: pd.DataFrame, width: int) -> Iterator[Table]:
+def increase_views(
+    title: str, increases: pd.DataFrame, width: int, spread: SeedSpread | None = None
+) -> Iterator[Table]:
     """Yield a table languages × (method, sampling) for a terminal; one per method, or more, where it is too wide.
 
-    The best of each language and method is set in bold.
+    The best of each language and method is set in bold; its ``spread`` over seeds stands behind a mean.
     """
     best = increases.T.groupby(level=0).min().T
     columns: list[Any] = increases.columns.to_list()
-    whole = _fitting(columns, width)
+    shown = {column: column[1] if spread is None else spread.sampling(column) for column in columns}
+    whole = _fitting(shown, columns, width)
     methods = dict.fromkeys(method for method, _ in columns)
     parts = [[column for column in columns if column[0] == method] for method in methods]
     for part in [columns] if len(whole) == 1 else parts:
-        for fitting in _fitting(part, width):
-            yield _increase_view(title, increases[fitting], best)
+        for fitting in _fitting(shown, part, width):
+            yield _increase_view(title, increases[fitting], best, shown, spread)
 
 
-def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
-    """Split the columns into groups, each of which fits a terminal of this width."""
+def _fitting(
+    shown: Mapping[tuple[str, str], str], columns: Sequence[tuple[str, str]], width: int
+) -> list[list[tuple[str, str]]]:
+    """Split the columns, whose samplings are ``shown`` so, into groups, each of which fits a terminal of this width."""
     cut: list[list[tuple[str, str]]] = []
     left = 0
     for column in columns:
-        space = max(map(len, column)) + 3
+        space = max(len(column[0]), len(shown[column])) + 3
         if not cut or space > left:
             cut.append([])
             left = width - 13
@@ -54,15 +62,28 @@ def _fitting(columns: Sequence[tuple[str, str]], width: int) -> list[list[tuple[
     return cut
 
 
-def _increase_view(title: str, increases: pd.DataFrame, best: pd.DataFrame) -> Table:
+def _increase_view(
+    title: str,
+    increases: pd.DataFrame,
+    best: pd.DataFrame,
+    shown: Mapping[tuple[str, str], str],
+    spread: SeedSpread | None,
+) -> Table:
     table = Table(title=title)
     table.add_column("language")
     columns: list[Any] = increases.columns.to_list()
-    for method, sampling in columns:
-        table.add_column(f"{method}\n{sampling}", justify="right")
+    for column in columns:
+        table.add_column(f"{column[0]}\n{shown[column]}", justify="right")
     for language, values in zip(increases.index, increases.to_numpy(), strict=True):
         lowest: list[Any] = [best.at[language, method] for method, _ in columns]
-        table.add_row(str(language), *(_increase(*pair) for pair in zip(values, lowest, strict=True)))
+        cells = [_increase(*pair) for pair in zip(values, lowest, strict=True)]
+        if spread is not None:
+            cells = [
+                f"{cell} {spread.text(str(language), at)}".strip() for cell, at in zip(cells, columns, strict=True)
+            ]
+        table.add_row(str(language), *cells)
+    if spread is not None:
+        table.caption = "means over seeds ± their sample standard deviation"
     return table
 
 
@@ -72,14 +93,19 @@ def short_increase_view(title: str, increases: pd.DataFrame) -> Table:
     It fits 80 columns. The best of each language and method is set in bold.
     """
     rows = [str(row) for row in increases.index if row not in SUMMARIES]
-    shown = [rows[at] for at in sorted({round(one) for one in np.linspace(0, len(rows) - 1, _SHOWN)})]
-    table = Table(title=title, caption=f"{len(shown)} of {len(rows)} languages; bold: the best of a method")
+    summaries = [row for row in SUMMARIES if row in increases.index]
+    grouped = any(row in GROUPS for row in summaries)
+    wanted = np.linspace(0, len(rows) - 1, _SHOWN_BESIDE_GROUPS if grouped else _SHOWN)
+    shown = [rows[at] for at in sorted({round(one) for one in wanted})]
+    caption = f"{len(shown)} of {len(rows)} languages; bold: the best of a method"
+    # With groups there is no room for spaces beside the lines.
+    table = Table(title=title, caption=caption, padding=(0, 0) if grouped else (0, 1))
     table.add_column("")
-    for column in (*shown, *SUMMARIES):
-        table.add_column(column, justify="right")
+    for column in (*shown, *summaries):
+        table.add_column("-\n".join(column.split("-")) if grouped else column, justify="right")
     columns: list[Any] = increases.columns.to_list()
     for method in dict.fromkeys(method for method, _ in columns):
-        own = increases.loc[[*shown, *SUMMARIES], method]
+        own = increases.loc[[*shown, *summaries], method]
         table.add_row(method)
         for sampling in own.columns:
             cells = [_increase(value, low) for value, low in zip(own[sampling], own.min(axis=1), strict=True)]
@@ -88,6 +114,8 @@ def short_increase_view(title: str, increases: pd.DataFrame) -> Table:
 
 
 def _increase(value: float, lowest: float) -> str:
+    if math.isnan(value):
+        return "–"  # a run of an earlier version has no groups
     return f"[bold]{value:.3f}[/]" if value == lowest else f"{value:.3f}"
 
 

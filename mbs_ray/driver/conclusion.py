@@ -16,7 +16,7 @@ from mbs_ray.files import appearing, short_name
 from mbs_ray.report.figures.allocation_bars import allocation_bars
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.increase_heatmap import increase_heatmap
-from mbs_ray.report.increase_table import increase_table, mean_over, to_markdown
+from mbs_ray.report.increase_table import SeedSpread, increase_table, mean_over, to_markdown
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.tracking.tracked_run import TrackedRun
 
@@ -30,10 +30,12 @@ class SweepResult:
     """The results of a finished sweep.
 
     ``tables`` hold the perplexity increase, languages × (method, sampling) averaged over seeds,
-    by ``<model>-<evaluation set>``; ``failed`` the reasons of runs that failed.
+    by ``<model>-<evaluation set>``, ``spreads`` the spread of those in which a column has several seeds; ``failed``
+    the reasons of runs that failed.
     """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    spreads: dict[str, SeedSpread] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     figures: list[Path] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
@@ -63,8 +65,11 @@ def write_tables(
     for (model, text), name, own in _by_text(runs):
         title = f"{model}-{text}"
         by_run = increase_table({run.label: _increases(run, name, metrics[run.label]) for run in own})
-        table = mean_over(by_run, {run.label: run.column for run in own})
+        columns = {run.label: run.column for run in own}
+        table, spread = mean_over(by_run, columns), SeedSpread.over(by_run, columns)
         result.tables[title] = table
+        if spread is not None:
+            result.spreads[title] = spread
         path = jobs.folders.sweep / short_name(f"increase-{title}", ".csv", _LONGEST)
         with warned_if_unwritten(path.name, say, _AGAIN):
             with appearing(path) as unfinished:
@@ -72,9 +77,9 @@ def write_tables(
             result.files.append(path)
             parent.artifact(path)
         with warned_if_unwritten(f"increase-{title}.png", say, _AGAIN):
-            figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {text}")
+            figure = increase_heatmap(table, f"Perplexity increase over the dense model: {model}, {text}", spread)
             _keep(figure, f"increase-{title}", jobs, parent, result)
-        shown = to_markdown(_summaries_first(table))
+        shown = to_markdown(_summaries_first(table), spread=spread)
         notes.append(f"**Perplexity increase over dense: {model}, {text}**\n\n{shown}")
     propagated = [run for run in runs if run.weights is None]
     allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
@@ -117,7 +122,8 @@ def distinct_allocations(runs: Sequence[PreparedRun]) -> list[PreparedRun]:
 
 def _summaries_first(table: pd.DataFrame) -> pd.DataFrame:
     """Move the summary rows to the top: MLflow folds a long note, and they are to be seen without unfolding it."""
-    return table.loc[[*SUMMARIES, *(row for row in table.index if row not in SUMMARIES)]]
+    summaries = [row for row in SUMMARIES if row in table.index]
+    return table.loc[[*summaries, *(row for row in table.index if row not in SUMMARIES)]]
 
 
 def _increases(run: PreparedRun, name: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -64,6 +64,8 @@ class Conductor:
             write_tables(finished, self._metrics, self._jobs, self._tracked.parent, result, say)
             self._driver.spans.write_timeline(self._jobs.folders, self._tracked.parent, result, say)
             self._write_page(result)
+            with warned_if_unwritten("the means over seeds", say, f"mbs track {self._jobs.folders.sweep}"):
+                self._tracked.aggregate()
             status = "FAILED" if self._failed else "FINISHED"
             return result
         except (KeyboardInterrupt, SystemExit):
@@ -153,7 +155,7 @@ class Conductor:
         for name, names in MetricNames.by_set(run.evaluation).items():
             compressed = language_scores(self._jobs.scores(run, name))
             dense = language_scores(self._jobs.dense_scores(run, name))
-            metrics |= evaluation_metrics(names, compressed, dense, run.spec.evaluation[name].parallel)
+            metrics |= evaluation_metrics(names, compressed, dense, run.spec.evaluation[name].parallel, run.groups)
             scores[name] = dense, compressed
         metrics |= expert_metrics(read_block_reports(folders.run(run.label).blocks))
         card = card_facts(run, scores, metrics)

@@ -41,6 +41,7 @@ def run_facts(run: PreparedRun, resolved: Mapping[str, Any], layout: Layout) -> 
         resolved=resolved,
         versions={"mbs_ray": __version__, "ray": ray.__version__},
         layout=vars(layout),
+        groups=run.groups,
     )
 
 
@@ -67,11 +68,12 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
                 {code: (one.perplexity, compressed[code].perplexity) for code, one in dense.items()},
                 {code: (one.bits_per_byte, compressed[code].bits_per_byte) for code, one in dense.items()},
                 _intervals(metrics, names[name], PERPLEXITY, dense),
-                _intervals(metrics, names[name], INCREASE, [*dense, GEOMEAN]),
+                _intervals(metrics, names[name], INCREASE, [*dense, GEOMEAN, *run.groups]),
             )
             for name, (dense, compressed) in scores.items()
         ],
         version=__version__,
+        groups={group: list(own) for group, own in run.groups.items()},
         fit_to=None if run.spec.fit_to is None else f"{run.spec.fit_to.strength}",
         budget=None if run.spec.budget is None or run.dealt is None else _budget(run.spec.budget, run.dealt),
     )

@@ -1,9 +1,10 @@
 """Two models on the same tokens: the difference of their nll, and whether it is more than noise."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,7 @@ from mbs_ray.evaluation.perplexity import (
 from mbs_ray.languages.facts import table_order
 
 _TOKEN = ("document", "bytes", "segment")
+_NO_GROUPS: Mapping[str, Iterable[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,13 @@ class Difference:
 
 
 def differences(
-    a: Mapping[str, LanguageScore], b: Mapping[str, LanguageScore], parallel: bool | None = None
+    a: Mapping[str, LanguageScore],
+    b: Mapping[str, LanguageScore],
+    parallel: bool | None = None,
+    groups: Mapping[str, Iterable[str]] = _NO_GROUPS,
 ) -> dict[str, Difference]:
     """B minus A for each language in table order, then for ``geomean``: the mean over languages, which is the
-    logarithm of the geometric mean of their ratios.
+    logarithm of the geometric mean of their ratios; then the same over each of ``groups``.
 
     Both must have been scored on the same tokens; see :func:`refuse_other_tokens`. ``parallel``: what the set says
     of its documents.
@@ -64,15 +69,21 @@ def differences(
     for language in table_order(a):
         mean = (b[language].nll - a[language].nll) / a[language].tokens
         found[language] = Difference(mean, percentile_interval(bootstrapped[language]))
-    mean = math.fsum(one.nll for one in found.values()) / len(found)
-    return {**found, GEOMEAN: Difference(mean, percentile_interval(bootstrap_mean(b, a, parallel)))}
+    means = {}
+    for row, languages in {GEOMEAN: found.keys(), **groups}.items():
+        own = {code: a[code] for code in languages}
+        mean = math.fsum(found[code].nll for code in own) / len(own)
+        means[row] = Difference(mean, percentile_interval(bootstrap_mean(b, own, parallel)))
+    return found | means
 
 
-def compare_scores(name: str, a: Path, b: Path, parallel: bool | None = None) -> dict[str, Difference]:
+def compare_scores(
+    name: str, a: Path, b: Path, parallel: bool | None = None, groups: Mapping[str, Iterable[str]] = _NO_GROUPS
+) -> dict[str, Difference]:
     """:func:`differences` of two files of token scores. Raises :class:`InputError` naming the evaluation set ``name``
     and what differs where the files are not of the same tokens."""
     refuse_other_tokens(name, a, b)
-    return differences(language_scores(a), language_scores(b), parallel)
+    return differences(language_scores(a), language_scores(b), parallel, groups)
 
 
 def refuse_other_tokens(name: str, a: Path, b: Path) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mbs_ray.languages.codes import GROUPS
+from mbs_ray.languages.groups import GROUP_WORDS
+
 Family = Literal["ppl", "bpb", "ppl_increase", "scored_tokens", "scored_bytes", "scored_documents", "unknown_share"]
 PERPLEXITY: Family = "ppl"
 BITS_PER_BYTE: Family = "bpb"
@@ -17,8 +20,10 @@ SCORED_BYTES: Family = "scored_bytes"
 SCORED_DOCUMENTS: Family = "scored_documents"
 UNKNOWN_SHARE: Family = "unknown_share"
 
-#: Rows of an increase that are no languages, in the order of tables: geometric mean of the languages, worst language.
-SUMMARIES = GEOMEAN, WORST = "geomean", "worst"
+GEOMEAN, WORST = "geomean", "worst"
+#: Rows of an increase that are no languages, in the order of tables: geometric mean of the languages, worst language,
+#: geometric means of groups of languages, of which a run has some, all or none.
+SUMMARIES = (GEOMEAN, WORST, *GROUPS)
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,9 @@ class MetricNames:
 
     def _head(self, family: str) -> str:
         return family if self.set_name is None else f"{family}_{self.set_name}"
+
+
+def group_sentence(increases: Mapping[str, float]) -> list[str]:
+    """Say the means of groups of languages in a sentence; none where there are no groups."""
+    said = [f"{increases[group]:.3f} of {words}" for group, words in GROUP_WORDS.items() if group in increases]
+    return [f"Geometric means: {', '.join(said)}."] if said else []

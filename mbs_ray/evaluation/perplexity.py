@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from mbs_ray.languages.facts import table_order
 #: Rows of token scores that are summed at once, and by what besides the language.
 _ROWS_AT_ONCE = 2**18
 _KINDS = ("segment", "document")
+_NO_GROUPS: Mapping[str, Iterable[str]] = MappingProxyType({})
 
 
 def exponential(nats: float) -> float:
@@ -203,12 +205,14 @@ def evaluation_metrics(
     scores: Mapping[str, LanguageScore],
     dense: Mapping[str, LanguageScore] | None,
     parallel: bool | None = None,
+    groups: Mapping[str, Iterable[str]] = _NO_GROUPS,
 ) -> dict[str, float]:
     """Gather the metrics of one evaluation set under their MLflow names.
 
-    Perplexities, increases and the geometric mean of these come with the ends of their 95 % intervals where there is
-    more than one segment; the worst language has none. ``parallel`` is what the set says of its documents. The share
-    of the bytes that the tokenizer does not know is there for languages that have any.
+    Perplexities, increases and the geometric means of these, of all languages and of each of ``groups``, come with the
+    ends of their 95 % intervals where there is more than one segment; the worst language has none. ``parallel`` is what
+    the set says of its documents. The share of the bytes that the tokenizer does not know is there for languages that
+    have any.
     """
     metrics = {names.perplexity(language): score.perplexity for language, score in scores.items()}
     metrics |= {names.bits_per_byte(language): score.bits_per_byte for language, score in scores.items()}
@@ -222,11 +226,13 @@ def evaluation_metrics(
     if dense is not None:
         increases = perplexity_increases(scores, dense)
         metrics |= {names.increase(language): value for language, value in increases.items()}
-        metrics[names.increase(GEOMEAN)] = geometric_mean(increases)
         metrics[names.increase(WORST)] = max(increases.values(), key=lambda one: (math.isnan(one), one))
-        differences = bootstrap_differences(scores, dense)
-        for row, estimates in {**differences, GEOMEAN: bootstrap_mean(scores, dense, parallel)}.items():
-            metrics |= _interval_metrics(names.interval(INCREASE, row), _exponential(percentile_interval(estimates)))
+        estimates = bootstrap_differences(scores, dense)
+        for row, languages in {GEOMEAN: dense.keys(), **groups}.items():
+            metrics[names.increase(row)] = geometric_mean({code: increases[code] for code in languages})
+            estimates[row] = bootstrap_mean(scores, {code: dense[code] for code in languages}, parallel)
+        for row, means in estimates.items():
+            metrics |= _interval_metrics(names.interval(INCREASE, row), _exponential(percentile_interval(means)))
     return metrics
 
 

@@ -6,8 +6,10 @@ from functools import lru_cache
 from mbs_ray.errors import InputError
 from mbs_ray.languages.facts import LANGUAGES
 
+#: Rows of tables that sum up a group of languages (``groups.py``).
+GROUPS = LATIN, NON_LATIN, LOW_SHARE, HIGH_SHARE = "latin", "non-latin", "low-share", "high-share"
 #: Words that stand where a code may stand: several languages, or the last rows of tables.
-RESERVED = ("paper", "all", "geomean", "worst", "mean")
+RESERVED = ("paper", "all", "geomean", "worst", "mean", *GROUPS)
 #: A language, then script, region and whatever else: RFC 5646 (BCP 47), with FLORES' underscore as well.
 _CODE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 #: Languages that our table names by their script.

@@ -22,17 +22,18 @@ _LONGEST = 200
 class Side:
     """What is compared: its name, and for each evaluation set the fingerprint of the text and the token scores.
 
-    ``parallel``: what the sets say of their documents.
+    ``parallel``: what the sets say of their documents; ``groups``: those of its languages.
     """
 
     name: str
     sets: Mapping[str, tuple[str, Path]]
     parallel: Mapping[str, bool | None] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sides compared on one evaluation set; ``differences`` are B minus A by language, at last ``geomean``."""
+    """Two sides compared on one evaluation set; ``differences`` are B minus A by language, then by summary."""
 
     evaluation: str
     a: str
@@ -65,14 +66,15 @@ def compare_with_dense(run: Path, out: Path | None = None) -> list[Comparison]:
 
 def _run(run: RunDirectory) -> Side:
     run.finished()  # or say what is missing
-    if run.facts() is None:
+    if (facts := run.facts()) is None:
         raise InputError(f"{run.path}: says nowhere what the run is; give its mbs command again, which writes run.json")
     sets = {name: (text, run.scores(name)) for name, text in run.scored_sets().items()}
     spec = run.path / SPEC
     content = read_json_if_there(spec, "remove it: only whether its texts are parallel is read there")
     with own_content(spec):
         asked = {} if content is None else content["evaluation"]
-        return Side(run.path.name, sets, {name: asked.get(name, {}).get("parallel") for name in sets})
+        parallel = {name: asked.get(name, {}).get("parallel") for name in sets}
+    return Side(run.path.name, sets, parallel, facts.groups)
 
 
 def _dense(run: RunDirectory) -> Side:
@@ -81,7 +83,7 @@ def _dense(run: RunDirectory) -> Side:
     sets = {}
     for name, text in run.scored_sets().items():
         sets[name] = text, scores_file(folders.dense(facts.fingerprints["model"], text, facts.resolved), name)
-    return Side(f"{facts.model} (dense)", sets)
+    return Side(f"{facts.model} (dense)", sets, groups=facts.groups)
 
 
 def _compare(a: Side, b: Side, out: Path) -> list[Comparison]:
@@ -97,7 +99,9 @@ def _compare(a: Side, b: Side, out: Path) -> list[Comparison]:
         for side, path in ((a, ones), (b, others)):
             if not path.is_file():
                 raise InputError(f"{path}: the token scores of {side.name} on {name} are not there")
-        found = compare_scores(name, ones, others, b.parallel.get(name))
+        # Of two models with other shares, or of an earlier version, only the groups that both have alike.
+        groups = {group: own for group, own in b.groups.items() if a.groups.get(group) == own}
+        found = compare_scores(name, ones, others, b.parallel.get(name), groups)
         if here != there:
             raise InputError(
                 f"evaluation set {name}: the tokens of {a.name} and {b.name} are as many, but of other text or of "

@@ -17,8 +17,19 @@ from mbs_ray.report.experts import starved_experts
 from mbs_ray.report.figures.canvas import write_png
 from mbs_ray.report.figures.experts_heatmap import experts_heatmap
 from mbs_ray.report.figures.loss_curves import loss_curves
-from mbs_ray.report.page_tables import allocations, amounts_grid, by_text, layer_error_grid, overall, scored
+from mbs_ray.report.figures.size_scatter import size_scatter
+from mbs_ray.report.page_tables import (
+    allocations,
+    amounts_grid,
+    by_text,
+    layer_error_grid,
+    overall,
+    overall_of_seeds,
+    scored,
+)
 from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
+from mbs_ray.report.seed_groups import seed_groups
+from mbs_ray.report.size_tables import sizes
 
 FILE = "report.html"
 
@@ -52,7 +63,9 @@ def render(report: SweepRuns) -> str:
         summary=_summary(runs),
         finished=len(finished),
         runs=[(run, *overall(run)) for run in runs],
+        seeds=[(group, *overall_of_seeds(group)) for group in seed_groups(runs)],
         scored=[scored(name, own) for name, own in by_text(finished)],
+        sizes=[(model, own, _size_figure([run for run, _ in own])) for model, own in sizes(runs)],
         allocations=allocations(runs),
         losses=_losses(runs),
         layer_errors=[(run.facts.label, layer_error_grid(run)) for run in runs if run.layer_errors],
@@ -96,6 +109,11 @@ def _losses(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
     for model, own in groupby((run for run in runs if run.losses), key=lambda run: run.facts.model):
         figures.append((model, _figure_uri(loss_curves(list(own)))))
     return figures
+
+
+def _size_figure(runs: Sequence[RunResults]) -> str | None:
+    figure = size_scatter(runs)
+    return None if figure is None else _figure_uri(figure)
 
 
 def _environment(report: SweepRuns) -> list[tuple[str, str]]:

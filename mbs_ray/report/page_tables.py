@@ -1,9 +1,8 @@
 """The tables of the report page: languages × runs, with the shade of every cell."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +23,9 @@ from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.languages.codes import language_name
 from mbs_ray.languages.facts import table_order
+from mbs_ray.languages.groups import GROUP_WORDS
 from mbs_ray.report.run_results import RunResults
+from mbs_ray.report.seed_groups import SeedGroup, seed_groups
 
 _FULL_HEAT = 1.1  # the least increase that is drawn in the strongest colour, so that noise around 1 stays pale
 
@@ -57,8 +58,14 @@ def overall(run: RunResults) -> tuple[Cell, Cell, str]:
     if not languages:
         return Cell(None), Cell(None), ""
     worst = max(languages, key=languages.__getitem__)
-    mean, highest = (_cell(run.metrics or {}, names, INCREASE, row) for row in SUMMARIES)
+    mean, highest = (_cell(run.metrics or {}, names, INCREASE, row) for row in (GEOMEAN, WORST))
     return mean, highest, worst
+
+
+def overall_of_seeds(group: SeedGroup) -> tuple[Cell, Cell]:
+    """Return mean and spread over seeds of the mean and worst increase on the first set."""
+    mean, worst = (_seed_cell(group, MetricNames().increase(row)) for row in (GEOMEAN, WORST))
+    return mean, worst
 
 
 def by_text(runs: Iterable[RunResults]) -> list[tuple[str, list[RunResults]]]:
@@ -85,8 +92,15 @@ def scored(name: str, runs: Sequence[RunResults]) -> dict[str, Any]:
         "counted": counted,
         "unknown": unknown_warning(first.names(name).rows(UNKNOWN_SHARE, first.metrics or {})),
         "perplexity": _grid(runs, name, PERPLEXITY, codes, dense),
-        "increase": _grid(runs, name, INCREASE, [*codes, *SUMMARIES], None),
+        "increase": _grid(runs, name, INCREASE, [*codes, *_summaries(runs, name)], None),
+        "seeds": _seed_grid(seed_groups(runs), name, [*codes, *_summaries(runs, name)]),
     }
+
+
+def _summaries(runs: Sequence[RunResults], name: str) -> list[str]:
+    """List the summaries of an increase that any of the runs has."""
+    known = {row for run in runs for row in run.names(name).rows(INCREASE, run.metrics or {})}
+    return [row for row in SUMMARIES if row in known]
 
 
 def _grid(
@@ -113,10 +127,40 @@ def _grid(
             cells = [Cell(dense[row], format(dense[row], _form(dense[row]))), *cells]
         shown.append((row, _language(row), cells))
     groups = [(method, len(list(own))) for method, own in groupby(run.facts.method for run in runs)]
-    columns = [(run.facts.label, _short(run)) for run in runs]
+    columns = [(run.facts.label, run.short_name) for run in runs]
     if dense is not None:
         groups, columns = [("", 1), *groups], [("the dense model", "dense"), *columns]
     return Grid(groups, columns, shown)
+
+
+def _seed_grid(groups: Sequence[SeedGroup], name: str, rows: Iterable[str]) -> Grid | None:
+    """Make a table of increases, rows × groups of seeds; None where no runs differ by their seed alone."""
+    if not groups:
+        return None
+    values = {row: [_seed_cell(group, group.runs[0].names(name).increase(row)) for group in groups] for row in rows}
+    known = [one.value for own in values.values() for one in own if one.value is not None]
+    hottest = max([_FULL_HEAT, *filter(math.isfinite, known)])
+    shown = []
+    for row, own in values.items():
+        lowest = min((one.value for one in own if one.value is not None), default=math.nan)
+        cells = [
+            replace(one, best=one.value == lowest and len(own) > 1, heat=_heat(one.value, 1.0, hottest))
+            if one.value is not None
+            else one
+            for one in own
+        ]
+        shown.append((row, _language(row), cells))
+    methods = [(method, len(list(own))) for method, own in groupby(group.runs[0].facts.method for group in groups)]
+    columns = [
+        (f"{group.name}, seeds {', '.join(map(str, group.seeds))}", f"{group.short_name} ({len(group.runs)} seeds)")
+        for group in groups
+    ]
+    return Grid(methods, columns, shown)
+
+
+def _seed_cell(group: SeedGroup, metric: str) -> Cell:
+    one = group.means.get(metric)
+    return Cell(None) if one is None else Cell(one.mean, format(one.mean, _form(one.mean)), one.spread_text)
 
 
 def _cell(metrics: Mapping[str, float], names: MetricNames, family: Family, row: str) -> Cell:
@@ -171,14 +215,8 @@ def _heat(value: float, low: float, high: float) -> float:
     return min(math.log(value / low) / math.log(high / low), 1.0)
 
 
-def _short(run: RunResults) -> str:
-    """Shorten a run's label to what tells it from the others of its model and method: the label without both."""
-    model, method = (re.sub(r"[^A-Za-z0-9._-]", "-", name) for name in (run.facts.model, run.facts.method))
-    return run.facts.label.removeprefix(f"{model}-").removeprefix(f"{method}-")
-
-
 def _language(code: str) -> str:
-    names = {GEOMEAN: "of the languages", WORST: "language"}
+    names = {GEOMEAN: "of the languages", WORST: "language", **GROUP_WORDS}
     return names[code] if code in names else language_name(code)
 
 

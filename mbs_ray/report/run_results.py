@@ -1,5 +1,7 @@
 """The results of a sweep's runs, read from its folder for the report, without Ray, MLflow or the model."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,12 @@ import pandas as pd
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import MetricNames
+from mbs_ray.files import digest, read_json_if_there
 from mbs_ray.report.colours import SAMPLING_COLOURS
-from mbs_ray.run.directory import EXPERTS, RunDirectory
+from mbs_ray.run.directory import EXPERTS, SPEC, RunDirectory
 from mbs_ray.run.journal import Entry, Journal
 from mbs_ray.run.run_facts import RunFacts
+from mbs_ray.run.stored_size import StoredSize, stored_size
 from mbs_ray.run.sweep_folders import SweepFolders
 
 TIMELINE = "timeline.png"
@@ -26,9 +30,10 @@ class RunResults:
 
     ``evaluation`` maps a set to the fingerprint of its text, the first set first; ``dense`` set → language →
     perplexity of the dense model. ``weights`` of the languages, empty but for dense statistics. ``losses`` and
-    ``layer_errors`` (by language) go by block. ``amounts``, sparsities or bits as ``amount`` says, are
-    those of linears by block, empty where all are alike. Times are in milliseconds since 1970 (UTC), None where nothing
-    was measured yet. ``experts`` is the table of a mixture's tokens by expert.
+    ``layer_errors`` (by language) go by block. ``amounts``, sparsities or bits as ``amount`` says, are those of linears
+    by block, empty where all are alike. ``seedless`` is a digest of all that was asked of the run but its seed, empty
+    where that is not known. ``size`` is None where that is not known. Times are in milliseconds since 1970 (UTC), None
+    where nothing was measured yet. ``experts`` is the table of a mixture's tokens by expert.
     """
 
     facts: RunFacts
@@ -44,11 +49,19 @@ class RunResults:
     amounts: Mapping[int, Mapping[str, float]]
     began: int | None
     ended: int | None
+    seedless: str
+    size: StoredSize | None
     experts: pd.DataFrame | None = None
 
     def names(self, evaluation: str) -> MetricNames:
         """Return the names of the metrics of one of its evaluation sets."""
         return MetricNames.by_set(self.evaluation)[evaluation]
+
+    @property
+    def short_name(self) -> str:
+        """What tells it from the others of its model and method: its label without both."""
+        model, method = (re.sub(r"[^A-Za-z0-9._-]", "-", name) for name in (self.facts.model, self.facts.method))
+        return self.facts.label.removeprefix(f"{model}-").removeprefix(f"{method}-")
 
 
 @dataclass(frozen=True)
@@ -97,8 +110,19 @@ def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
         amounts={} if amounts is None else amounts.of_block,
         began=min(times, default=None),
         ended=max(times, default=None),
+        seedless=_seedless(directory, facts),
+        size=stored_size(directory) if result is not None else None,
         experts=pd.read_parquet(experts) if (experts := directory.path / EXPERTS).is_file() else None,
     )
+
+
+def _seedless(directory: RunDirectory, facts: RunFacts) -> str:
+    spec = read_json_if_there(directory.path / SPEC, "remove it: the run then counts as the only one of its kind")
+    if spec is None:
+        return ""
+    # Fields that are not set may not have been there yet when another run of the sweep was begun.
+    asked = {field: value for field, value in spec.items() if field != "seed" and value is not None}
+    return digest(facts.fingerprints["model"], json.dumps(asked, sort_keys=True))
 
 
 def _by_block(entries: list[Entry], key: str) -> dict[int, float]:

@@ -9,6 +9,7 @@ import yaml
 
 from mbs_ray.languages.codes import base_language
 from mbs_ray.languages.facts import table_order
+from mbs_ray.languages.groups import GROUP_WORDS
 from mbs_ray.methods import Amounts
 from mbs_ray.model.readers import TRANSFORMERS, VLLM
 
@@ -39,7 +40,7 @@ class CardFacts:
     ``sampling`` are the mappings that build them; ``calibration`` is the fingerprint of the calibration set.
     ``weights`` are those of the languages where the statistics are of the dense model. ``fit_to`` says by how much
     linears were led back to the dense model, None where they were not. ``budget`` says what amounts linears were given,
-    and what they are on average, None where all are alike.
+    and what they are on average, None where all are alike. ``groups`` of the languages have means of their own.
     """
 
     model: str
@@ -56,6 +57,7 @@ class CardFacts:
     weights: dict[str, float] | None = None
     fit_to: str | None = None
     budget: dict[str, Any] | None = None
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
@@ -92,7 +94,7 @@ def model_card(facts: CardFacts, form: str, reader: str = TRANSFORMERS) -> str:
         "",
         *_table(header, allocation),
         "",
-        *(line for scores in facts.evaluation for line in _evaluation(scores)),
+        *(line for scores in facts.evaluation for line in _evaluation(scores, facts.groups)),
         "## Load",
         "",
         *(_VLLM if form == PACKED_FORMAT and reader == VLLM else _PLAIN),
@@ -138,29 +140,35 @@ def _budget(budget: Mapping[str, Any]) -> str:
     return f"- {amounts.field}: {dealt}, rule {budget['rule']}"
 
 
-def _evaluation(scores: EvaluationScores) -> list[str]:
-    """Make a table with a row per language, and the geometric mean of the increases."""
+def _evaluation(scores: EvaluationScores, groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Make a table with a row per language, and the geometric means of the increases, of all and by group."""
     header = ("language", "perplexity dense", "compressed", "increase", "bits per byte dense", "compressed")
     rows = []
-    logarithms = []
+    logarithms = {}
     for language in table_order(scores.perplexity):
         (dense, now), (dense_bits, bits) = scores.perplexity[language], scores.bits_per_byte[language]
         # A ratio to an infinite perplexity is 0.
-        logarithms.append(math.log(now / dense) if now / dense else -math.inf)
+        logarithms[language] = math.log(now / dense) if now / dense else -math.inf
         compressed = _with_interval(now, scores.perplexity_interval.get(language))
         increase = _with_interval(now / dense, scores.increase_interval.get(language))
         rows.append((language, f"{dense:.3f}", compressed, increase, f"{dense_bits:.4f}", f"{bits:.4f}"))
-    total = math.fsum(logarithms) if all(map(math.isfinite, logarithms)) else sum(logarithms)
-    mean = math.exp(total / len(logarithms))
-    shown = _with_interval(mean, scores.increase_interval.get("geomean"))
+
+    def mean(row: str, languages: Sequence[str]) -> str:
+        own = [logarithms[language] for language in languages]
+        total = math.fsum(own) if all(map(math.isfinite, own)) else sum(own)
+        return _with_interval(math.exp(total / len(own)), scores.increase_interval.get(row))
+
+    of_groups = [f"- {words}: {mean(group, groups[group])}" for group, words in GROUP_WORDS.items() if group in groups]
     brackets = ["In brackets: 95 % intervals, by a bootstrap over the segments of the text."]
     return [
         f"## Perplexity: {scores.name}",
         "",
         *_table(header, rows),
         "",
-        f"Geometric mean of the increase: {shown}. Perplexities compare models on one language, bits per byte",
+        f"Geometric mean of the increase: {mean('geomean', list(logarithms))}. Perplexities compare models on one "
+        "language, bits per byte",
         "languages as well.",
+        *(["", "Geometric mean of the increase, by group:", "", *of_groups, ""] if of_groups else []),
         *(brackets if scores.increase_interval or scores.perplexity_interval else []),
         "",
     ]

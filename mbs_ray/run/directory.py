@@ -170,7 +170,8 @@ class RunDirectory:
         result, facts = self.result(), self.facts()
         if result is None or facts is None:
             return {}
-        return {name: result["evaluation"][name] for name in facts.evaluation if name in result["evaluation"]}
+        texts = result.get("evaluation", {})
+        return {name: texts[name] for name in facts.evaluation if name in texts}
 
     def drop_weights(self) -> None:
         """Remove the blocks of a finished run: dense, packed and unfinished ones; the reports of blocks stay."""

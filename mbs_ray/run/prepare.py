@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,17 +11,16 @@ from typing import Any
 import torch
 
 from mbs_ray.errors import InputError
-from mbs_ray.languages.distribution import Distribution, parse_languages
-from mbs_ray.languages.sampling_registry import counts_tokens, distribution_for
+from mbs_ray.languages.distribution import Distribution
 from mbs_ray.languages.samplings import Adaptive
-from mbs_ray.methods import Amounts, Statistic
+from mbs_ray.methods import Amounts
 from mbs_ray.model.checkpoint import Checkpoint, open_checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.fingerprint import fingerprint
 from mbs_ray.run.microbatch import settled_microbatch
 from mbs_ray.run.mixture_checks import check_mixtures
-from mbs_ray.run.modes import DenseStatistics
 from mbs_ray.run.pilot import check_ramp, pilot_spec
+from mbs_ray.run.settled_languages import SettledLanguages, settle_languages
 from mbs_ray.run.spec import EvaluationSpec, RunSpec
 from mbs_ray.text.corpus import require_languages
 from mbs_ray.text.segment_draw import check_request
@@ -98,7 +97,8 @@ class PreparedRun:
     ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
     and ``allocation`` are those of the pool: equally many segments of each weighted language. ``search`` describes
     the trials by which an adaptive sampling found the weights. ``pilot`` is a run of dense statistics by which amounts
-    are tried for the run's budget, ``dealt`` says what amounts were found, and how.
+    are tried for the run's budget, ``dealt`` says what amounts were found, and how. ``groups`` of its languages have
+    rows of their own in tables.
     """
 
     label: str
@@ -114,6 +114,7 @@ class PreparedRun:
     search: Mapping[str, Any] | None = None
     pilot: "PreparedRun | None" = None
     dealt: Mapping[str, Any] | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def adaptive(self) -> Adaptive | None:
@@ -165,57 +166,20 @@ def prepare_runs(
         return distribution.in_tokens(languages, lambda codes: texts.bytes_per_token(spec, opened(spec), codes))
 
     # Languages are checked for all runs before the first checkpoint is opened, but where tokens are counted.
-    settled = [_settle(spec, in_tokens) for spec in specs]
-    for spec, (languages, allocation, _) in zip(specs, settled, strict=True):
+    settled = [settle_languages(spec, in_tokens) for spec in specs]
+    for spec, (languages, allocation, *_) in zip(specs, settled, strict=True):
         require_languages(spec.corpus, allocation)
         for one in spec.evaluation.values():
             require_languages(one.corpus, languages)
-    for spec, label, column, (languages, allocation, weights) in zip(specs, labels, columns, settled, strict=True):
-        run = replace(_with_texts(spec, label, column, opened(spec), languages, allocation, texts), weights=weights)
+    for spec, label, column, own in zip(specs, labels, columns, settled, strict=True):
+        run = _with_texts(spec, label, column, opened(spec), own, texts)
         _check_method(run)
         if spec.budget is not None and spec.budget.tries:
-            own = pilot_spec(spec, spec.budget)
-            codes, pooled, weighed = _settle(own, in_tokens)
-            pilot = _with_texts(own, label, column, opened(own), codes, pooled, texts)
-            run = replace(run, pilot=replace(pilot, weights=weighed))
+            tried = pilot_spec(spec, spec.budget)
+            pilot = _with_texts(tried, label, column, opened(tried), settle_languages(tried, in_tokens), texts)
+            run = replace(run, pilot=pilot)
         prepared.append(run)
     return prepared
-
-
-def _settle(
-    spec: RunSpec, in_tokens: Callable[[RunSpec, Distribution, Sequence[str]], Distribution]
-) -> tuple[tuple[str, ...], dict[str, int], dict[str, Fraction] | None]:
-    """Languages of the run, segments of each, and with dense statistics their weights."""
-    distribution = distribution_for(spec.sampling, spec.model, spec.distribution, spec.revision)
-    languages = parse_languages(spec.languages, distribution)
-    if distribution is not None and counts_tokens(spec.sampling, distribution):
-        distribution = in_tokens(spec, distribution, languages)
-    dense = spec.statistics
-    if dense is None:
-        return languages, spec.sampling.allocate(distribution, languages, spec.segments), None
-    if isinstance(spec.sampling, Adaptive):
-        _check_adaptive(spec, dense)
-    if spec.per_language and dense.stored == "samplings":
-        raise InputError(
-            "statistics.stored: a sum per sampling keeps no moments of a language, by which per_language measures; "
-            "take stored: languages"
-        )
-    if dense.weights == "shares":
-        weights = spec.sampling.weights(distribution, languages)
-    else:
-        allocation = spec.sampling.allocate(distribution, languages, spec.segments)
-        weights = {code: Fraction(count, spec.segments) for code, count in allocation.items()}
-    return languages, dict.fromkeys(weights, dense.segments_per_language), weights
-
-
-def _check_adaptive(spec: RunSpec, dense: DenseStatistics) -> None:
-    if spec.method.statistic is Statistic.NONE:
-        raise InputError(f"sampling adaptive: method {spec.method.name} sees no text, so that no mixture of it matters")
-    if dense.stored == "samplings":
-        raise InputError(
-            "statistics.stored: a sum per sampling keeps no moments of a language, of which adaptive makes its "
-            "mixtures; take stored: languages"
-        )
 
 
 def read_models(runs: Sequence[PreparedRun], notify: NotifyStep) -> None:
@@ -235,10 +199,10 @@ def _with_texts(
     label: str,
     column: tuple[str, str],
     model: Model,
-    languages: tuple[str, ...],
-    allocation: dict[str, int],
+    settled: SettledLanguages,
     texts: CheckedTexts,
 ) -> PreparedRun:
+    languages, allocation = settled.languages, settled.allocation
     model.check_length("sequence_length", spec.sequence_length)
     requests = evaluation_requests(spec.evaluation, model, languages, spec.sequence_length)
     evaluation = {name: texts.check(request) for name, request in requests.items()}
@@ -251,7 +215,18 @@ def _with_texts(
         seed=spec.seed,
         allow_repeat=spec.allow_repeat,
     )
-    return PreparedRun(label, column, spec, model, languages, allocation, texts.check(calibration), evaluation)
+    return PreparedRun(
+        label,
+        column,
+        spec,
+        model,
+        languages,
+        allocation,
+        texts.check(calibration),
+        evaluation,
+        weights=settled.weights,
+        groups=settled.groups,
+    )
 
 
 def evaluation_requests(

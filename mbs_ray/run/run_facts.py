@@ -1,8 +1,10 @@
 """The facts of a run, ``run.json`` in its directory: what it is, settled before anything is measured."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from mbs_ray.languages.codes import GROUPS
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,8 @@ class RunFacts:
     names the evaluation sets, the first one first. ``segments`` of ``sequence_length`` tokens are the calibration set,
     or with dense statistics those that moments are taken from. ``fingerprints`` has those of the ``model`` and of the
     ``calibration`` set, ``resolved`` the fields of :data:`~mbs_ray.run.sweep_folders.FORWARD_FIELDS`. ``layout`` is
-    that of the last command that worked on the run.
+    that of the last command that worked on the run. ``groups`` of the languages have rows of their own in tables; a run
+    of an earlier version has none.
     """
 
     label: str
@@ -31,12 +34,16 @@ class RunFacts:
     resolved: Mapping[str, Any]
     versions: Mapping[str, str]
     layout: Mapping[str, int]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunFacts":
         """Rebuild the facts from what :meth:`to_json` made."""
         languages, evaluation = tuple(content["languages"]), tuple(content["evaluation"])
-        return cls(**{**content, "languages": languages, "evaluation": evaluation})
+        # JSON keeps them by name.
+        known = content.get("groups", {})
+        groups = {group: tuple(known[group]) for group in GROUPS if group in known}
+        return cls(**{**content, "languages": languages, "evaluation": evaluation, "groups": groups})
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as a mapping that JSON can hold."""

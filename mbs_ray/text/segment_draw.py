@@ -17,7 +17,7 @@ from mbs_ray.text.ray_data import Found, Recipe, gather
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
 from mbs_ray.text.spot_draw import BYTES_PER_TOKEN, SpotDraw
-from mbs_ray.text.text_counts import refuse_foreign_ids, refuse_unknown, text_counts
+from mbs_ray.text.text_counts import refuse_foreign_ids, refuse_markup, refuse_unknown, text_counts
 from mbs_ray.text.unit_draw import Ask, Excerpt
 
 Notify = Callable[[int, int], None]
@@ -97,6 +97,8 @@ def finished(request: SegmentRequest, draws: Mapping[str, LanguageDraw]) -> dict
     languages = {}
     for language, draw in draws.items():
         drawn = draw.finish()
+        if request.chat:
+            refuse_markup(language, drawn.segments)
         refuse_foreign_ids(request.tokenizer, drawn.segments, rows)
         facts = {**drawn.facts, **text_counts(drawn.segments, unknown)}
         segments = [one.preceded(begin) for one in drawn.segments] if begin else drawn.segments

@@ -31,6 +31,15 @@ def unknown_shares(facts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
     return {language: lacking / size for language, (lacking, size) in counted.items() if lacking}
 
 
+def refuse_markup(language: str, segments: Sequence[TokenStream]) -> None:
+    """Raise :class:`InputError` where no segment of a chat corpus has a token of a content that could be scored."""
+    if not any((one.document_index[1:] >= 0).any() for one in segments):
+        raise InputError(
+            f"language {language!r}: its {len(segments)} segments hold nothing but what the chat template writes; "
+            "take a larger sequence_length, or chat: packed"
+        )
+
+
 def refuse_unknown(tokenizer: str, facts: Mapping[str, Mapping[str, int]]) -> None:
     """Raise :class:`InputError` naming the languages whose text the vocabulary does not hold."""
     refused = {language: share for language, share in unknown_shares(facts).items() if share > UNKNOWN_REFUSED}

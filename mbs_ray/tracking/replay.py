@@ -10,9 +10,10 @@ from mbs_ray.run.directory import ALLOCATION, SPEC, RunDirectory
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.lease import Lease, leased
 from mbs_ray.run.sweep_folders import SweepFolders
+from mbs_ray.tracking.aggregates import track_aggregates
 from mbs_ray.tracking.mlflow_client import DATABASE, MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
-from mbs_ray.tracking.tracked_run import child_run, sweep_run
+from mbs_ray.tracking.tracked_run import TrackedRun, child_run, sweep_run
 
 
 def track_runs(
@@ -20,9 +21,10 @@ def track_runs(
 ) -> Iterator[tuple[str, bool]]:
     """Replay what a run, or all runs of a sweep, measured; yield (run, whether MLflow has taken everything).
 
-    What MLflow already has is not doubled. Raises :class:`InputError` where the folder is neither, another command
-    works on the sweep (``take_over`` and ``say`` as for :func:`leased`), or the server at ``uri`` cannot be used;
-    default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
+    Means over seeds follow, where runs of the sweep differ by their seeds alone. What MLflow already has is not
+    doubled. Raises :class:`InputError` where the folder is neither, another command works on the sweep (``take_over``
+    and ``say`` as for :func:`leased`), or the server at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the
+    database of the sweep's ``--out``.
     """
     path = folder.resolve()
     directories = _tracked([RunDirectory(path)]) or _tracked(RunDirectory.all_of(path))
@@ -33,6 +35,7 @@ def track_runs(
             if lease is not None:
                 lease.check()
             yield directory.path.name, _track(directory, uri)
+        yield from _track_aggregates(directories[0], uri)
 
 
 def _alone(sweep: Path, take_over: bool, say: Callable[[str], None]) -> AbstractContextManager[Lease | None]:
@@ -60,6 +63,20 @@ def track_report(folder: Path, page: Path) -> str:
     return "logged to the sweep's run in MLflow" if sweep.sync() else "not logged; the same command tries again"
 
 
+def _track_aggregates(directory: RunDirectory, uri: str | None) -> Iterator[tuple[str, bool]]:
+    connection, sweep = _sweep_of(directory, uri)
+    yield from track_aggregates(SweepFolders.of(directory.sweep), connection, sweep)
+
+
+def _sweep_of(directory: RunDirectory, uri: str | None) -> tuple[MlflowConnection, TrackedRun]:
+    """Connect to MLflow and find the run of the sweep that a tracked run belongs to."""
+    told = directory.tracking_identity()
+    assert told is not None
+    folders = SweepFolders.of(directory.sweep)
+    connection = MlflowConnection(uri or default_tracking_uri(folders.out), told["experiment"], folders.artifacts)
+    return connection, sweep_run(connection, **told["sweep"], reopen=False)
+
+
 def _tracked(directories: Iterable[RunDirectory]) -> list[RunDirectory]:
     """Select the runs that are tracked in MLflow."""
     return [directory for directory in directories if directory.tracking_identity() is not None]
@@ -68,9 +85,7 @@ def _tracked(directories: Iterable[RunDirectory]) -> list[RunDirectory]:
 def _track(directory: RunDirectory, uri: str | None) -> bool:
     told, result = directory.tracking_identity(), directory.result()
     assert told is not None
-    folders = SweepFolders.of(directory.sweep)
-    connection = MlflowConnection(uri or default_tracking_uri(folders.out), told["experiment"], folders.artifacts)
-    sweep = sweep_run(connection, **told["sweep"], reopen=False)
+    connection, sweep = _sweep_of(directory, uri)
     run = child_run(connection, sweep, **told["run"], journal=Journal(directory.journal), reopen=False)
     for name in (ALLOCATION, SPEC):
         if (directory.path / name).is_file():  # not where the command was killed early
@@ -80,6 +95,6 @@ def _track(directory: RunDirectory, uri: str | None) -> bool:
     else:
         track_results(directory, result["metrics"], run)
         run.finish("FINISHED")
-        if all(one.result() for one in RunDirectory.all_of(folders.sweep)):
+        if all(one.result() for one in RunDirectory.all_of(directory.sweep)):
             sweep.finish("FINISHED")
     return run.sync()

@@ -15,6 +15,7 @@ from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.text.redaction import all_without_secrets, without_secrets
+from mbs_ray.tracking.aggregates import track_aggregates
 from mbs_ray.tracking.mlflow_client import MlflowConnection
 from mbs_ray.tracking.shown_names import shown_run
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
@@ -91,7 +92,7 @@ class SweepTracking:
     def _publish_view(self, run: PreparedRun, client: "MlflowClient") -> None:
         scored = run.languages if run.evaluation else ()
         measured = run.languages if run.spec.per_language else ()
-        publish_view(self._connection.experiment_id, run.model.name, scored, client, measured)
+        publish_view(self._connection.experiment_id, run.model.name, scored, client, measured, list(run.groups))
 
     def sync(self) -> None:
         """Journal the blocks that were finished since the last call, and bring MLflow up to date."""
@@ -115,6 +116,11 @@ class SweepTracking:
         delivered = tracked.sync()
         del self._open[label]
         return delivered
+
+    def aggregate(self) -> None:
+        """Give MLflow the means over seeds, where finished runs differ by their seeds alone."""
+        for _ in track_aggregates(self._folders, self._connection, self.parent):
+            pass
 
     def fail(self, label: str, reason: str) -> None:
         """Say why a run failed; nothing where it could not even be opened."""

@@ -9,7 +9,15 @@ import pandas as pd
 
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.evaluation.intervals import interval_text
-from mbs_ray.evaluation.metric_names import GEOMEAN, INCREASE, PERPLEXITY, UNKNOWN_SHARE, WORST, MetricNames
+from mbs_ray.evaluation.metric_names import (
+    GEOMEAN,
+    INCREASE,
+    PERPLEXITY,
+    UNKNOWN_SHARE,
+    WORST,
+    MetricNames,
+    group_sentence,
+)
 from mbs_ray.evaluation.perplexity import stored_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.files import appearing
@@ -78,6 +86,7 @@ def _note(facts: RunFacts, directory: RunDirectory, metrics: Mapping[str, float]
             f"On {facts.evaluation[0]}, perplexity over that of the dense model is "
             f"**{increases[GEOMEAN]:.3f}** (geometric mean of the languages), "
             f"{increases[WORST]:.3f} in the worst.",
+            *group_sentence(increases),
             "",
             f"| language | {'weight' if weights else 'segments'} | perplexity | over dense | 95 % interval |",
             "|---|---:|---:|---:|---:|",

@@ -31,14 +31,14 @@ _LONGEST_TAG = 8000
 class TrackedRun:
     """A run in MLflow, made or found again by its key, and everything that MLflow has not taken yet.
 
-    Made by :func:`sweep_run`, :func:`child_run` and :func:`evaluation_run`.
+    Made by :func:`sweep_run`, :func:`child_run`, :func:`aggregate_run` and :func:`evaluation_run`.
     `run_id` is empty until MLflow could be reached.
     """
 
     def __init__(
         self,
         connection: MlflowConnection,
-        kind: Literal["sweep", "run"],
+        kind: Literal["sweep", "run", "aggregate"],
         parent: "TrackedRun | None",
         key: str,
         name: str,
@@ -224,6 +224,19 @@ def child_run(
 ) -> TrackedRun:
     """Open the child of `parent` with this key; one that exists is continued. Its metrics come from `journal`."""
     return TrackedRun(connection, "run", parent, key, name, params, tags, journal, reopen)
+
+
+def aggregate_run(
+    connection: MlflowConnection,
+    parent: TrackedRun,
+    key: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    journal: Journal,
+) -> TrackedRun:
+    """Open the child of `parent` with this key that stands for several others; one that exists is continued."""
+    return TrackedRun(connection, "aggregate", parent, key, name, params, tags, journal, reopen=False)
 
 
 def evaluation_run(

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mbs_ray.evaluation.metric_names import INCREASE, SUMMARIES, MetricNames
+from mbs_ray.evaluation.metric_names import GEOMEAN, INCREASE, WORST, MetricNames
 from mbs_ray.files import digest
 
 if TYPE_CHECKING:
@@ -37,14 +37,20 @@ _NAME_WIDTH, _DATE_WIDTH, _METRIC_WIDTH, _CHARACTER = 300, 140, 145, 8
 
 
 def publish_view(
-    experiment_id: str, model: str, languages: Sequence[str], client: "MlflowClient", measured: Sequence[str] = ()
+    experiment_id: str,
+    model: str,
+    languages: Sequence[str],
+    client: "MlflowClient",
+    measured: Sequence[str] = (),
+    groups: Sequence[str] = (),
 ) -> None:
     """Write, or renew, the view of a model, and link all such views in the experiment's description.
 
     `languages`: those the model was scored in, in table order; `measured`: those whose layer error is measured;
-    both may be empty. A description that somebody else wrote is left alone.
+    `groups`: those of languages that have means of their own; all may be empty. A description that
+    somebody else wrote is left alone.
     """
-    state = _packed(view_state(model, languages, measured))
+    state = _packed(view_state(model, languages, measured, groups))
     value = {"name": model, "createdAt": time.time_ns() // 1_000_000, "state": state}
     client.set_experiment_tag(experiment_id, f"{_OWN_VIEW}{digest(model)}", json.dumps(value))
     tags = client.get_experiment(experiment_id).tags
@@ -78,12 +84,15 @@ def run_path(experiment_id: str, run_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}?{_WORKFLOW}"
 
 
-def view_state(model: str, languages: Sequence[str], measured: Sequence[str] = ()) -> dict[str, Any]:
+def view_state(
+    model: str, languages: Sequence[str], measured: Sequence[str] = (), groups: Sequence[str] = ()
+) -> dict[str, Any]:
     """Describe a view to MLflow's runs page: the runs of a model by name, the increase of each language first.
 
-    After the losses of the blocks come the layer errors of the `measured` languages, where there are any.
+    Before the languages come the means of all and of each of the `groups`; after the losses of the blocks the layer
+    errors of the `measured` languages, where there are any.
     """
-    summaries = SUMMARIES if languages else ()
+    summaries = (GEOMEAN, WORST, *groups) if languages else ()
     increases = [MetricNames().increase(row) for row in (*summaries, *_telling_order(languages))]
     losses = [f"{_BLOCKS}/{name}" for name in _LOSSES]
     errors = [f"{_LAYER_ERRORS}/{name}" for name in _telling_order(measured)]

@@ -15,6 +15,7 @@ from mbs_ray.cli import app, demo
 from mbs_ray.cli.demo import MODELS, demo_sentence, demo_sweep, packaged_models, shown_views
 from mbs_ray.driver.conclusion import SweepResult
 from mbs_ray.errors import InputError
+from mbs_ray.languages.codes import GROUPS
 from mbs_ray.languages.facts import PAPER_LANGUAGES
 from tests.support.models import write_bloom
 
@@ -113,6 +114,21 @@ def test_a_terminal_shows_the_last_model_on_one_screen() -> None:
     assert text.getvalue().count("\x1b[1m1.100") == 3 and text.getvalue().count("\x1b[1m1.400") == 3
 
 
+def test_groups_of_languages_fit_the_same_screen() -> None:
+    every = [*PAPER_LANGUAGES, "geomean", "worst", *GROUPS]
+    three = dict.fromkeys(METHODS, increases((1.1, 2.0), (1.3, 1.4), (1.2, 1.5)).reindex(every, fill_value=1.0))
+    three["gptq-3bit"] = three["gptq-3bit"].drop(list(GROUPS))  # as of an earlier version
+    (view,) = shown_views(result(large=three))
+    text = io.StringIO()
+    Console(file=text, width=80).print(view)
+    shown = text.getvalue().splitlines()
+    assert len(shown) < 24 and max(map(len, shown)) <= 80 and "…" not in "".join(shown)
+    assert shown[2].replace("┃", " ").split() == ["non-", "low-", "high-"]
+    assert shown[3].replace("┃", " ").split()[-6:] == ["geomean", "worst", "latin", "latin", "share", "share"]
+    assert [line.count("–") for line in shown if "│" in line] == [0] * 9 + [4] * 3
+    assert "bold: the best of a method" in shown[-1]
+
+
 def test_a_method_without_all_three_samplings_is_not_counted() -> None:
     whole, part = increases((1.0, 2.0), (1.5, 1.5), (1.5, 1.5)), increases((9.0, 9.0), (1.0, 1.0))
     assert "over 1 pairs" in demo_sentence(result(mini={"wanda-50": whole, "gptq-3bit": part}))
@@ -127,7 +143,8 @@ def test_mbs_demo_ends_with_table_sentence_and_the_way_to_the_ui(ray_cluster: Cl
     assert done.exit_code == 0, done.output
     table = pd.read_csv(out / "demo" / "increase-tiny-bloom-parallel.csv", index_col="language")
     assert list(table.columns) == [f"{method}-{sampling}" for method in METHODS for sampling in SAMPLINGS]
-    assert list(table.index) == [*PAPER_LANGUAGES, "geomean", "worst"]
+    # Nothing says of what this model was trained on how much.
+    assert list(table.index) == [*PAPER_LANGUAGES, "geomean", "worst", "latin", "non-latin"]
     columns = [(method, sampling) for method in METHODS for sampling in SAMPLINGS]
     read = SweepResult(tables={"tiny-bloom-parallel": table.set_axis(pd.MultiIndex.from_tuples(columns), axis=1)})
     assert demo_sentence(read) in " ".join(done.output.split())

@@ -16,7 +16,7 @@ from tests.support.models import write_tokenizer
 from tests.support.sweeps import prepared_runs, run_sweep
 
 LANGUAGES = ("en", "sw")
-LENGTH = 24
+LENGTH = 96
 
 
 @pytest.fixture

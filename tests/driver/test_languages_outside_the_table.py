@@ -87,7 +87,7 @@ def test_a_sweep_needs_no_distribution_and_all_are_those_of_the_one_it_is_given(
     )
     assert result.failed == {}
     (table,) = result.tables.values()
-    assert list(table.index) == ["de", "jpn_Jpan", "geomean", "worst"] and len(table.columns) == 3
+    assert list(table.index) == ["de", "jpn_Jpan", "geomean", "worst", "latin", "non-latin"] and len(table.columns) == 3
     distribution = tmp_path / DISTRIBUTION_FILE
     distribution.write_text(json.dumps({"source": "own", "unit": "bytes", "languages": {"jpn_Jpan": 1, "de": 3}}))
     asked = {**run, "languages": "all", "distribution": str(distribution), "sampling": "proportional"}

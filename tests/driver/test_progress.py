@@ -11,6 +11,7 @@ from mbs_ray.cli.terminal_tables import increase_views
 from mbs_ray.cluster.job import Job, Score
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.driver.progress import PLAIN_SECONDS, WORK_SECONDS, Progress
+from mbs_ray.report.increase_table import SeedSpread
 
 
 def shown(width: int, columns: int) -> list[str]:
@@ -35,6 +36,21 @@ def test_every_number_is_shown_whole_at_any_width() -> None:
         assert all(len(line) <= width for text in texts for line in text.splitlines())
         assert all("en" in text and "sw" in text for text in texts)
     assert len(shown(400, 9)) == 1
+
+
+def test_the_spread_over_seeds_is_shown_behind_the_mean_at_any_width() -> None:
+    columns = pd.MultiIndex.from_tuples([("wanda-50", "equal"), ("wanda-50", "proportional")])
+    table = pd.DataFrame([[1.25, 1.5], [2.0, 2.5]], index=["en", "sw"], columns=columns)
+    deviations = pd.DataFrame([[0.125, float("nan")]] * 2, index=table.index, columns=columns)
+    spread = SeedSpread(deviations, {columns[0]: 3, columns[1]: 1})
+    for width in (40, 120):
+        text = io.StringIO()
+        for view in increase_views("title", table, width, spread):
+            Console(file=text, width=width).print(view)
+        shown = text.getvalue()
+        for part in ("1.250 ± 0.125", "1.500 ", "equal (3 seeds)", "sample standard", "proportional "):
+            assert part in shown, shown
+        assert "nan" not in shown and all(len(line) <= width for line in shown.splitlines())
 
 
 def job(key: str) -> Job:

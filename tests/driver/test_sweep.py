@@ -114,7 +114,8 @@ def test_the_tables_hold_what_the_scores_say(swept: tuple[Path, SweepResult, str
     out, result, _ = swept
     table = result.tables["tiny-bloom-held-out"]
     assert ["-".join(column) for column in table.columns] == LABELS
-    assert list(table.index) == ["en", "fr", "hi", "sw", "geomean", "worst"]
+    summaries = ["geomean", "worst", "latin", "non-latin", "low-share", "high-share"]
+    assert list(table.index) == ["en", "fr", "hi", "sw", *summaries]
     for label, column in zip(LABELS, table.columns, strict=True):
         scores = pq.read_table(out / "tiny" / "runs" / label / "evaluation" / "held-out.parquet").to_pandas()
         (dense_path,) = out.glob("dense/*/evaluation/held-out.parquet")
@@ -126,6 +127,8 @@ def test_the_tables_hold_what_the_scores_say(swept: tuple[Path, SweepResult, str
             assert table.loc[language, column] == pytest.approx(expected[language], rel=1e-9)
         assert table.loc["worst", column] == pytest.approx(expected.max(), rel=1e-9)
         assert table.loc["geomean", column] == pytest.approx(geometric_mean(expected.to_dict()), rel=1e-9)
+        assert table.loc["non-latin", column] == pytest.approx(expected["hi"], rel=1e-9)
+        assert table.loc["low-share", column] == pytest.approx(expected["sw"], rel=1e-9)
     written = pd.read_csv(out / "tiny" / "increase-tiny-bloom-held-out.csv", index_col="language")
     assert list(written.columns) == LABELS
 

@@ -41,6 +41,9 @@ def test_the_metrics_of_a_set_have_the_names_they_always_had(names: MetricNames,
     expected |= {f"ppl_increase{tail}/{row}" for row in ("en", "sw", "geomean", "worst")}
     expected |= {f"ppl_increase_ci95_{end}{tail}/{row}" for end in ("low", "high") for row in ("en", "sw", "geomean")}
     assert set(evaluation_metrics(names, scores(2.0), scores(1.0))) == expected
+    grouped = {f"ppl_increase{part}{tail}/low-share" for part in ("", "_ci95_low", "_ci95_high")}
+    groups = {"low-share": ("sw",)}
+    assert set(evaluation_metrics(names, scores(2.0), scores(1.0), groups=groups)) == expected | grouped
     assert names.perplexity("sw") == f"ppl{tail}/sw" and names.bits_per_byte("sw") == f"bpb{tail}/sw"
     assert names.increase("worst") == f"ppl_increase{tail}/worst"
     assert names.metric(SCORED_TOKENS, "sw") == f"scored_tokens{tail}/sw"

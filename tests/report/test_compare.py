@@ -105,6 +105,19 @@ def test_two_runs_and_a_run_and_its_dense_model_are_compared(runs: list[RunDirec
             }
 
 
+def test_groups_that_both_runs_have_alike_are_compared_too(runs: list[RunDirectory]) -> None:
+    one, other = runs
+    groups = {"latin": ("en", "sw"), "low-share": ("sw",), "high-share": ("en",)}
+    for directory, own in ((one, {**groups, "high-share": ("en", "sw")}), (other, groups)):
+        directory.claim({}, replace(FACTS, label=directory.path.name, groups=own))
+    (pair, _) = compare_runs(one.path, other.path)
+    assert list(pair.differences) == ["en", "sw", "geomean", "latin", "low-share"]
+    assert pair.differences["latin"] == pair.differences["geomean"]
+    assert pair.differences["low-share"].nll == pair.differences["sw"].nll
+    (pair, _) = compare_with_dense(other.path)
+    assert list(pair.differences)[2:] == ["geomean", *groups]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_sweeps(runs: list[RunDirectory], tmp_path: Path) -> None:
     elsewhere = write_run(SweepFolders(tmp_path, "second"), "one", 0.5)
     (pair, _) = compare_runs(runs[0].path, elsewhere.path)

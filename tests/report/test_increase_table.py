@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mbs_ray.report.increase_table import increase_table, mean_over, to_markdown
+from mbs_ray.report.increase_table import SeedSpread, increase_table, mean_over, to_markdown
 
 INCREASES = {
     "wanda-50-equal-seed0": {"sw": 1.5, "ar": 1.25, "en": 1.0, "geomean": 1.2, "worst": 1.5},
@@ -29,6 +29,24 @@ def test_seeds_are_averaged_in_the_order_of_the_runs() -> None:
     assert list(table.columns) == [("wanda-50", "equal"), ("rtn-4bit", "equal")]
     assert list(table.index) == ["en", "ar", "sw", "geomean", "worst"]
     assert table[("wanda-50", "equal")].to_list() == [1.0, 1.5, 2.0, pytest.approx(1.4), 2.0]
+
+
+def test_the_spread_over_seeds_stands_behind_the_means_with_the_number_of_seeds() -> None:
+    table = increase_table(INCREASES)
+    spread = SeedSpread.over(table, COLUMNS)
+    assert spread is not None
+    assert spread.runs == {("wanda-50", "equal"): 2, ("rtn-4bit", "equal"): 1}
+    assert spread.deviations.loc["sw", ("wanda-50", "equal")] == pytest.approx(0.5**0.5)
+    shown = to_markdown(mean_over(table, COLUMNS), spread=spread).splitlines()
+    assert shown[0] == "| language | wanda-50 equal (2 seeds) | rtn-4bit equal |"
+    assert "| sw | 2.000 ± 0.707 | 3.000 |" in shown and "| en | 1.000 ± 0.000 | 1.000 |" in shown
+
+
+def test_without_repeated_seeds_there_is_no_spread_and_an_infinite_value_has_none() -> None:
+    assert SeedSpread.over(increase_table(INCREASES), {run: (run, "") for run in INCREASES}) is None
+    table = pd.DataFrame({"a": {"en": 1.0, "sw": float("inf")}, "b": {"en": 1.0, "sw": 2.0}})
+    spread = SeedSpread.over(table, dict.fromkeys("ab", ("m", "s")))
+    assert spread is not None and spread.text("sw", ("m", "s")) == "" and spread.text("en", ("m", "s")) == "± 0.000"
 
 
 def test_markdown_holds_every_number() -> None:

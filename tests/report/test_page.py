@@ -211,6 +211,18 @@ def test_every_run_and_language_has_its_exact_numbers_and_the_best_is_marked(swe
     assert set(runs) == set(INCREASES) and runs["wanda-50-monolingual-en"][-1]["text"] == "ta"
 
 
+def test_groups_of_languages_have_rows_where_a_run_has_them(sweep: Path) -> None:
+    path = sweep / "runs" / "wanda-50-equal" / "result.json"
+    result = json.loads(path.read_text())
+    result["metrics"] |= {"ppl_increase/non-latin": 1.0625, "ppl_increase/high-share": 1.03125}
+    path.write_text(json.dumps(result))
+    increase, _ = Page(write_report_page(sweep)).grids()
+    rows = list(dict.fromkeys(row for row, _ in increase))
+    assert rows == [*LANGUAGES, "geomean", "worst", "non-latin", "high-share"]
+    assert increase["high-share", "wanda-50-equal"]["value"] == 1.03125
+    assert increase["high-share", "gptq-3bit-equal"]["text"] == "–"
+
+
 def test_directories_of_the_version_before_are_reported_as_they_would_be_now(sweep: Path) -> None:
     now = write_report_page(sweep).read_text()
     as_the_version_before(sweep, {"stages": 2, "replicas": 3})

@@ -61,6 +61,16 @@ def test_the_card_says_how_the_checkpoint_was_made_and_what_every_language_lost(
     assert "- made with mbs_ray 0.1.0" in lines
 
 
+def test_groups_of_languages_have_means_of_their_own() -> None:
+    udhr = replace(FACTS.evaluation[0], increase_interval={"low-share": (1.95, 2.0625)})
+    grouped = replace(FACTS, groups={"latin": ["en", "sw"], "low-share": ["sw"]}, evaluation=[udhr])
+    lines = model_card(grouped, DENSE_FORMAT).splitlines()
+    assert "- languages in Latin script: 2.000" in lines
+    assert "- languages with less than 1 % of the training data: 2.000 (1.950 … 2.062)" in lines
+    assert "by group" not in model_card(FACTS, DENSE_FORMAT)
+    assert CardFacts.from_json(json.loads(json.dumps(asdict(grouped)))).groups == grouped.groups
+
+
 def test_a_fitted_run_says_so_and_no_other() -> None:
     assert "- linears fitted to the dense model: strength auto" in model_card(
         replace(FACTS, fit_to="auto"), DENSE_FORMAT

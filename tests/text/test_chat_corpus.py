@@ -268,3 +268,10 @@ def test_rows_of_parquet_with_null_lists_keep_their_bytes(tmp_path: Path) -> Non
     masses = np.array([one.end - one.begin for one in found])
     sizes = np.array([one.document.size + 1 for one in found])
     assert len(found) == 3 and masses == pytest.approx(sizes * masses.sum() / sizes.sum())
+
+
+def test_segments_that_hold_nothing_but_markup_are_refused(folder: Path, chatml: Path) -> None:
+    """Where the template has a longer beginning of its own than the segment has tokens."""
+    short = request(location(folder, "one_per_segment"), chatml, {"sw": 2}, sequence_length=3)
+    with pytest.raises(InputError, match=r"'sw': its 2 segments hold nothing but what the chat template writes"):
+        drawn_here(short)

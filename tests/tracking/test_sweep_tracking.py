@@ -160,6 +160,18 @@ def test_the_note_of_a_finished_run_says_what_each_language_got_and_lost(
     assert table[-2:] == ["| en | 0 | 12.35 | 1.050 |  |", "| sw | 6 | 30.00 | 1.457 | 1.432 … 1.500 |"]
 
 
+def test_the_note_names_the_means_of_groups(
+    connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
+) -> None:
+    run, *_ = prepared([bloom], corpus, folders.cache)
+    assert run.groups["latin"] == ("en", "sw") and "non-latin" not in run.groups
+    tracked = begun(connection, folders, [run])
+    assert tracked.finish(run.label, METRICS | SUMMARIES | {"ppl_increase/latin": 1.2367})
+    (stored,) = connection.client.search_runs([connection.experiment_id], "tags.`mbs.kind` = 'run'")
+    assert stored.data.metrics["ppl_increase/latin"] == 1.2367
+    assert "Geometric means: 1.237 of languages in Latin script." in stored.data.tags["mlflow.note.content"]
+
+
 def test_the_note_says_what_the_run_directory_says_not_what_mlflow_was_told(
     connection: MlflowConnection, folders: SweepFolders, bloom: Path, corpus: Path
 ) -> None:

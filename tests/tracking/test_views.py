@@ -76,6 +76,12 @@ def test_the_summaries_the_largest_and_the_smallest_languages_come_first() -> No
     assert bars == [f"ppl_increase/{name}" for name in order]
 
 
+def test_groups_of_languages_come_after_the_worst_language() -> None:
+    state = view_state("model", LANGUAGES, groups=["latin", "low-share"])
+    shown = ["geomean", "worst", "latin", "low-share", "en"]
+    assert state["selectedColumns"][: len(shown)] == [f"metrics.`ppl_increase/{name}`" for name in shown]
+
+
 def test_every_chart_lies_in_a_section_and_no_two_share_a_name() -> None:
     for languages, measured in ((LANGUAGES, []), ([], LANGUAGES), ([], [])):
         state = view_state("model", languages, measured)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mbs_ray.evaluation.comparison import Difference
-from mbs_ray.evaluation.metric_names import GEOMEAN
+from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.report.colours import BETTER, GRID, NOISE, WORSE
 from mbs_ray.report.figures.canvas import new_figure
 
@@ -17,11 +17,11 @@ _WIDTH, _ROW = 6.5, 0.26  # inches
 
 
 def difference_forest(differences: Mapping[str, Difference], title: str) -> Figure:
-    """Draw the perplexity of B over A with its interval, a row per language and ``geomean`` below, set apart.
+    """Draw the perplexity of B over A with its interval, a row per language and the summaries below, set apart.
 
     The axis is logarithmic: half and double are equally far from 1.
     """
-    rows = [position + (name == GEOMEAN) * 0.4 for position, name in enumerate(differences)]
+    rows = [position + (name in SUMMARIES) * 0.4 for position, name in enumerate(differences)]
     # The names of runs in the title are full of hyphens.
     shown = textwrap.fill(title, 64, break_on_hyphens=False)
     figure = new_figure(_WIDTH, 1.5 + _ROW * (rows[-1] + 1), shown)
@@ -35,7 +35,7 @@ def difference_forest(differences: Mapping[str, Difference], title: str) -> Figu
             continue
         if one.ratio_interval is not None and math.isfinite(one.ratio_interval.high):
             axes.plot(one.ratio_interval, (row, row), color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot([one.ratio], [row], "D" if name == GEOMEAN else "o", color=colour, markersize=5)
+        axes.plot([one.ratio], [row], "D" if name in SUMMARIES else "o", color=colour, markersize=5)
     axes.set_yticks(rows, list(differences))
     axes.set_ylim(rows[-1] + 0.6, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))

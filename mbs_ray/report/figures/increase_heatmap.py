@@ -17,17 +17,19 @@ from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.report.colours import LOSSES
 from mbs_ray.report.figures.canvas import CHARACTER, ink_on, new_figure, wrapped
+from mbs_ray.report.increase_table import SeedSpread
 
 _GAP = 0.3  # of a cell: between methods, and between languages and summaries
-_CELL_WIDTH, CELL_HEIGHT = 0.6, 0.27  # inches
+_CELL_WIDTH, CELL_HEIGHT, _TWO_LINES = 0.6, 0.27, 0.4  # inches
 
 
-def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
+def increase_heatmap(increase: pd.DataFrame, title: str, spread: SeedSpread | None = None) -> Figure:
     """Draw perplexity compressed ÷ dense, languages × runs, on a logarithmic colour scale.
 
-    Rows are languages, in the order to be drawn; rows named `geomean` and `worst` are set apart at the end.
+    Rows are languages, in the order to be drawn; those of summaries (`geomean`, `worst`, groups) are set apart below.
     Columns are runs: names, or a two-level index of method and sampling, whose methods are set apart.
-    A missing value is drawn as a dash. Raises InputError for a value that is no ratio.
+    A missing value is drawn as a dash; the ``spread`` over seeds stands under its mean. Raises InputError for a value
+    that is no ratio.
     """
     if increase.empty or (increase <= 0).any(axis=None):
         raise InputError(f"{title}: the heatmap needs at least one run, and ratios above zero")
@@ -35,10 +37,12 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     rows = [str(row) for row in increase.index if row not in SUMMARIES] + summaries
     runs = [column if isinstance(column, tuple) else ("", column) for column in increase.columns]
     methods, labels = [str(run[0]) for run in runs], [str(run[-1]) for run in runs]
+    if spread is not None:
+        labels = [spread.sampling((method, sampling)) for method, sampling in runs]
     x, y = _positions(methods), _positions([row in SUMMARIES for row in rows])
 
     width = max(4.5, (x[-1] + 1) * _CELL_WIDTH + 2.2)
-    height = (y[-1] + 1) * CELL_HEIGHT + max(map(len, labels)) * CHARACTER + 1.6
+    height = (y[-1] + 1) * (CELL_HEIGHT if spread is None else _TWO_LINES) + max(map(len, labels)) * CHARACTER + 1.6
     figure = new_figure(width, height, wrapped(title, width))
     axes = figure.add_subplot()
     values = increase.loc[rows].to_numpy(dtype=float)
@@ -46,7 +50,8 @@ def increase_heatmap(increase: pd.DataFrame, title: str) -> Figure:
     # At least a tenth wide, so that noise around 1 stays pale.
     scale = ScalarMappable(LogNorm(finite.min(initial=1.0), finite.max(initial=1.1)), LOSSES)
     for row, column in np.ndindex(*values.shape):
-        _cell(axes, x[column], y[row], float(values[row, column]), scale, bold=rows[row] in SUMMARIES)
+        under = "" if spread is None else spread.text(rows[row], runs[column])
+        _cell(axes, x[column], y[row], float(values[row, column]), scale, rows[row] in SUMMARIES, under)
     axes.set(xlim=(-0.5, x[-1] + 0.5), ylim=(y[-1] + 0.5, -0.5))
     axes.set_xticks(x, labels, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(y, rows)
@@ -68,7 +73,7 @@ def _positions(groups: Sequence[object]) -> list[float]:
     return [float(index + _GAP * change) for index, change in enumerate(changes)]
 
 
-def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, bold: bool) -> None:
+def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, bold: bool, under: str) -> None:
     missing = math.isnan(value)
     # Clipped because the norm has no colour for an infinite value.
     colour = "white" if missing else scale.to_rgba(np.clip([value], *scale.get_clim()))[0]
@@ -76,7 +81,7 @@ def _cell(axes: Axes, x: float, y: float, value: float, scale: ScalarMappable, b
     axes.text(
         x,
         y,
-        "–" if missing else _ratio(value),
+        "–" if missing else f"{_ratio(value)}\n{under}".strip(),
         ha="center",
         va="center",
         fontsize=8,

@@ -17,6 +17,7 @@ from mbs_ray.report.figures.allocation_bars import allocation_bars
 from mbs_ray.report.figures.canvas import save_figure
 from mbs_ray.report.figures.increase_heatmap import increase_heatmap
 from mbs_ray.report.figures.layer_error_heatmap import layer_error_heatmap
+from mbs_ray.report.increase_table import SeedSpread
 
 METHODS = ["wanda 50 %", "sparsegpt 50 %"]
 SAMPLINGS = ["monolingual en", "equal", "proportional"]
@@ -55,6 +56,22 @@ def test_every_value_is_written_into_the_cell_of_its_language_and_run() -> None:
     for row in frame.index:
         for column, value in enumerate(frame.loc[row]):
             assert float(drawn[row, x[column]][0]) == pytest.approx(value, rel=0.005)
+
+
+def test_the_spread_over_seeds_is_written_under_the_mean() -> None:
+    frame = example()
+    deviations = pd.DataFrame(0.0125, index=frame.index, columns=frame.columns)
+    spread = SeedSpread(deviations, {**dict.fromkeys(frame.columns, 3), frame.columns[0]: 1})
+    deviations[frame.columns[0]] = float("nan")
+    figure, plain = increase_heatmap(frame, "title", spread), increase_heatmap(frame, "title")
+    assert figure.get_figheight() > plain.get_figheight()
+    axes, first = figure.axes[0], SAMPLINGS[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels == [first, *(f"{name} (3 seeds)" for name in (SAMPLINGS * 2)[1:])]
+    for (row, x), (text, colour) in cells(figure).items():
+        value, same = cells(plain)[row, x]
+        under = "" if x == axes.get_xticks()[0] else "\n± 0.013"
+        assert (text, colour) == (f"{value}{under}", same)
 
 
 def test_runs_are_labelled_with_their_sampling_under_the_name_of_their_method() -> None:
