@@ -18,9 +18,9 @@ from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.configuration import CONFIG, empty_model
 from mbs_ray.model.experts import Origin, expert_of, experts_of, list_experts
 from mbs_ray.model.head import head_alone
-from mbs_ray.model.layout import Slot, from_stored, to_stored
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
 from mbs_ray.model.recorder import Recorder, hidden_states
+from mbs_ray.model.slots import Slot, from_stored, to_stored
 from mbs_ray.model.stored_names import StoredNames, find_ends
 from mbs_ray.model.support import (
     check_arguments,
@@ -102,7 +102,7 @@ class Decoder:
 
     def linears_outside(self) -> list[str]:
         """List the names, in the whole model, of the linears that are left alone: the head, routers, other towers."""
-        return linears_beside(self._model, self._path, self._templates, self._wrapper)
+        return linears_beside(self._model, self._path, self._templates, self._slots, self._wrapper)
 
     def linear_names(self, index: int) -> dict[str, str]:
         """Map name inside the block → name in the whole model, for every linear."""

@@ -129,13 +129,17 @@ def expert_of(linear: str, mixtures: Iterable[str]) -> tuple[str, int] | None:
 
 
 def routers_of(module: nn.Module) -> set[str]:
-    """Name the linears that choose among the experts of a mixture beside them, or weigh a shared one."""
+    """Name the modules that choose among the experts of a mixture beside them, or weigh a shared one.
+
+    Some are linears, some have a weight of their own; other programs take all for linears.
+    """
     routers = set()
     for path, mixture in experts_of(module).items():
         owner = path.rpartition(".")[0]
         for name, one in module.get_submodule(owner).named_modules(prefix=owner):
-            beside = isinstance(one, nn.Linear) and not name.startswith(f"{path}.")
-            if beside and one.out_features in (1, mixture.count):
+            weight = one._parameters.get("weight")
+            matrix = weight is not None and weight.dim() == 2 and not name.startswith(f"{path}.")
+            if matrix and weight.shape[0] in (1, mixture.count):
                 routers.add(name)
     return routers
 

@@ -22,7 +22,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import INDEX, Checkpoint
 from mbs_ray.model.configuration import CONFIG
 from mbs_ray.model.experts import Origin
-from mbs_ray.model.layout import Slot
+from mbs_ray.model.slots import Slot
 from mbs_ray.model.wrapper import Wrapper
 
 

@@ -1,6 +1,6 @@
 """A text model inside another that takes images or sound as well: its blocks are compressed in place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.configuration import CONFIG, empty_model
 from mbs_ray.model.experts import routers_of
 from mbs_ray.model.linears import linears_of
+from mbs_ray.model.slots import Slot
 
 _MAPPINGS = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING)
 
@@ -80,18 +81,26 @@ def find_wrapper(
     return Wrapper(whole, places[0], text_model.base_model_prefix, _name_of(whole, head), own_head)
 
 
-def linears_beside(text_model: nn.Module, path: str, blocks: Sequence[nn.Module], wrapper: Wrapper | None) -> list[str]:
+def linears_beside(
+    text_model: nn.Module,
+    path: str,
+    blocks: Sequence[nn.Module],
+    slots: Sequence[Mapping[str, Slot]],
+    wrapper: Wrapper | None,
+) -> list[str]:
     """List the names, in the whole model, of the linears that are left alone: the head, routers, other towers.
 
-    ``path`` leads to the ``blocks``, in whose places the text model has stand-ins.
+    ``path`` leads to the ``blocks``, in whose places the text model has stand-ins. Routers are named as they are
+    stored, too: vLLM knows them so.
     """
-    routers = [f"{path}.{index}.{name}" for index, block in enumerate(blocks) for name in sorted(routers_of(block))]
-    own = [*linears_of(text_model), *routers]
+    routers = [(index, name) for index, block in enumerate(blocks) for name in sorted(routers_of(block))]
+    own = [*linears_of(text_model), *(f"{path}.{index}.{name}" for index, name in routers)]
+    stored = [slots[index][f"{name}.weight"].stored.removesuffix(".weight") for index, name in routers]
     if wrapper is None:
-        return own
+        return list(dict.fromkeys([*own, *stored]))
     inside = (f"{wrapper.path}.", f"{wrapper.head}.")
     others = [name for name in linears_of(wrapper.model) if not f"{name}.".startswith(inside)]
-    return [*map(wrapper.outward, own), *others]
+    return list(dict.fromkeys([*map(wrapper.outward, own), *stored, *others]))
 
 
 def _keys(model: nn.Module, path: str) -> set[str]:

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import SUMMARIES
 from mbs_ray.files import appearing
-from mbs_ray.report.experts import starved_experts
 from mbs_ray.report.figures.canvas import write_png
 from mbs_ray.report.figures.experts_heatmap import experts_heatmap
 from mbs_ray.report.figures.loss_curves import loss_curves
@@ -30,6 +29,7 @@ from mbs_ray.report.page_tables import (
 from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
 from mbs_ray.report.seed_groups import seed_groups
 from mbs_ray.report.size_tables import sizes
+from mbs_ray.report.starved_experts import starved_experts
 
 FILE = "report.html"
 

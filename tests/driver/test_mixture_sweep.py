@@ -14,6 +14,7 @@ from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.run.export import export_run
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.text.segment_file import SegmentSet
 from tests.support.architectures import WINDOW
@@ -127,6 +128,25 @@ def test_an_image_goes_the_same_way_through_the_compressed_wrapper(swept: Path, 
             for model in (dense, pruned)
         ]
     assert torch.isfinite(logits[1]).all() and not torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral", "deepseek-v3", "gemma3"])
+def test_a_packed_one_loads_in_transformers_as_the_dense_form_of_its_run(name: str, swept: Path) -> None:
+    folder = swept / "runs" / f"{name}-gptq-4bit-g8-sym-equal"
+    packed = export_run(folder, "compressed-tensors", None)
+    stored = Checkpoint(packed).tensors
+    assert any(".experts.3." in tensor and tensor.endswith("weight_packed") for tensor in stored) == (name in MIXTURES)
+    assert not any("vision_tower" in tensor and tensor.endswith("weight_packed") for tensor in stored)
+    ids = torch.arange(3 * WINDOW)[None]
+    with torch.no_grad():
+        both = (load_plain(one, name, torch.bfloat16) for one in (folder / "checkpoint", packed))
+        expected, own = (model(input_ids=ids).logits for model in both)
+    assert torch.equal(own, expected)
+
+
+def test_experts_in_one_tensor_are_not_exported_packed(swept: Path) -> None:
+    with pytest.raises(InputError, match=r"gate_proj: this checkpoint holds all experts in one tensor"):
+        export_run(swept / "runs" / "gpt-oss-gptq-4bit-g8-sym-equal", "compressed-tensors", None)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in MIXTURES])
