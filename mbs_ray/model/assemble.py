@@ -62,17 +62,18 @@ def assemble_packed(
                 f"block {index} {transposed[0]}: a Conv1D, whose packed form nothing loads (compressed-tensors knows "
                 "that of nn.Linear); export plain safetensors"
             )
+        weights = {linear: decoder.stored_weight(index, linear) for linear in decoder.linears(index)}
+        if fused := [linear for linear, stored in weights.items() if stored is None]:
+            raise InputError(
+                f"block {index} {fused[0]}: this checkpoint holds all experts in one tensor, whose packed form nothing "
+                "loads; export plain safetensors"
+            )
         shards.append(packed / block_file(index))
         if not shards[-1].is_file():
             raise InputError(f"{shards[-1]}: missing; give the sweep another name and compute the run again")
         wanted.update(decoder.block_tensors(index))
         for linear, (rows, columns) in decoder.linears(index).items():
-            scheme, weight = schemes.of(index, linear), decoder.stored_weight(index, linear)
-            if weight is None:
-                raise InputError(
-                    f"block {index} {linear}: this checkpoint holds all experts in one tensor, whose packed form "
-                    "nothing loads; export plain safetensors"
-                )
+            scheme, weight = schemes.of(index, linear), str(weights[linear])
             check_loadable(rows, columns, scheme, f"block {index} {linear}")
             wanted.remove(weight)
             wanted |= scheme.stored_names(weight)

@@ -136,8 +136,6 @@ def test_experts_stored_as_one_tensor_or_one_by_one_are_the_same(written: dict[s
     with pytest.raises(
         InputError, match=r"block 0 mlp\.experts\.0\.gate_proj: this checkpoint holds all experts in one"
     ):
-        (tmp_path / "packed").mkdir()
-        (tmp_path / "packed" / "block-00000.safetensors").touch()
         assemble_packed(one, tmp_path / "packed", Schemes(SCHEME), tmp_path / "export", "")
 
 
