@@ -69,18 +69,18 @@ def write_model(folder: Path, hidden: int, heads: int, vocabulary: int) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def write_random_segments(path: Path, count: int, vocabulary: int) -> Path:
+def write_random_segments(path: Path, count: int, vocabulary: int, length: int = LENGTH) -> Path:
     generator = np.random.default_rng(0)
     streams = [
         TokenStream(
-            token_ids=generator.integers(0, vocabulary, LENGTH, dtype=np.int32),
-            document_index=np.zeros(LENGTH, np.int16),
-            bytes=np.ones(LENGTH, np.uint16),
+            token_ids=generator.integers(0, vocabulary, length, dtype=np.int32),
+            document_index=np.zeros(length, np.int16),
+            bytes=np.ones(length, np.uint16),
             sources=(Source("random", bytes(DIGEST_BYTES), ""),),
         )
         for _ in range(count)
     ]
-    write_segments(path, "random", {"sequence_length": LENGTH}, {"en": LanguageSegments(streams, {})})
+    write_segments(path, "random", {"sequence_length": length}, {"en": LanguageSegments(streams, {})})
     return path
 
 
