@@ -1,6 +1,6 @@
 """One block of Qwen3-30B-A3B's shape: memory and time of a stage against the plan, and which experts are starved.
 
-``python -m benchmarks.engine.mixture_block OUT``: random weights in bfloat16, 128 experts of 768 and 8 for each token, 4
+``python -m benchmarks.engine.mixture_block OUT``: random weights in bfloat16, 128 experts, 8 for each token, and 4
 segments × 512 tokens, on CPUs through a stage of Ray. The machine should do nothing else.
 """
 
