@@ -98,7 +98,8 @@ class PreparedRun:
     ``weights`` of the languages are for dense statistics, None for propagated ones. With dense ones ``calibration``
     and ``allocation`` are those of the pool: equally many segments of each weighted language. ``search`` describes
     the trials by which an adaptive sampling found the weights. ``pilot`` is a run of dense statistics by which amounts
-    are tried for the run's budget, ``dealt`` says what amounts were found, and how.
+    are tried for the run's budget, ``dealt`` says what amounts were found, and how. ``top_up`` says which segments
+    ``calibration`` and ``allocation`` have on top for starved experts, and for which, once that is known.
     """
 
     label: str
@@ -114,6 +115,7 @@ class PreparedRun:
     search: Mapping[str, Any] | None = None
     pilot: "PreparedRun | None" = None
     dealt: Mapping[str, Any] | None = None
+    top_up: Mapping[str, Any] | None = None
 
     @property
     def adaptive(self) -> Adaptive | None:
