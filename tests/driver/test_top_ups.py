@@ -16,6 +16,7 @@ from mbs_ray.text.segment_file import SegmentSet
 from tests.support.architectures import WINDOW
 from tests.support.mixtures import write_translated
 from tests.support.models import HELD_OUT, write_corpus
+from tests.support.stages import kill_a_stage_after
 from tests.support.sweeps import predrawn, prepared_runs, run_sweep
 
 LANGUAGES = ("en", "sw", "hi")
@@ -207,6 +208,19 @@ def test_replicas_and_stages_count_the_same(
         counts.append([report.mixtures for report in read_block_reports(folder / "blocks")])
     assert counts[0] == counts[1]
     assert content(directory(tmp_path, "wanda"), "top_up.json") == content(directory(topped[0], "wanda"), "top_up.json")
+
+
+@pytest.mark.slow
+def test_a_stage_that_dies_while_tokens_are_counted_changes_no_bit(
+    topped: tuple[Path, SweepSpec, str], run: dict[str, Any], tmp_path: Path
+) -> None:
+    killer = kill_a_stage_after(tmp_path, "adaptive/routes-*/blocks/block-00000.json")
+    swept(tmp_path, sweep_of({**run, "expert_segments": AT_MOST}, [PRUNED], stages=2))
+    killer.join()
+    ours, theirs = directory(tmp_path, "sparsegpt"), directory(topped[0], "sparsegpt")
+    assert content(ours, "top_up.json") == content(theirs, "top_up.json")
+    for block in sorted((theirs / "blocks").glob("*.safetensors")):
+        assert (ours / "blocks" / block.name).read_bytes() == block.read_bytes()
 
 
 @pytest.mark.slow
