@@ -103,11 +103,18 @@ class Collect:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Work: count which tokens of ``calibration`` the dense model sends to which expert, into the reports of blocks."""
+
+    calibration: JobText
+
+
+@dataclass(frozen=True)
 class Score:
     """Work: evaluate the model without compressing it."""
 
 
-Work = Compress | CompressStored | Try | Collect | Score
+Work = Compress | CompressStored | Try | Collect | Route | Score
 
 
 @dataclass(frozen=True)
@@ -155,12 +162,14 @@ class Job:
 
     @property
     def learned(self) -> tuple[JobText, ...]:
-        """Texts that moments are collected from."""
+        """Texts that moments are collected, or tokens counted, from."""
         match self.work:
             case Compress(calibration=calibration, fit=fit):
                 return (calibration,) if fit is None else (calibration, fit.dense)
             case Collect(pool=pool):
                 return pool
+            case Route(calibration=calibration):
+                return (calibration,)
             case _:
                 return ()
 

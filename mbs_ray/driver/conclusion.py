@@ -82,7 +82,10 @@ def write_tables(
         shown = to_markdown(_summaries_first(table), spread=spread)
         notes.append(f"**Perplexity increase over dense: {model}, {text}**\n\n{shown}")
     propagated = [run for run in runs if run.weights is None]
-    allocations = {run.spec.sampling.label: run.allocation for run in distinct_allocations(propagated)}
+    allocations = {
+        run.label if run.top_up and run.top_up["segments"] else run.spec.sampling.label: run.allocation
+        for run in distinct_allocations(propagated)
+    }
     if allocations:
         with warned_if_unwritten("allocations.png", say, _AGAIN):
             _keep(allocation_bars(allocations), "allocations", jobs, parent, result)

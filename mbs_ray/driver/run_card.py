@@ -34,8 +34,8 @@ def run_facts(run: PreparedRun, resolved: Mapping[str, Any], layout: Layout) -> 
         seed=spec.seed,
         languages=run.languages,
         evaluation=tuple(run.evaluation),
-        # With dense statistics the field counts nothing that is drawn.
-        segments=spec.segments if run.weights is None else sum(run.allocation.values()),
+        # With dense statistics the field counts nothing that is drawn; for starved experts more are.
+        segments=spec.segments if run.weights is None and run.top_up is None else sum(run.allocation.values()),
         sequence_length=spec.sequence_length,
         fingerprints={"model": run.model.fingerprint, "calibration": run.calibration.fingerprint},
         resolved=resolved,
@@ -76,6 +76,7 @@ def card_facts(run: PreparedRun, scores: Mapping[str, Scores], metrics: Mapping[
         groups={group: list(own) for group, own in run.groups.items()},
         fit_to=None if run.spec.fit_to is None else f"{run.spec.fit_to.strength}",
         budget=None if run.spec.budget is None or run.dealt is None else _budget(run.spec.budget, run.dealt),
+        top_up=None if run.top_up is None else run.top_up["segments"],
     )
 
 

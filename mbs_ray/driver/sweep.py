@@ -1,4 +1,4 @@
-"""Conducts a sweep, phase by phase: prepare, settle, plan, draw, find weights and amounts, compress, conclude."""
+"""Conducts a sweep: prepare, settle, plan, draw, find segments, weights and amounts, compress, conclude."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +24,7 @@ from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
 from mbs_ray.driver.sweep_texts import draw_texts
+from mbs_ray.driver.top_ups import awaits_top_up, find_top_ups, with_kept_top_ups
 from mbs_ray.errors import InputError
 from mbs_ray.plan.hardware import Hardware, live_cluster
 from mbs_ray.run.lease import Lease, leased
@@ -81,7 +82,7 @@ def _conduct(
         open_until_end.enter_context(nodes_awaited(options, _useful_stages(runs), progress.say))
         hardware = live_cluster(options.nvme_path)
         device = settled_device(options.device)
-        runs = [replace(run, device=device) for run in runs]
+        runs = with_kept_top_ups([replace(run, device=device) for run in runs], folders)
         resources = _settled(options, runs, hardware).shrunk_to_cluster(progress.say)
         progress.say(f"layout: {resources}")
         _refuse_changed(runs, resources, folders)
@@ -92,6 +93,7 @@ def _conduct(
         measure_sensitivities(jobs, progress)
         stages = pool or open_until_end.enter_context(StagePool())
         driver = StageDriver(resources, stages, offload, progress, lease.check)
+        jobs = find_top_ups(jobs, driver, progress)
         jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
         jobs = replace(jobs, runs=find_amounts(jobs, driver, progress))
         lease.check()
@@ -166,7 +168,8 @@ def _settled(options: ClusterOptions, runs: Sequence[PreparedRun], hardware: Har
 def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: SweepFolders) -> None:
     for run in runs:
         directory = folders.run(run.label)
-        if run.adaptive is None and run.spec.budget is None:  # whose weights or amounts are not known yet
+        # Weights, amounts or further segments are not known yet.
+        if run.adaptive is None and run.spec.budget is None and not awaits_top_up(run):
             finished = finished_result(folders, run) is not None
             directory.refuse_changed(signature(run, resources.numerics, resources.layout.replicas), finished)
         directory.refuse_other_first_set(next(iter(run.evaluation), ""))

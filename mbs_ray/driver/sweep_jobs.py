@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-from mbs_ray.cluster.job import Collect, Compress, CompressStored, Fit, Job, JobText, Score, Try, Work, job_text
+from mbs_ray.cluster.job import Collect, Compress, CompressStored, Fit, Job, JobText, Route, Score, Try, Work, job_text
 from mbs_ray.cluster.resources import Resources
 from mbs_ray.cluster.sharding import block_costs, head_cost, shard_blocks
 from mbs_ray.driver.pools import Pool, PoolMoments, is_unsolved, pool_moments, pools
@@ -89,6 +89,16 @@ class SweepJobs:
             folder = self.folders.all_statistics
             jobs.append(self._job(pool.runs[0], pool.label, folder, self._pool_shards(pool), work, ()))
         return jobs
+
+    def routing_job(self, run: PreparedRun, directory: Path) -> Job:
+        """Make the job that counts, in reports under ``directory``, which experts the run's calibration set reaches."""
+        calibration = self._file("calibration", run.calibration)
+        # What a forward costs, as for text that is evaluated: no moment is collected.
+        tokens = len(calibration.languages) * run.calibration.sequence_length
+        costs = block_costs(run.model.decoder, Statistic.NONE, 0, tokens)
+        shards = tuple(shard_blocks(costs, 0.0, self.resources.layout.stages))
+        key = f"routes-{run.model.name}-seed{run.spec.seed}-{directory.name.removeprefix('routes-')[:6]}"
+        return self._job(run, key, directory, shards, Route(calibration), ())
 
     def dense_jobs(self, run: PreparedRun) -> list[Job]:
         """Make jobs that evaluate the run's dense model, where no earlier run or sweep has done it."""

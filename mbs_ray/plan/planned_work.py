@@ -85,6 +85,7 @@ class PlannedScore:
 class PlannedRun:
     """The compression of a model and its evaluation; ``decoder`` is on the meta device.
 
+    ``routed``: the part of the calibration set that first goes through the dense model, to count what experts receive.
     ``solvings``: how many times all linears are solved at most; a search for weights solves them once per trial.
     """
 
@@ -102,6 +103,7 @@ class PlannedRun:
     """How many of the solvings are trials, whose losses are measured by the full moments of each language."""
     languages: int = 0
     expert_tokens: float = 1.0
+    routed: TokenBatches | None = None
 
     @property
     def statistic(self) -> Statistic:
@@ -121,12 +123,14 @@ class PlannedRun:
     def of_replica(self, replicas: int) -> "PlannedRun":
         """Return the share of the replica with the most."""
         evaluation = tuple(one.of_replica(replicas) for one in self.evaluation)
-        return replace(self, calibration=self.calibration.of_replica(replicas), evaluation=evaluation)
+        routed = self.routed and self.routed.of_replica(replicas)
+        return replace(self, calibration=self.calibration.of_replica(replicas), evaluation=evaluation, routed=routed)
 
     def one_by_one(self) -> "PlannedRun":
         """Return the same with one segment in a forward."""
         evaluation = tuple(one.one_by_one() for one in self.evaluation)
-        return replace(self, calibration=self.calibration.one_by_one(), evaluation=evaluation)
+        routed = self.routed and self.routed.one_by_one()
+        return replace(self, calibration=self.calibration.one_by_one(), evaluation=evaluation, routed=routed)
 
 
 PlannedWork = PlannedRun | PlannedScore
@@ -167,6 +171,9 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         microbatch = settled_microbatch(
             spec.microbatch, spec.sequence_length, outlines.device, decoder.checkpoint.hidden_size
         )
+        calibration = routed = TokenBatches(segments, spec.sequence_length, microbatch)
+        if further := _further_segments(spec):
+            calibration = replace(calibration, segments=segments + further)
         if spec.budget is not None and spec.budget.tries:
             name = f"{TRIALS} {label}"
             works[name] = _trials(
@@ -185,7 +192,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             label,
             decoder,
             _at_most(spec),
-            TokenBatches(segments, spec.sequence_length, microbatch),
+            calibration,
             evaluation,
             spec.per_language,
             spec.true_sequential,
@@ -195,8 +202,14 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
             trials,
             languages,
             spec.expert_tokens,
+            routed if further else None,
         )
     return sorted(works.values(), key=lambda work: isinstance(work, PlannedRun))
+
+
+def _further_segments(spec: RunSpec) -> int:
+    """Bound the segments that are drawn for starved experts; methods that see no text get none."""
+    return 0 if spec.method.statistic is Statistic.NONE else spec.expert_segments
 
 
 def _at_most(spec: RunSpec) -> Method:

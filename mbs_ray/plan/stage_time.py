@@ -141,6 +141,12 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         if work.trials:
             # ΔW S for every language and trial.
             parts["try"] = work.trials * work.languages * 2 * solved / rates.product
+        if work.routed is not None:
+            # The dense block is read once more; after the last one nothing is kept.
+            parts["read"] += stored / rates.read
+            ways = 2 if index < decoder.blocks - 1 else 1
+            counting = forward_seconds(decoder, index, work.routed, rates)
+            parts["route"] = counting + _moving(decoder, [work.routed], rates, tier, cuda, ways) + placed
         if work.per_language:
             parts["measure"] = 2 * forwards[calibration] + placed
     following = work.batches if index < decoder.blocks - 1 else work.evaluation

@@ -41,6 +41,8 @@ class CardFacts:
     ``weights`` are those of the languages where the statistics are of the dense model. ``fit_to`` says by how much
     linears were led back to the dense model, None where they were not. ``budget`` says what amounts linears were given,
     and what they are on average, None where all are alike. ``groups`` of the languages have means of their own.
+    ``top_up`` counts the segments, by language, that the allocation has on top for starved experts of a mixture; None
+    where none were sought.
     """
 
     model: str
@@ -58,6 +60,7 @@ class CardFacts:
     fit_to: str | None = None
     budget: dict[str, Any] | None = None
     groups: dict[str, list[str]] = field(default_factory=dict)
+    top_up: dict[str, int] | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "CardFacts":
@@ -84,6 +87,7 @@ def model_card(facts: CardFacts, form: str, reader: str = TRANSFORMERS) -> str:
         f"- sampling: {_spec(facts.sampling)}",
         f"- calibration: {segments:,} segments of {facts.sequence_length:,} tokens, seed {facts.seed}, "
         f"fingerprint `{facts.calibration}`",
+        *([_top_up(facts.top_up)] if facts.top_up else []),
         *(["- statistics: second moments of the dense model, languages weighed as below"] if facts.weights else []),
         *([f"- linears fitted to the dense model: strength {facts.fit_to}"] if facts.fit_to else []),
         *([_budget(facts.budget)] if facts.budget else []),
@@ -132,6 +136,11 @@ def _spec(spec: Mapping[str, Any]) -> str:
     """Format a spec as ``gptq: bits 4, group_size 32``; a field that is not set is left out."""
     fields = [f"{key} {value}" for key, value in sorted(spec.items()) if key != "name" and value is not None]
     return f"{spec['name']}: {', '.join(fields)}" if fields else str(spec["name"])
+
+
+def _top_up(segments: Mapping[str, int]) -> str:
+    spread = ", ".join(f"{code} {segments[code]:,}" for code in table_order(segments))
+    return f"- for experts that too few tokens reach, {sum(segments.values()):,} of the segments: {spread}"
 
 
 def _budget(budget: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ ALLOCATION = "allocation.json"
 WEIGHTS = "weights.json"
 SEARCH = "search.json"
 BUDGET = "budget.json"
+TOP_UP = "top_up.json"
 SPEC = "spec.json"
 EXPERTS = "experts.parquet"
 
@@ -231,6 +232,15 @@ class RunDirectory:
             return None
         with own_content(path, _WITH_RESULT):
             return Amounts.from_plain(dealt["amounts"])
+
+    def top_up(self) -> dict[str, Any] | None:
+        """Read which further segments were drawn for starved experts; None where the run has none, or was not begun."""
+        path = self.path / TOP_UP
+        top_up: dict[str, Any] | None = read_json_if_there(path, _WITH_RESULT)
+        if top_up is not None:
+            with own_content(path, _WITH_RESULT):
+                _ = top_up["asked"], top_up["segments"], top_up["starved"]
+        return top_up
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, which makes the run a finished one."""

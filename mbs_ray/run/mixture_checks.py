@@ -12,8 +12,13 @@ def has_mixtures(decoder: Decoder) -> bool:
 
 
 def check_mixtures(spec: RunSpec, decoder: Decoder) -> None:
-    """Raise :class:`InputError` naming a field that needs what is not kept of experts."""
+    """Raise :class:`InputError` naming a field that needs what is not kept of experts, or experts where none are."""
     if not has_mixtures(decoder):
+        if spec.expert_segments:
+            raise InputError(
+                f"expert_segments: {decoder.checkpoint.folder.name} is no mixture of experts, of which any could be "
+                "starved; leave it out"
+            )
         return
     reasons = {
         "statistics": spec.statistics is not None and "moments of a single language miss most experts",

@@ -98,7 +98,8 @@ class PreparedRun:
     and ``allocation`` are those of the pool: equally many segments of each weighted language. ``search`` describes
     the trials by which an adaptive sampling found the weights. ``pilot`` is a run of dense statistics by which amounts
     are tried for the run's budget, ``dealt`` says what amounts were found, and how. ``groups`` of its languages have
-    rows of their own in tables.
+    rows of their own in tables. ``top_up`` says which segments ``calibration`` and ``allocation`` have on top for
+    starved experts, and for which, once that is known.
     """
 
     label: str
@@ -115,6 +116,7 @@ class PreparedRun:
     pilot: "PreparedRun | None" = None
     dealt: Mapping[str, Any] | None = None
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    top_up: Mapping[str, Any] | None = None
 
     @property
     def adaptive(self) -> Adaptive | None:

@@ -130,6 +130,11 @@ class RunSpec(FrozenSpec):
         description="of a mixture: tokens for each column of an expert's linear, below which its moment is made up by "
         "the average token of the block; 0: only where no token comes",
     )
+    expert_segments: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="of a mixture: at most so many further segments of calibration, of the languages that bring the "
+        "experts below expert_tokens most; one forward of the dense model to find them",
+    )
     true_sequential: bool = Field(
         False, description="linears of a block see those before them compressed; a forward for each input of a block"
     )

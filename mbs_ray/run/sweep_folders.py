@@ -98,7 +98,7 @@ class SweepFolders:
 
     @property
     def adaptive(self) -> Path:
-        """Folder of what searches for mixtures of languages found."""
+        """Folder of what searches for mixtures of languages found, and of tokens counted by expert."""
         return self.out / "adaptive"
 
     def outside(self, fingerprint: str) -> Path:

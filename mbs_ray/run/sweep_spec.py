@@ -27,7 +27,7 @@ from mbs_ray.run.spec import RunSpec, check_name
 from mbs_ray.run.sweep_folders import FOLDERS_OF_OUT
 
 #: Fields that runs begun before they were there do not have: at their default they are no part of a run's name.
-_LATER = ("fit_to", "budget", "expert_tokens")
+_LATER = ("fit_to", "budget", "expert_tokens", "expert_segments")
 
 
 class LayoutSpec(FrozenSpec):

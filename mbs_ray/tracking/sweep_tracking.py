@@ -10,7 +10,7 @@ import ray
 from mbs_ray import __version__
 from mbs_ray.files import digest, write_json
 from mbs_ray.report.colours import OTHER_SAMPLING, SAMPLING_COLOURS
-from mbs_ray.run.directory import ALLOCATION, BUDGET, SEARCH, SPEC, WEIGHTS, RunDirectory
+from mbs_ray.run.directory import ALLOCATION, BUDGET, SEARCH, SPEC, TOP_UP, WEIGHTS, RunDirectory
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.prepare import PreparedRun
 from mbs_ray.run.sweep_folders import SweepFolders
@@ -82,7 +82,14 @@ class SweepTracking:
         if run.model.name not in self._viewed:
             self._viewed.add(run.model.name)
             tracked.enqueue(partial(self._publish_view, run))
-        files = {ALLOCATION: run.allocation, SPEC: spec, WEIGHTS: run.shares, SEARCH: run.search, BUDGET: run.dealt}
+        files = {
+            ALLOCATION: run.allocation,
+            SPEC: spec,
+            WEIGHTS: run.shares,
+            SEARCH: run.search,
+            BUDGET: run.dealt,
+            TOP_UP: run.top_up,
+        }
         for name, content in files.items():
             if content is None:
                 continue

@@ -9,8 +9,9 @@ import torch
 from mbs_ray.methods import Statistic
 from mbs_ray.plan.planned_work import MetaDecoders, PlannedRun, planned_runs
 from mbs_ray.plan.rates import assumed_rates
-from mbs_ray.plan.stage_time import stage_seconds
+from mbs_ray.plan.stage_time import forward_seconds, stage_seconds
 from mbs_ray.run.spec import RunSpec
+from tests.support.mixtures import write_translated
 
 
 def planned(model: Path, **changes: Any) -> dict[str, PlannedRun]:
@@ -60,3 +61,20 @@ def test_trials_are_measured_by_language_and_write_nothing(bloom: Path) -> None:
     (searched,) = planned(bloom, sampling=adaptive, statistics="dense").values()
     searched_parts = stage_seconds(searched, range(2), False, rates, "host", False).parts
     assert searched_parts["try"] == pytest.approx(5 * 3 * 2 * squares / rates.product) and searched_parts["write"] > 0
+
+
+def test_further_segments_are_planned_with_the_most_there_can_be_and_a_forward_to_find_them(tmp_path: Path) -> None:
+    model = write_translated(tmp_path / "qwen3-moe", "qwen3-moe")
+    rates = assumed_rates("cpu", False, 1, torch.float32)
+    works = [planned(model, expert_segments=count)["the-run"] for count in (0, 6)]
+    assert [work.calibration.segments for work in works] == [30, 36]
+    plain, further = works
+    assert plain.routed is None and further.routed == plain.calibration
+    parts = [stage_seconds(work, range(3), False, rates, "host", False).parts for work in works]
+    forward = sum(forward_seconds(plain.decoder, index, plain.calibration, rates) for index in range(3))
+    assert "route" not in parts[0] and parts[1]["route"] == pytest.approx(forward)
+    assert parts[1]["read"] == pytest.approx(2 * parts[0]["read"])
+    assert further.of_replica(3).routed == plain.calibration.of_replica(3)
+    # Where no text is seen none is added.
+    rounded = planned(model, expert_segments=6, method={"name": "rtn", "bits": 4})["the-run"]
+    assert rounded.routed is None and rounded.calibration.segments == 30

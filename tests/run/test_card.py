@@ -99,3 +99,10 @@ def test_facts_that_went_through_json_give_the_same_card() -> None:
 
 def test_a_run_without_evaluation_has_a_card_without_perplexities() -> None:
     assert "erplexity" not in model_card(replace(FACTS, evaluation=[]), DENSE_FORMAT)
+
+
+def test_segments_for_starved_experts_are_counted_by_language_and_not_told_where_there_are_none() -> None:
+    line = "- for experts that too few tokens reach, 3 of the segments: en 1, sw 2"
+    assert line in model_card(replace(FACTS, top_up={"sw": 2, "en": 1}), DENSE_FORMAT).splitlines()
+    assert "experts" not in model_card(FACTS, DENSE_FORMAT)
+    assert model_card(replace(FACTS, top_up={}), DENSE_FORMAT) == model_card(FACTS, DENSE_FORMAT)

@@ -1,12 +1,13 @@
 """The loop of the whole system: what a stage does with each of its blocks, one step under the other."""
 
-from mbs_ray.cluster.job import Collect, Compress, CompressStored, JobText, Score, Try
+from mbs_ray.cluster.job import Collect, Compress, CompressStored, JobText, Route, Score, Try
 from mbs_ray.cluster.stage.block_measuring import measure
 from mbs_ray.cluster.stage.block_reader import BlockReader, StageBlock, read_dense
 from mbs_ray.cluster.stage.block_solver import collect, report_routes, solve, solving_groups
 from mbs_ray.cluster.stage.block_writer import write
 from mbs_ray.cluster.stage.dense_beside import collect_beside, propagate_dense
 from mbs_ray.cluster.stage.dense_collecting import collect_pool
+from mbs_ray.cluster.stage.dense_routing import count_routes
 from mbs_ray.cluster.stage.stage_run import StageRun, read_tokens
 from mbs_ray.cluster.stage.stage_scoring import score_evaluation
 from mbs_ray.compression.block_report import block_report_file, write_block_report
@@ -47,6 +48,8 @@ def take_through(run: StageRun) -> None:
                 _report(run, block)
             case Collect():
                 collect_pool(run, work, block)  # and propagates, in the same forward
+            case Route():
+                count_routes(run, work, block)  # and propagates, in the same forward
             case Score():
                 _propagate(run, block)
     if run.place.last:

@@ -68,8 +68,8 @@ def _collect_routed(
 
     decoder, below = run.decoder, work.expert_tokens
     collected = collect_routed(decoder, module, block.index, hidden, method.statistic, group, below, routes, total)
-    # In a true sequence, of its forwards the one before any expert is compressed tells.
-    if block.routes is None or any(name.endswith(".up_proj") for name in group):
+    # Methods that see no text take no forward. In a true sequence, the one before any expert is compressed tells.
+    if routes.tokens and (block.routes is None or any(name.endswith(".up_proj") for name in group)):
         block.routes = routes
     return collected
 
