@@ -14,13 +14,14 @@ from mbs_ray.run.sweep_spec import load_sweep
 JOBS = Path(__file__).parents[2] / "jobs"
 FOLDER, STUDIES = JOBS / "sweeps", JOBS / "studies"
 FILES = [*sorted(FOLDER.glob("*.yaml")), *sorted(STUDIES.glob("*/*.yaml"))]
-# hidden_size and blocks of models that are not in the package; bloom-mini is one that users make.
+# hidden_size and blocks of models that are not in the package; bloom-mini and mixture are ones that users make.
 SIZES = {
     "bigscience/bloom-560m": (1024, 24),
     "bigscience/bloom-1b7": (2048, 24),
     "bigscience/bloom-7b1": (4096, 30),
     "bigscience/bloom": (14336, 70),
     "bloom-mini": (192, 8),
+    "mixture": (128, 6),
 }
 
 
