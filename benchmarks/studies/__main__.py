@@ -13,6 +13,8 @@ from benchmarks.studies import (
     amounts,
     budget,
     dense,
+    experts,
+    families,
     fit,
     hessian,
     monolingual,
@@ -74,6 +76,15 @@ def main() -> None:
     for name, module in {"refine-kept-out": refine, "fit-kept-out": fit}.items():
         if there(name):
             print(f"## {name}\n\n{markdown(module.kept_out(results / name))}", flush=True)
+    if there("experts"):
+        sweep = results / "experts"
+        print(f"## experts: tokens\n\n{markdown(experts.reached(sweep))}", flush=True)
+        print(f"## experts: borrowing\n\n{markdown(experts.borrowing(sweep))}", flush=True)
+        print(f"## experts: do languages pay?\n\n{experts.payers(sweep)}", flush=True)
+    if there("demo-bloom") and there("demo-qwen3"):
+        both = [results / "demo-bloom", results / "demo-qwen3"]
+        print(f"## families\n\n{markdown(families.table(both))}\n\n{families.alike(both)}", flush=True)
+        save_figure(families.figure(both, ("bloom-mini-5m", "qwen3-5m")), docs / "families.png")
     if there("mixtures"):
         sweeps = [results / name for name in ("mixtures", "adaptive-english") if there(name)]
         print(f"## adaptive\n\n{markdown(adaptive.table(sweeps))}", flush=True)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mbs_ray.errors import InputError, one_line
+from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
-from mbs_ray.model.configuration import CONFIG, empty_model
+from mbs_ray.model.configuration import empty_model
 from mbs_ray.model.experts import Origin, expert_of, experts_of, list_experts
 from mbs_ray.model.head import head_alone
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
@@ -25,6 +25,7 @@ from mbs_ray.model.stored_names import StoredNames, find_ends
 from mbs_ray.model.support import (
     check_arguments,
     check_chain,
+    failed_forward,
     find_blocks,
     refuse_block_count,
     refuse_config,
@@ -69,7 +70,8 @@ class Decoder:
         for index, recorder in enumerate(self._recorders):
             block_list[index] = recorder
         self._embedding = model.get_input_embeddings()
-        tied = bool(checkpoint.config.tie_word_embeddings)
+        # Some wrappers leave it to their text model to say.
+        tied = bool(getattr(checkpoint.config, "tie_word_embeddings", config.tie_word_embeddings))
         self._stored_embedding, self._stored_head, self._stored_bias = find_ends(self._names, model, tied)
         self._head_model = head_alone(model, self._path)
         self._load_outside()
@@ -248,11 +250,8 @@ class Decoder:
             )
         except InputError:
             raise
-        except Exception as error:  # the model's own code, which a configuration may bring to anything
-            raise InputError(
-                f"{self.checkpoint.folder / CONFIG}: as configured there, {type(self._model).__name__} cannot be "
-                f"taken apart into blocks ({one_line(error)})"
-            ) from error
+        except Exception as error:
+            raise failed_forward(self.checkpoint.folder, self._model, error) from error
         check_arguments(self.checkpoint.folder, *seen)
 
     def _forward_outside(self, rows: torch.Tensor, position: torch.Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
-from mbs_ray.errors import InputError
+from mbs_ray.errors import InputError, one_line
 from mbs_ray.model.configuration import CONFIG
 from mbs_ray.model.recorder import Recorder
 
@@ -107,6 +107,14 @@ def check_chain(folder: Path, recorders: Sequence[Recorder]) -> None:
                 f"{folder}: block {index} never calls {recorder.uncalled[0]}, so that its inputs cannot be seen; {_SEE}"
             )
         previous = recorder.hidden
+
+
+def failed_forward(folder: Path, model: PreTrainedModel, error: Exception) -> InputError:
+    """Put what a model's own code raised, which a configuration may bring to anything, into one line."""
+    return InputError(
+        f"{folder / CONFIG}: as configured there, {type(model).__name__} cannot be taken apart into blocks "
+        f"({one_line(error)})"
+    )
 
 
 def check_arguments(folder: Path, first: Arguments, second: Arguments) -> None:

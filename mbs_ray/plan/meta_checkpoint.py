@@ -13,7 +13,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, fetch
 from mbs_ray.model.configuration import CONFIG, empty_model, read_config
 from mbs_ray.model.decoder import Decoder
-from mbs_ray.model.support import refuse_config
+from mbs_ray.model.support import failed_forward, refuse_config
 from mbs_ray.model.wrapper import find_wrapper
 
 #: Hidden size, blocks and heads by hub id; all have 250,880 rows of vocabulary. Sizes of the BLOOM repositories.
@@ -44,7 +44,8 @@ class MetaCheckpoint(Checkpoint):
         text = empty_model(self.folder, config.get_text_config(), dtype)
         wrapper = find_wrapper(self.folder, config, text, dtype)
         model = text if wrapper is None else wrapper.model
-        tied = {head for head in (model._tied_weights_keys or []) if config.tie_word_embeddings}
+        ties = getattr(config, "tie_word_embeddings", config.get_text_config().tie_word_embeddings)
+        tied = {head for head in (model._tied_weights_keys or []) if ties}
         self.tensors = {
             key: TensorInfo(self.folder, tensor.dtype, tuple(tensor.shape))
             for key, tensor in model.state_dict().items()
@@ -93,7 +94,11 @@ class MetaDecoder(Decoder):
             return super()._forward_outside(rows, position)
 
     def _check_forward(self) -> None:
-        """Skip the check: without numbers its comparisons tell nothing."""
+        """Check that the forward runs: without numbers, comparisons tell nothing."""
+        try:
+            self._recorded(1, 2)
+        except Exception as error:
+            raise failed_forward(self.checkpoint.folder, self._model, error) from error
 
 
 class _NoDataDependence(TorchDispatchMode):
