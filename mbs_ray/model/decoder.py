@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.configuration import empty_model
-from mbs_ray.model.experts import Origin, expert_of, experts_of, list_experts
+from mbs_ray.model.experts import Origin, chosen_of, expert_of, experts_of, list_experts
 from mbs_ray.model.head import head_alone
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
 from mbs_ray.model.recorder import Recorder, hidden_states
@@ -30,6 +30,7 @@ from mbs_ray.model.support import (
     refuse_block_count,
     refuse_config,
     refuse_stacked,
+    scaled_head,
 )
 from mbs_ray.model.wrapper import find_wrapper, linears_beside
 
@@ -118,7 +119,7 @@ class Decoder:
     def routed(self, index: int, linear: str) -> float:
         """Return the share of all tokens that reaches a linear: of an expert, were they spread evenly; else 1."""
         own = expert_of(linear, self.mixtures(index))
-        chosen = getattr(self._model.config, "num_experts_per_tok", None)
+        chosen = chosen_of(self._model.config)
         return 1.0 if own is None or chosen is None else min(1.0, chosen / self.mixtures(index)[own[0]])
 
     def transposed(self, index: int) -> list[str]:
@@ -140,7 +141,8 @@ class Decoder:
     def load_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Build the block as a module on the device, in ``compute_dtype``, from the tensors of :meth:`read_block`."""
         block = copy.deepcopy(self._templates[index])
-        own = {name: tensor for name, tensor in tensors.items() if name in block.state_dict()}
+        wanted = block.state_dict().keys()
+        own = {name: tensor for name, tensor in tensors.items() if name in wanted}
         weights = {f"{name}.weight" for name in self.transposed(index)}
         held = {name: turned(tensor) if name in weights else tensor for name, tensor in own.items()}
         state = {name: self._placed(name, tensor) for name, tensor in held.items()}
@@ -245,9 +247,10 @@ class Decoder:
                 check_chain(self.checkpoint.folder, self._recorders)
                 seen.append([(recorder.args, recorder.kwargs) for recorder in self._recorders])
                 self._clear()
-            self.logits(
-                torch.zeros(1, 2, self.width, dtype=self.compute_dtype, device=self.device), *self.head_rows(0, 1)
-            )
+            states = torch.ones(1, 2, self.width, dtype=self.compute_dtype, device=self.device)
+            logits = self.logits(states, *(head := self.head_rows(0, 1)))
+            if self._wrapper is not None and not torch.equal(logits, nn.functional.linear(states, *head)):
+                raise scaled_head(self.checkpoint.folder, self._model)
         except InputError:
             raise
         except Exception as error:

@@ -14,6 +14,8 @@ from torch import nn
 
 _DECLARED = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
 _DOWN = "down_proj"
+#: What configurations call the number of experts for each token.
+_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "moe_top_k")
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,12 @@ def expert_of(linear: str, mixtures: Iterable[str]) -> tuple[str, int] | None:
     return None
 
 
+def chosen_of(config: Any) -> int | None:
+    """Return the number of experts that each token is sent to, as a configuration has it; None where it has none."""
+    found = (getattr(config, name, None) for name in _CHOSEN)
+    return next((one for one in found if one is not None), None)
+
+
 def routers_of(module: nn.Module) -> set[str]:
     """Name the modules that choose among the experts of a mixture beside them, or weigh a shared one.
 
@@ -139,9 +147,14 @@ def routers_of(module: nn.Module) -> set[str]:
         for name, one in module.get_submodule(owner).named_modules(prefix=owner):
             weight = one._parameters.get("weight")
             matrix = weight is not None and weight.dim() == 2 and not name.startswith(f"{path}.")
-            if matrix and weight.shape[0] in (1, mixture.count):
+            if matrix and weight.shape[0] in (1, mixture.count) and _is_gate(name.removeprefix(f"{owner}.")):
                 routers.add(name)
     return routers
+
+
+def _is_gate(name: str) -> bool:
+    """Tell a router by its name below the module that owns it: a shared expert may have as many rows by chance."""
+    return not name.endswith("_proj") and any(word in name for word in ("gate", "router"))
 
 
 def _is_fused(module: Any) -> bool:

@@ -79,13 +79,17 @@ class StoredNames:
             return
         converter = next(one for one in self._converters if pattern in one.source_patterns)
         self._rewritten[name] = converter
-        numbered = re.escape(pattern).replace(r"\*", r"(\d+)")
+        # Some rules are written as expressions, some as plain names.
+        numbered = re.escape(pattern.replace(r"\.", ".")).replace(r"\*", r"(\d+)")
         if _lists_experts(converter) and (found := re.search(numbered, self._renamed(stored))):
             self._experts[name, int(found[1]), converter.source_patterns.index(pattern)] = stored
 
     def _translated(self, stored: str) -> tuple[str, str | None]:
         """Return the name in the model, and the pattern of the rule by which tensors are fused, if one does."""
-        name, pattern = rename_source_key(stored, self._renamings, self._converters, self._prefix, self._state)
+        name, pattern = stored, None
+        # A name that the model has already stands for itself; a rule may well match it again.
+        if stored not in self._state:
+            name, pattern = rename_source_key(stored, self._renamings, self._converters, self._prefix, self._state)
         return (name if self._wrapper is None else self._wrapper.inward(name)), pattern
 
     def _renamed(self, stored: str) -> str:
@@ -103,6 +107,9 @@ class StoredNames:
 
     def _missing(self, name: str) -> str:
         folder = self._checkpoint.folder
+        for held, converter in self._rewritten.items():
+            if not _lists_experts(converter) and any(_plain(one) in name for one in converter.target_patterns):
+                return self._rule(held, converter)
         for promised, file in self._checkpoint.promised.items():
             if name in (promised, self._translated(promised)[0]):
                 return f"{folder / file}: lacks {promised}, which {INDEX} says it holds"
@@ -132,6 +139,11 @@ def find_ends(names: StoredNames, model: PreTrainedModel, tied: bool) -> tuple[s
     first = names.find(own, embedding.weight.shape)
     weight = first if tied and stored_head is None else names.find(f"{last}.weight", head.weight.shape)
     return first, weight, None if head.bias is None else names.find(f"{last}.bias", head.bias.shape)
+
+
+def _plain(pattern: str) -> str:
+    """Return the name that a rule's pattern is of."""
+    return pattern.replace("\\.", ".").strip("^$.")
 
 
 def _lists_experts(converter: WeightConverter) -> bool:

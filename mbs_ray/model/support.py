@@ -117,6 +117,14 @@ def failed_forward(folder: Path, model: PreTrainedModel, error: Exception) -> In
     )
 
 
+def scaled_head(folder: Path, model: PreTrainedModel) -> InputError:
+    """Refuse a wrapped text model that scales or caps its logits, which the wrapper around it may not do."""
+    return InputError(
+        f"{folder / CONFIG}: {type(model).__name__} scales or caps its logits, and what is around it may not; save the "
+        f"text model as a checkpoint of its own; {_SEE}"
+    )
+
+
 def check_arguments(folder: Path, first: Arguments, second: Arguments) -> None:
     """Compare what the blocks were called with, besides hidden states, for two texts of equal length.
 

@@ -14,6 +14,7 @@ from mbs_ray.methods import Method, Statistic, with_amount
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.run.microbatch import settled_microbatch
+from mbs_ray.run.mixture_checks import check_mixtures
 from mbs_ray.run.modes import Budget, DenseFit
 from mbs_ray.run.spec import RunSpec
 
@@ -162,6 +163,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
     works: dict[str, PlannedWork] = {}
     for spec, label in zip(specs, labels, strict=True):
         decoder = outlines.decoder(spec.model, spec.revision, spec.compute_dtype)
+        check_mixtures(spec, decoder)
         distribution = distribution_for(spec.sampling, spec.model, spec.distribution, spec.revision)
         codes = parse_languages(spec.languages, distribution)
         languages, segments = len(codes), spec.segments

@@ -14,6 +14,7 @@ from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.planned_work import MetaDecoders, planned_runs
 from mbs_ray.run.export import export_run
 from mbs_ray.run.sweep_spec import SweepSpec, validated
 from mbs_ray.text.segment_file import SegmentSet
@@ -230,8 +231,11 @@ def test_what_is_not_built_for_experts_is_refused_by_field(
 ) -> None:
     grid = {"model": [str(models["mixtral"])], "method": [METHODS["wanda-50"]]}
     spec = validated(SweepSpec, {"name": "refused", "run": {**run, **field}, "grid": grid})
-    with pytest.raises(InputError, match=rf"{next(iter(field))}: is not built for mixtures of experts"):
+    said = rf"{next(iter(field))}: is not built for mixtures of experts"
+    with pytest.raises(InputError, match=said):
         prepared_runs(spec, tmp_path)
+    with pytest.raises(InputError, match=said):
+        planned_runs(spec.runs(), ["one"], MetaDecoders(False))
 
 
 def load_all(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -1,18 +1,22 @@
 """Mixtures of experts, wrapped text models, renamed ones: states of plain transformers, names of the checkpoint."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Gemma3ForConditionalGeneration, Qwen2MoeForCausalLM
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.assemble import assemble_packed
 from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.configuration import empty_model
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.experts import experts_of
 from mbs_ray.model.packed import IntegerScheme, Schemes
+from mbs_ray.model.stored_names import StoredNames
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from tests.support.architectures import rewrite
 from tests.support.mixtures import MIXTURES, TRANSLATED, WRAPPERS, load_plain, write_translated
@@ -106,6 +110,40 @@ def test_routers_and_weights_of_shared_experts_are_no_linears_to_compress(name: 
         "gpt-oss": "mlp.router",
     }
     assert f"model.layers.1.{routers.get(name, 'mlp.gate')}" in outside
+
+
+def test_a_shared_expert_with_as_many_rows_as_there_are_experts_is_no_router(tmp_path: Path) -> None:
+    """Qwen3-Next's defaults are 512 of both."""
+    config = copy.deepcopy(TRANSLATED["qwen2-moe"])
+    config.num_experts = config.shared_expert_intermediate_size = 40
+    Qwen2MoeForCausalLM(config).save_pretrained(tmp_path)
+    decoder = Decoder(Checkpoint(tmp_path), torch.float32)
+    shared = {f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")}
+    assert shared <= decoder.linears(0).keys()
+    assert "mlp.shared_expert_gate" not in decoder.linears(0)
+
+
+def test_a_wrapper_around_a_text_model_that_caps_its_logits_is_refused(tmp_path: Path) -> None:
+    config = copy.deepcopy(TRANSLATED["gemma3"])
+    config.text_config.final_logit_softcapping = 2.0
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"Gemma3ForCausalLM scales or caps its logits, .* save the text model"):
+        Decoder(Checkpoint(tmp_path), torch.float32)
+
+
+def test_rules_written_as_expressions_and_names_that_a_rule_would_match_again_are_understood(tmp_path: Path) -> None:
+    """Laguna's rule renames ``mlp.shared_expert.``, whose dot is any letter: also of ``mlp.shared_experts``."""
+    checkpoint = meta_checkpoint(str(write_translated(tmp_path / "mixtral", "mixtral")))
+    model = empty_model(checkpoint.folder, checkpoint.config, torch.float32)
+    names = StoredNames(checkpoint, model, None)
+    assert all(names.stored_name(name) == name for name in checkpoint.tensors)
+
+
+@pytest.mark.parametrize(("name", "share"), {"qwen3-moe": 0.5, "deepseek-v3": 0.25, "mixtral": 0.5}.items())
+def test_the_share_of_tokens_that_reaches_an_expert(name: str, share: float, written: dict[str, Path]) -> None:
+    decoder = Decoder(Checkpoint(written[name]), torch.float32)
+    assert decoder.routed(1, "mlp.experts.0.up_proj") == share
+    assert decoder.routed(1, "self_attn.o_proj") == 1
 
 
 def test_experts_stored_as_one_tensor_or_one_by_one_are_the_same(written: dict[str, Path], tmp_path: Path) -> None:
