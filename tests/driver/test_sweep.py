@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,7 @@ from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import INCREASE, MetricNames
 from mbs_ray.evaluation.perplexity import geometric_mean, stored_interval
+from mbs_ray.languages.codes import GROUPS
 from mbs_ray.report.compare import compare_runs, compare_with_dense
 from mbs_ray.report.page import write_report_page
 from mbs_ray.run.directory import RunDirectory
@@ -175,7 +177,7 @@ def test_run_directories_say_what_mlflow_was_told_and_are_reported_without_it(
 ) -> None:
     out, _, _ = swept
     page = (out / "tiny" / "report.html").read_text()
-    heavy = ("blocks", "checkpoint", "report.html")
+    heavy = ("*.safetensors", "checkpoint", "report.html")  # of blocks, the reports are read
     untracked, older = (tmp_path / name / "tiny" for name in ("untracked", "older"))
     shutil.copytree(out / "tiny", untracked, ignore=shutil.ignore_patterns("tracking.json", *heavy))
     shutil.copytree(out / "tiny", older, ignore=shutil.ignore_patterns("run.json", *heavy))
@@ -187,7 +189,9 @@ def test_run_directories_say_what_mlflow_was_told_and_are_reported_without_it(
         assert list(content.pop("dense")) == ["all", "held-out"]
         path.write_text(json.dumps(content))  # as the version before left it
         facts = [RunDirectory(folder / "runs" / label).facts() for folder in (untracked, older)]
-        assert facts[0] == facts[1] and facts[0] is not None and facts[0].evaluation == ("held-out", "all")
+        assert facts[0] is not None and facts[0].evaluation == ("held-out", "all")
+        assert set(facts[0].groups) == set(GROUPS)  # of which MLflow is not told
+        assert replace(facts[0], groups={}) == facts[1]
     assert write_report_page(untracked).read_text() == page
     assert write_report_page(older).read_text() == page
 
