@@ -32,7 +32,7 @@ def increases(sweep: Path) -> pd.DataFrame:
             "statistics": _statistics(spec),
             "fit": _fit(spec),
             "budget": _budget(spec),
-            "expert_tokens": float(spec.get("expert_tokens", 1.0)),
+            "expert_tokens": float(spec.get("expert_tokens", 0)),
         }
         for language, value in MetricNames().rows(INCREASE, read(result)["metrics"]).items():
             if language not in SUMMARIES:

@@ -62,7 +62,7 @@ class Compress:
     per_language: bool = False
     fit: Fit | None = None
     amounts: Amounts | None = None
-    expert_tokens: float = 1.0
+    expert_tokens: float = 4.0
 
 
 @dataclass(frozen=True)

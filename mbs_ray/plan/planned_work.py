@@ -103,7 +103,7 @@ class PlannedRun:
     trials: int = 0
     """How many of the solvings are trials, whose losses are measured by the full moments of each language."""
     languages: int = 0
-    expert_tokens: float = 1.0
+    expert_tokens: float = 4.0
     routed: TokenBatches | None = None
 
     @property

@@ -126,7 +126,7 @@ class RunSpec(FrozenSpec):
         "ramp: as much on average, more where it costs languages less",
     )
     expert_tokens: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
-        1.0,
+        4.0,
         description="of a mixture: tokens for each column of an expert's linear, below which its moment is made up by "
         "the average token of the block; 0: only where no token comes",
     )

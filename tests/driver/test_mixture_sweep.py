@@ -51,6 +51,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
         "sequence_length": 3 * WINDOW,
         "sampling": "equal",
         "per_language": True,
+        "expert_tokens": 1.0,
         "evaluation": {"held-out": {"corpus": str(held_out), "segments": 4}},
     }
 
