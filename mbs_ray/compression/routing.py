@@ -43,7 +43,8 @@ class Routes:
 
     def __init__(self, block: nn.Module, languages: Sequence[str]) -> None:
         self._languages = list(languages)
-        self._mixtures = experts_of(block)
+        # Their sizes alone: the counts outlive the block's module, whose weights are to be freed.
+        self._mixtures = {path: mixture.count for path, mixture in experts_of(block).items()}
         self._members = torch.zeros(0, 0, dtype=torch.int64)
         self.tokens: dict[str, torch.Tensor] = {}
 
@@ -53,11 +54,11 @@ class Routes:
         self._members = torch.tensor(rows, dtype=torch.int64)
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self, block: nn.Module) -> Iterator[None]:
         """Count while the block is called."""
         hooks = [
             mixture.register_forward_hook(lambda _, inputs, output, path=path: self._count(path, inputs))
-            for path, mixture in self._mixtures.items()
+            for path, mixture in experts_of(block).items()
         ]
         try:
             yield
@@ -67,7 +68,7 @@ class Routes:
 
     def _count(self, path: str, inputs: tuple[torch.Tensor, ...]) -> None:
         index = next(one for one in inputs[1:] if not one.is_floating_point())
-        members, experts = self._members.to(index.device), self._mixtures[path].count
+        members, experts = self._members.to(index.device), self._mixtures[path]
         chosen = index.reshape(members.shape[1], -1)
         counts = torch.zeros(len(chosen), experts, dtype=torch.int64, device=index.device)
         counts.scatter_add_(1, chosen, torch.ones_like(chosen))
@@ -84,7 +85,7 @@ class Routes:
             tokens = total(self.tokens[path].cpu())
             shares: dict[int, float] = {}
             for linear, share in borrowed.items():
-                if (own := expert_of(linear, {path: self._mixtures[path]})) is not None:
+                if (own := expert_of(linear, [path])) is not None:
                     shares[own[1]] = max(share, shares.get(own[1], 0.0))
             found.append(MixtureReport(path, self._languages, tokens.tolist(), dict(sorted(shares.items()))))
         return found
@@ -111,7 +112,7 @@ def collect_routed(
     ``routes`` count the first. ``total`` sums a tensor over all that collect other parts of the text: they must agree
     on what is starved.
     """
-    with routes.counting():
+    with routes.counting(block):
         collected = collect(decoder, block, index, microbatches(), statistic, linears)
     mixtures = experts_of(block)
     own = [name for name in linears_of(block) if name in linears and expert_of(name, mixtures)]

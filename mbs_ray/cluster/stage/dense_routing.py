@@ -15,7 +15,7 @@ def count_routes(run: StageRun, work: Route, block: StageBlock) -> None:
     decoder, index = run.decoder, block.index
     module = decoder.load_block(index, block.tensors)
     routes = Routes(module, list(dict.fromkeys(work.calibration.languages)))
-    with run.timed(block.report, "propagate"), routes.counting():
+    with run.timed(block.report, "propagate"), routes.counting(module):
         for microbatch in run.follow(index, "propagate", run.microbatches_of(work.calibration)):
             routes.begin(microbatch.languages)
             hidden = decoder.run_block(module, index, run.get(microbatch, index))
