@@ -72,7 +72,7 @@ def test_a_label_too_long_for_a_file_system_is_shortened_with_a_digest(tmp_path:
 def test_fields_that_came_later_change_a_label_only_where_they_are_given() -> None:
     alike = {"corpus": ["/texts/a b", "/texts/a-b"]}  # told apart by a digest of the whole run
     plain = labels_of(alike)
-    assert labels_of(alike, expert_tokens=1.0, expert_segments=0) == plain
+    assert labels_of(alike, expert_tokens=4.0, expert_segments=0) == plain
     assert set(labels_of(alike, expert_segments=4)).isdisjoint(plain)
     several = labels_of({"expert_segments": [0, 4]})
     assert several == ["wanda-50-equal-expert-segments0", "wanda-50-equal-expert-segments4"]
