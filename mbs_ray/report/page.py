@@ -29,7 +29,7 @@ from mbs_ray.report.page_tables import (
 from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
 from mbs_ray.report.seed_groups import seed_groups
 from mbs_ray.report.size_tables import sizes
-from mbs_ray.report.starved_experts import starved_experts
+from mbs_ray.report.starved_experts import StarvedExperts, starved_experts
 
 FILE = "report.html"
 
@@ -69,11 +69,7 @@ def render(report: SweepRuns) -> str:
         allocations=allocations(runs),
         losses=_losses(runs),
         layer_errors=[(run.facts.label, layer_error_grid(run)) for run in runs if run.layer_errors],
-        experts=[
-            (run.facts.label, _figure_uri(experts_heatmap(run.experts, "")), starved_experts(run.experts))
-            for run in runs
-            if run.experts is not None
-        ],
+        experts=_experts(runs),
         amounts=[(run.facts.label, run.amount, amounts_grid(run)) for run in runs if run.amounts],
         timeline=None if report.timeline is None else _data_uri(report.timeline),
         environment=_environment(report),
@@ -114,6 +110,20 @@ def _losses(runs: Sequence[RunResults]) -> list[tuple[str, str]]:
 def _size_figure(runs: Sequence[RunResults]) -> str | None:
     figure = size_scatter(runs)
     return None if figure is None else _figure_uri(figure)
+
+
+def _experts(runs: Sequence[RunResults]) -> list[tuple[str, str | None, list[StarvedExperts]]]:
+    """List the starved experts of each run, with a figure for the first run of each calibration set of a model."""
+    shown: set[tuple[str, str]] = set()
+    found: list[tuple[str, str | None, list[StarvedExperts]]] = []
+    for run in runs:
+        if run.experts is None:
+            continue
+        text = run.facts.fingerprints["model"], run.facts.fingerprints["calibration"]
+        figure = None if text in shown else _figure_uri(experts_heatmap(run.experts, ""))
+        shown.add(text)
+        found.append((run.facts.label, figure, starved_experts(run.experts)))
+    return [one for one in found if one[1] is not None or one[2]]
 
 
 def _environment(report: SweepRuns) -> list[tuple[str, str]]:
