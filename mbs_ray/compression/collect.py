@@ -148,15 +148,15 @@ def sequential_groups(decoder: Decoder, block: nn.Module, index: int, microbatch
     Experts of a mixture are called at the same time: those that share its input make one group, the others another.
     """
     mixtures = experts_of(block)
-    groups: dict[str, list[str]] = {}
-    for names in collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs():
+    groups: dict[tuple[str, bool], list[str]] = {}
+    called = collect(decoder, block, index, [microbatch], Statistic.DIAGONAL).inputs()
+    # The microbatch may not have reached all experts.
+    reached = {name for names in called for name in names}
+    for names in [
+        *called,
+        *([name] for name in linears_of(block) if name not in reached and expert_of(name, mixtures)),
+    ]:
         own = expert_of(names[0], mixtures)
-        key = names[0] if own is None else f"{own[0]}{' down' if names[0].endswith('.down_proj') else ''}"
+        key = (names[0], False) if own is None else (own[0], names[0].endswith(".down_proj"))
         groups.setdefault(key, []).extend(names)
-    for name in linears_of(block):
-        own = expert_of(name, mixtures)
-        if own is not None:
-            key = f"{own[0]}{' down' if name.endswith('.down_proj') else ''}"
-            if name not in groups[key]:
-                groups[key].append(name)
     return list(groups.values())

@@ -114,14 +114,13 @@ def collect_routed(
     """
     with routes.counting(block):
         collected = collect(decoder, block, index, microbatches(), statistic, linears)
-    mixtures = experts_of(block)
-    own = [name for name in linears_of(block) if name in linears and expert_of(name, mixtures)]
+    mixtures, modules = experts_of(block), linears_of(block)
+    own = [name for name in modules if name in linears and expert_of(name, mixtures)]
     if not own or statistic is Statistic.NONE:
         return collected
-    _complete(collected, block, own, statistic, decoder.device)
+    _complete(collected, modules, own, statistic, decoder.device)
     counts = total(torch.tensor([collected.moments[name].tokens for name in own])).tolist()
-    shapes = {name: shape_of(linear) for name, linear in linears_of(block).items()}
-    least = {name: least_tokens(shapes[name][1], expert_tokens) for name in own}
+    least = {name: least_tokens(shape_of(modules[name])[1], expert_tokens) for name in own}
     starved = {name: least[name] for name, count in zip(own, counts, strict=True) if count < least[name]}
     if starved:
         collected.overall = _collect_all_tokens(decoder, block, index, microbatches(), statistic, starved)
@@ -153,13 +152,16 @@ def borrow(collected: Collected) -> dict[str, float]:
 
 
 def _complete(
-    collected: Collected, block: nn.Module, linears: Sequence[str], statistic: Statistic, device: torch.device
+    collected: Collected,
+    modules: Mapping[str, nn.Module],
+    linears: Sequence[str],
+    statistic: Statistic,
+    device: torch.device,
 ) -> None:
-    """Give experts without any token moments of none, and bring all into the order of the block's linears.
+    """Give experts without any token moments of none, and bring all into the order of the block's ``modules``.
 
     Replicas see other tokens, and must have the same moments in the same order.
     """
-    modules = linears_of(block)
     inputs: dict[str, Moment] = {}
     for name in linears:
         expert, _, kind = name.rpartition(".")
@@ -215,7 +217,7 @@ class _AllTokens:
     def _send(self, path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         by_expert: dict[int, list[str]] = {}
         for name in self._linears:
-            if (own := expert_of(name, {path: self._mixtures[path]})) is not None:
+            if (own := expert_of(name, [path])) is not None:
                 by_expert.setdefault(own[1], []).append(name)
 
         def send(mixture: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
