@@ -12,10 +12,11 @@ from mbs_ray.methods.field_checks import require_flag, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.leaf import Finals
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import damped_loss, solve_columns, undamped_loss
+from mbs_ray.methods.obs import solve_columns
 from mbs_ray.methods.precision import exact_float32
-from mbs_ray.methods.refine import Solved, refine
-from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.refine import Solved
+from mbs_ray.methods.result import Compressed
+from mbs_ray.methods.solver_result import solver_result
 from mbs_ray.methods.tensor_checks import required_moment
 
 
@@ -67,24 +68,9 @@ class GPTQ(Factored, Quantization):
             return Finals(kept, grid=grids.of_columns(start, stop), codes=grids.codes[start:stop])
 
         solve_columns(work, factor.upper, grids.units, finals, written)
-        damped = damped_loss(work, factor)
         if factor.order is not None:
             # Back from the order of solving to the columns' own.
             own = torch.argsort(factor.order)
             written, zero = written[own], None if zero is None else zero[own]
             grids.to_own_order(own)
-        refine(Solved(weight, written, zero, grids), self.refine, factor, moment, damped, work)
-        final = written.t().contiguous()
-        loss = undamped_loss(damped, weight, final, factor, moment)
-        return measured(
-            weight,
-            final,
-            moment,
-            name,
-            loss=loss,
-            damping=factor.damping,
-            codes=grids.codes.t().contiguous(),
-            scales=grids.scales(),
-            zeros=grids.zeros(),
-            group_size=grids.group_size,
-        )
+        return solver_result(Solved(weight, written, zero, grids), work, factor, moment, self.refine, name)

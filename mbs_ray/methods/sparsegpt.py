@@ -9,11 +9,12 @@ from mbs_ray.methods.factor import Factored, InverseFactor
 from mbs_ray.methods.field_checks import require_flag, require_integer
 from mbs_ray.methods.leaf import LEAF, Finals
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import damped_loss, solve_columns, undamped_loss
+from mbs_ray.methods.obs import solve_columns
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.pruning_mask import PruningMask
-from mbs_ray.methods.refine import Solved, refine
-from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.refine import Solved
+from mbs_ray.methods.result import Compressed
+from mbs_ray.methods.solver_result import solver_result
 from mbs_ray.methods.sparsity import Pruning
 
 
@@ -63,8 +64,4 @@ class SparseGPT(Factored, Pruning):
         else:
             mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
             solve_columns(work, factor.upper, [mask.unit], lambda *own: Finals(mask.of_columns(*own)), written)
-        damped = damped_loss(work, factor)
-        refine(Solved(weight, written), self.refine, factor, moment, damped, work)
-        final = written.t().contiguous()
-        loss = undamped_loss(damped, weight, final, factor, moment)
-        return measured(weight, final, moment, name, loss=loss, damping=factor.damping)
+        return solver_result(Solved(weight, written), work, factor, moment, self.refine, name)

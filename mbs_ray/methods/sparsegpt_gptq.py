@@ -12,11 +12,12 @@ from mbs_ray.methods.field_checks import require_integer, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.leaf import Finals
 from mbs_ray.methods.moments import Moment, Statistic
-from mbs_ray.methods.obs import damped_loss, solve_columns, undamped_loss
+from mbs_ray.methods.obs import solve_columns
 from mbs_ray.methods.precision import exact_float32
 from mbs_ray.methods.pruning_mask import PruningMask
-from mbs_ray.methods.refine import Solved, refine
-from mbs_ray.methods.result import Compressed, measured
+from mbs_ray.methods.refine import Solved
+from mbs_ray.methods.result import Compressed
+from mbs_ray.methods.solver_result import solver_result
 from mbs_ray.methods.sparsity import Pruning
 
 
@@ -83,19 +84,4 @@ class SparseGPTQ(Factored, Pruning, Quantization):
             return Finals(pruned, grid=grid, codes=grids.codes[start:stop])
 
         solve_columns(work, factor.upper, self._units or [], finals, written)
-        damped = damped_loss(work, factor)
-        refine(Solved(weight, written, mask.pruned, grids), self.refine, factor, moment, damped, work)
-        final = written.t().contiguous()
-        loss = undamped_loss(damped, weight, final, factor, moment)
-        return measured(
-            weight,
-            final,
-            moment,
-            name,
-            loss=loss,
-            damping=factor.damping,
-            codes=grids.codes.t().contiguous(),
-            scales=grids.scales(),
-            zeros=grids.zeros(),
-            group_size=grids.group_size,
-        )
+        return solver_result(Solved(weight, written, mask.pruned, grids), work, factor, moment, self.refine, name)
