@@ -116,11 +116,12 @@ def similarity(
     compute_dtype: ComputeDtype = "auto",
     cluster: ClusterOptions,
 ) -> None:
-    """Measure how alike languages are inside a dense model: angles between the inputs of its blocks, and clusters."""
+    """Measure how alike languages are inside a dense model, by the inputs of its blocks and the experts they use."""
     with on_ray(cluster.address):
         from mbs_ray.cli.terminal_tables import similarity_table
         from mbs_ray.driver.progress import Progress
         from mbs_ray.driver.similarity import language_similarity
+        from mbs_ray.evaluation.language_angles import ANGLES, EXPERTS
 
         console = Console()
         result = language_similarity(
@@ -136,9 +137,12 @@ def similarity(
             out=absolute(out),
             progress=Progress(console),
         )
-        for block in (0, result.similarity.blocks - 1):
-            title = f"{Path(model).name}, input of block {block}"
-            console.print(similarity_table(title, result.similarity, block))
+        found, name = result.similarity, Path(model).name
+        for block in (0, found.blocks - 1):
+            console.print(similarity_table(f"{name}, input of block {block}", found, block, ANGLES))
+        routed = found.measured.get(EXPERTS, [])
+        for block in dict.fromkeys(routed[:1] + routed[-1:]):
+            console.print(similarity_table(f"{name}, experts of block {block}", found, block, [EXPERTS]))
         for path in result.files:
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
         if not result.tracked:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
-from mbs_ray.evaluation.language_angles import ANGLES, Similarity
+from mbs_ray.evaluation.language_angles import Similarity
 from mbs_ray.evaluation.metric_names import GEOMEAN, SUMMARIES
 from mbs_ray.evaluation.paired_tasks import PairedAnswers
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
@@ -131,12 +131,12 @@ def score_table(title: str, scores: Mapping[str, LanguageScore]) -> Table:
     return table
 
 
-def similarity_table(title: str, similarity: Similarity, block: int) -> Table:
-    """Show each language's nearest and farthest other one, and its own two halves, by both statistics."""
-    columns = (f"{one}:\n{what}" for one in ANGLES for what in ("nearest", "farthest", "halves"))
+def similarity_table(title: str, similarity: Similarity, block: int, statistics: Sequence[str]) -> Table:
+    """Show each language's nearest and farthest other one, and its own two halves, by each of the statistics."""
+    columns = (f"{one}:\n{what}" for one in statistics for what in ("nearest", "farthest", "halves"))
     table = _table(title, "language", *columns)
     shown: dict[str, list[str]] = {language: [] for language in similarity.languages}
-    for statistic in ANGLES:
+    for statistic in statistics:
         for language, angles in similarity.degrees(statistic, block).items():
             others = angles.drop(language).sort_values()
             for end in (0, -1):

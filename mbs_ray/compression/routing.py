@@ -1,4 +1,4 @@
-"""Which tokens reach which expert of a mixture, and moments for experts that too few tokens reach.
+"""Moments for experts of a mixture that too few tokens reach, and reports of which tokens reach which.
 
 Below ``least`` tokens, a stated multiple of its columns, a linear's own moment says little about it. The tokens that it
 lacks are then made up for by the average one of the whole block, as if it had been sent there:
@@ -23,6 +23,7 @@ from mbs_ray.methods import Moment, Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.experts import Experts, expert_of, experts_of
 from mbs_ray.model.linears import linears_of, shape_of
+from mbs_ray.model.routes import Routes
 
 
 @dataclass(frozen=True)
@@ -38,57 +39,19 @@ class MixtureReport:
     borrowed: dict[int, float]
 
 
-class Routes:
-    """Counts of the tokens of each language that the mixtures of a block send to each expert."""
-
-    def __init__(self, block: nn.Module, languages: Sequence[str]) -> None:
-        self._languages = list(languages)
-        # Their sizes alone: the counts outlive the block's module, whose weights are to be freed.
-        self._mixtures = {path: mixture.count for path, mixture in experts_of(block).items()}
-        self._members = torch.zeros(0, 0, dtype=torch.int64)
-        self.tokens: dict[str, torch.Tensor] = {}
-
-    def begin(self, spoken: Sequence[str]) -> None:
-        """Tell the languages of the segments of the microbatch that comes next."""
-        rows = [[int(one == language) for one in spoken] for language in self._languages]
-        self._members = torch.tensor(rows, dtype=torch.int64)
-
-    @contextmanager
-    def counting(self, block: nn.Module) -> Iterator[None]:
-        """Count while the block is called."""
-        hooks = [
-            mixture.register_forward_hook(lambda _, inputs, output, path=path: self._count(path, inputs))
-            for path, mixture in experts_of(block).items()
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _count(self, path: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        index = next(one for one in inputs[1:] if not one.is_floating_point())
-        members, experts = self._members.to(index.device), self._mixtures[path]
-        chosen = index.reshape(members.shape[1], -1)
-        counts = torch.zeros(len(chosen), experts, dtype=torch.int64, device=index.device)
-        counts.scatter_add_(1, chosen, torch.ones_like(chosen))
-        # By broadcasting: no device multiplies matrices of integers everywhere.
-        routed = (members[:, :, None] * counts).sum(1)
-        self.tokens[path] = self.tokens[path] + routed if path in self.tokens else routed
-
-    def reports(
-        self, borrowed: Mapping[str, float], total: Callable[[torch.Tensor], torch.Tensor]
-    ) -> list[MixtureReport]:
-        """Report the counts, summed by ``total``; ``borrowed`` shares by linear."""
-        found = []
-        for path in self._mixtures:
-            tokens = total(self.tokens[path].cpu())
-            shares: dict[int, float] = {}
-            for linear, share in borrowed.items():
-                if (own := expert_of(linear, [path])) is not None:
-                    shares[own[1]] = max(share, shares.get(own[1], 0.0))
-            found.append(MixtureReport(path, self._languages, tokens.tolist(), dict(sorted(shares.items()))))
-        return found
+def mixture_reports(
+    routes: Routes, borrowed: Mapping[str, float], total: Callable[[torch.Tensor], torch.Tensor]
+) -> list[MixtureReport]:
+    """Report the counts of ``routes``, summed by ``total``; ``borrowed`` shares by linear."""
+    found = []
+    for path in routes.experts:
+        tokens = total(routes.tokens[path].cpu())
+        shares: dict[int, float] = {}
+        for linear, share in borrowed.items():
+            if (own := expert_of(linear, [path])) is not None:
+                shares[own[1]] = max(share, shares.get(own[1], 0.0))
+        found.append(MixtureReport(path, routes.languages, tokens.tolist(), dict(sorted(shares.items()))))
+    return found
 
 
 def least_tokens(columns: int, expert_tokens: float) -> int:

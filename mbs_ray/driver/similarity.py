@@ -19,14 +19,8 @@ from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
-from mbs_ray.evaluation.language_angles import (
-    ANGLES,
-    Similarity,
-    cluster,
-    measure_similarity,
-    write_matrices,
-    write_vectors,
-)
+from mbs_ray.evaluation.language_angles import EXPERTS, Similarity, cluster, measure_similarity
+from mbs_ray.evaluation.similarity_files import write_experts, write_matrices, write_vectors
 from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
 from mbs_ray.languages.distribution import languages_of
@@ -46,7 +40,12 @@ from mbs_ray.tracking.tracked_run import sweep_run
 from mbs_ray.tracking.tracked_texts import dataset_input
 
 EXPERIMENT = "similarity"
-_TITLES = {"diagonal": "mean x²", "full": "second moments"}
+#: What a figure shows, by statistic.
+_TITLES = {
+    "diagonal": "input of block {}: mean x²",
+    "full": "input of block {}: second moments",
+    EXPERTS: "block {}: tokens by expert",
+}
 _COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -161,10 +160,19 @@ def _track(
     run.enqueue(lambda client: client.log_inputs(run.run_id, [text]))
     for path in files:
         run.artifact(path, "figures" if path.suffix == ".png" else "reports")
-    angles = to_markdown(similarity.degrees("diagonal", 0), digits=1)
-    run.note(f"**Angles in degrees between mean x² of languages, input of block 0 of {model}**\n\n{angles}")
+    run.note(_note(model, similarity))
     run.finish("FINISHED")
     return run.sync()
+
+
+def _note(model: str, similarity: Similarity) -> str:
+    angles = to_markdown(similarity.degrees("diagonal", 0), digits=1)
+    note = f"**Angles in degrees between mean x² of languages, input of block 0 of {model}**\n\n{angles}"
+    if not similarity.routed:
+        return note
+    first = min(similarity.routed)
+    used = to_markdown(similarity.degrees(EXPERTS, first), digits=1)
+    return f"{note}\n\n**Angles in degrees between tokens by expert of languages, block {first}**\n\n{used}"
 
 
 def _check_room(model: Model, languages: int, tokens: int, dtype: str) -> None:
@@ -184,16 +192,19 @@ def _write(similarity: Similarity, model: str, folder: Path) -> list[Path]:
     files = [folder / "vectors.parquet", folder / "matrices.parquet"]
     write_vectors(files[0], similarity)
     write_matrices(files[1], similarity)
-    last = similarity.blocks - 1
+    if similarity.routed:
+        files.append(folder / "experts.parquet")
+        write_experts(files[-1], similarity)
     spans = []
-    for statistic in ANGLES:
-        for block in range(similarity.blocks):
+    for statistic, blocks in similarity.measured.items():
+        shown = (blocks[0], blocks[(len(blocks) - 1) // 2], blocks[-1])
+        for block in blocks:
             degrees = similarity.degrees(statistic, block)
             pairs = degrees.to_numpy()[np.triu_indices(len(degrees), 1)]
             spans.append([statistic, block, pairs.min(), pairs.mean(), pairs.max()])
             # Of the blocks between, the matrices tell all.
-            if block in (0, last // 2, last):
-                title = f"{model}, input of block {block}: {_TITLES[statistic]}"
+            if block in shown:
+                title = f"{model}, {_TITLES[statistic].format(block)}"
                 halves = similarity.degrees_of_halves(statistic, block)
                 figure = similarity_heatmap(degrees, halves, cluster(degrees), title)
                 files.append(save_figure(figure, folder / "figures" / f"{statistic}-block-{block:05d}.png"))

@@ -1,5 +1,6 @@
 """Moments of every expert against float64 hooks on the plain model; what starved experts borrow; counts of tokens."""
 
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from mbs_ray.compression.collect import Collected, sequential_groups
 from mbs_ray.compression.layer_error import language_sums, weight_changes
-from mbs_ray.compression.routing import Routes, borrow, collect_routed, least_tokens
+from mbs_ray.compression.routing import borrow, collect_routed, least_tokens, mixture_reports
 from mbs_ray.methods import Moment, Statistic
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.routes import Routes
 from tests.support.mixtures import MIXTURES, load_plain, write_translated
 
 IDS = torch.randint(0, 390, (4, 24), generator=torch.Generator().manual_seed(1))
@@ -155,7 +157,7 @@ def test_an_expert_without_any_token_has_the_moment_of_all_even_where_nothing_el
     moment = collected.moments["mlp.experts.2.down_proj"]
     torch.testing.assert_close(moment.sum.double(), expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
     assert moment.tokens == 1 and borrowed["mlp.experts.2.down_proj"] == 1
-    (report,) = routes.reports(borrowed, lambda counts: counts)
+    (report,) = mixture_reports(routes, borrowed, lambda counts: counts)
     assert report.borrowed[2] == 1 and [row[2] for row in report.tokens] == [0, 0, 0]
 
 
@@ -165,7 +167,7 @@ def test_tokens_are_counted_by_language_and_expert(name: str, sizes: int, writte
     plain = Plain(written[name], name)
     _, collected, routes = collected_of(written[name], sizes=sizes)
     chosen = plain.index.view(len(SPOKEN), -1)
-    (report,) = routes.reports({}, lambda counts: counts)
+    (report,) = mixture_reports(routes, {}, lambda counts: counts)
     assert report.mixture == plain.path and report.languages == LANGUAGES
     for row, language in zip(report.tokens, LANGUAGES, strict=True):
         own = torch.cat([one for one, spoken in zip(chosen, SPOKEN, strict=True) if spoken == language])
@@ -173,6 +175,19 @@ def test_tokens_are_counted_by_language_and_expert(name: str, sizes: int, writte
     for number, tokens in enumerate(zip(*report.tokens, strict=True)):
         if sum(tokens):
             assert collected.moments[f"{plain.path}.{number}.up_proj"].tokens == sum(tokens)
+
+
+def test_counts_keep_no_weights_alive(written: dict[str, Path]) -> None:
+    decoder = Decoder(Checkpoint(written["qwen3-moe"]), torch.float32)
+    block = decoder.load_block(0, decoder.read_block(0))
+    weights = [weakref.ref(parameter) for parameter in block.parameters()]
+    routes = Routes(block, LANGUAGES)
+    routes.begin(SPOKEN)
+    with torch.inference_mode(), routes.counting(block):
+        decoder.run_block(block, 0, decoder.embed(IDS))
+    del block
+    assert len(weights) > 12 and [one() for one in weights if one() is not None] == []
+    assert int(routes.tokens["mlp.experts"].sum()) == 2 * IDS.numel()
 
 
 def test_errors_keep_the_language_of_a_token_through_the_router(written: dict[str, Path]) -> None:

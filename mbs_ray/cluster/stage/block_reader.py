@@ -10,8 +10,8 @@ import torch
 from mbs_ray.cluster.job import Compress, CompressStored
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.block_report import BlockReport
-from mbs_ray.compression.routing import Routes
 from mbs_ray.model.block_files import read_block
+from mbs_ray.model.routes import Routes
 
 
 @dataclass

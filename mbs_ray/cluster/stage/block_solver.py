@@ -11,11 +11,12 @@ from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.collect import Collected, sequential_groups
 from mbs_ray.compression.collect import collect as collect_moments
-from mbs_ray.compression.routing import Routes, borrow, collect_routed
+from mbs_ray.compression.routing import borrow, collect_routed, mixture_reports
 from mbs_ray.compression.solve import check_called, solving_costs
 from mbs_ray.compression.solve import solve as solve_linears
 from mbs_ray.compression.stored_moments import RunMoments
 from mbs_ray.methods import Amounts, Method, Statistic
+from mbs_ray.model.routes import Routes
 
 
 def solving_groups(
@@ -80,7 +81,7 @@ def report_routes(run: StageRun, block: StageBlock) -> None:
         return
     run.agree(block.index)
     borrowed = {linear.name: linear.borrowed for linear in block.report.linears if linear.borrowed}
-    block.report.mixtures = block.routes.reports(borrowed, run.replicas.total)
+    block.report.mixtures = mixture_reports(block.routes, borrowed, run.replicas.total)
 
 
 def solve(

@@ -4,7 +4,8 @@ from mbs_ray.cluster.job import Route
 from mbs_ray.cluster.stage.block_reader import StageBlock
 from mbs_ray.cluster.stage.stage_run import StageRun
 from mbs_ray.compression.block_report import write_block_report
-from mbs_ray.compression.routing import Routes
+from mbs_ray.compression.routing import mixture_reports
+from mbs_ray.model.routes import Routes
 
 
 def count_routes(run: StageRun, work: Route, block: StageBlock) -> None:
@@ -22,6 +23,6 @@ def count_routes(run: StageRun, work: Route, block: StageBlock) -> None:
             if index != run.job.blocks[-1][-1]:
                 run.pass_on(microbatch, index, hidden)
     run.agree(index)
-    block.report.mixtures = routes.reports({}, run.replicas.total)
+    block.report.mixtures = mixture_reports(routes, {}, run.replicas.total)
     if run.writes:
         write_block_report(run.job.blocks_folder, block.report)

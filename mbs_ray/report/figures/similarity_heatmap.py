@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram
 
-from mbs_ray.report.colours import ANGLES, ASIDE, BLUE, TREE, VERMILION
+from mbs_ray.report.colours import ANGLES, ASIDE, BLUE, GREEN, TREE, VERMILION
 from mbs_ray.report.figures.canvas import ink_on, new_figure
 
 _CELL = 0.34  # inches
@@ -69,11 +69,13 @@ def similarity_heatmap(degrees: pd.DataFrame, halves: pd.Series, links: npt.NDAr
 def angles_by_block(angles: pd.DataFrame, title: str) -> Figure:
     """Draw the mean angle between two languages in every block, and the span from the smallest to the largest.
 
-    ``angles`` has the columns statistic, block, smallest, mean, largest (degrees).
+    ``angles`` has the columns statistic, block, smallest, mean, largest (degrees); a statistic may lack blocks.
     """
     figure = new_figure(6.4, 3.4, title)
     axes = figure.add_subplot()
-    for colour, (statistic, own) in zip((BLUE, VERMILION), angles.groupby("statistic"), strict=False):
+    for colour, (statistic, own) in zip(
+        (BLUE, VERMILION, GREEN), angles.groupby("statistic", sort=False), strict=False
+    ):
         axes.plot(own["block"], own["mean"], color=colour, marker=".", label=statistic)
         axes.fill_between(own["block"], own["smallest"], own["largest"], color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="block", ylabel="angle between two languages, degrees", ylim=(0, None))

@@ -76,6 +76,20 @@ def test_a_line_is_the_mean_of_a_statistic_over_the_blocks() -> None:
     assert lines == {"diagonal": [2.0, 3.0], "full": [2.0, 3.0]}
 
 
+def test_the_line_of_the_experts_begins_where_they_do_and_leaves_the_others_their_colours() -> None:
+    columns = ["statistic", "block", "smallest", "mean", "largest"]
+    rows = [(one, block, 1.0, 2.0, 3.0) for one in ("diagonal", "full") for block in (0, 1, 2)]
+    dense, mixture = (
+        angles_by_block(pd.DataFrame([*rows, *more], columns=columns), "title").axes[0].lines
+        for more in ([], [("experts", 1, 4.0, 5.0, 6.0), ("experts", 2, 4.0, 5.0, 6.0)])
+    )
+    colours = {line.get_label(): line.get_color() for line in dense}
+    assert [line.get_label() for line in mixture] == ["diagonal", "full", "experts"]
+    assert {line.get_label(): line.get_color() for line in mixture[:2]} == colours
+    assert mixture[2].get_color() not in colours.values()
+    assert mixture[2].get_xdata().tolist() == [1, 2] and mixture[2].get_ydata().tolist() == [5.0, 5.0]
+
+
 @pytest.mark.slow
 def test_drawing_never_loads_pyplot() -> None:
     program = (
