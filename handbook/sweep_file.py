@@ -74,8 +74,8 @@ def sweep_file() -> str:
             "holds the text, `{folder: FOLDER, chat: packed}` says that it holds conversations, in column `messages` "
             "where none is named, which go through the tokenizer's chat template. `chat` is `packed` or "
             "`one_per_segment`; [conversations](chat.md) says what each does. A data set of the hub has `dataset` in "
-            "the place of `folder`, and the fields `revision`, `split`, `config` and `data_files` besides. An "
-            "evaluation set's corpus is written alike."
+            "place of `folder`, and also the fields `revision`, `split`, `config` and `data_files`. The corpus of an "
+            "evaluation set is written in the same way."
         ),
         "### Evaluation sets\n",
         _paragraph(

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.studies RESULTS DOCS``: figures and tables of all studies whose sweeps lie in RESULTS.
+"""``python -m benchmarks.studies RESULTS IMAGES``: figures and tables of all studies whose sweeps lie in RESULTS.
 
 The sweeps: ``mbs sweep jobs/studies/mini/NAME.yaml --out RESULTS``, one after the other.
 """
@@ -43,9 +43,9 @@ def markdown(table: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("docs", type=Path)
+    parser.add_argument("images", type=Path)
     arguments = parser.parse_args()
-    results, docs = arguments.results, arguments.docs
+    results, images = arguments.results, arguments.images
 
     def there(sweep: str) -> bool:
         return (results / sweep / "runs").is_dir()
@@ -63,16 +63,16 @@ def main() -> None:
         module, sweep = study
         if there(sweep):
             print(f"## {name}\n\n{markdown(module.table(results / sweep))}", flush=True)
-            save_figure(module.figure(results / sweep), docs / f"{name}.png")
+            save_figure(module.figure(results / sweep), images / f"{name}.png")
     if there("dense-moments"):
         print(f"## dense, by language\n\n{markdown(dense.by_language(results / 'dense-moments'))}", flush=True)
     if there("fit-and-refine"):
-        save_figure(fit.figure_by_size(results / "fit-to-dense"), docs / "fit-by-size.png")
+        save_figure(fit.figure_by_size(results / "fit-to-dense"), images / "fit-by-size.png")
         print(f"## fitted and refined\n\n{markdown(fit.together(results / 'fit-to-dense'))}", flush=True)
     if there("budgets"):
         for name, table in amounts.tables(results).items():
             print(f"## budgets: {name}\n\n{markdown(table)}", flush=True)
-        save_figure(amounts.figure(results), docs / "budgets.png")
+        save_figure(amounts.figure(results), images / "budgets.png")
     for name, module in {"refine-kept-out": refine, "fit-kept-out": fit}.items():
         if there(name):
             print(f"## {name}\n\n{markdown(module.kept_out(results / name))}", flush=True)
@@ -84,25 +84,25 @@ def main() -> None:
     if there("demo-bloom") and there("demo-qwen3"):
         both = [results / "demo-bloom", results / "demo-qwen3"]
         print(f"## families\n\n{markdown(families.table(both))}\n\n{families.alike(both)}", flush=True)
-        save_figure(families.figure(both, ("bloom-mini-5m", "qwen3-5m")), docs / "families.png")
+        save_figure(families.figure(both, ("bloom-mini-5m", "qwen3-5m")), images / "families.png")
     if there("mixtures"):
         sweeps = [results / name for name in ("mixtures", "adaptive-english") if there(name)]
         print(f"## adaptive\n\n{markdown(adaptive.table(sweeps))}", flush=True)
         print(f"## adaptive: won / within noise / lost\n\n{markdown(adaptive.verdicts(sweeps))}", flush=True)
         print(f"## predicted and measured\n\n{markdown(adaptive.prediction(sweeps[0]))}", flush=True)
-        save_figure(adaptive.figure(sweeps), docs / "adaptive.png")
+        save_figure(adaptive.figure(sweeps), images / "adaptive.png")
     if there("seeds"):
         print(f"## what one seed leaves open\n\n{markdown(seeds.spread(results / 'seeds'))}", flush=True)
     if there("monolingual"):
         similar = similarities(results / "monolingual", results / "segments")
         print(f"## monolingual\n\n{markdown(monolingual.table(results / 'monolingual', similar))}", flush=True)
         for model in similar:
-            save_figure(monolingual.figure(results / "monolingual", model), docs / f"monolingual-{model}.png")
+            save_figure(monolingual.figure(results / "monolingual", model), images / f"monolingual-{model}.png")
     if there("seeds") and there("temperature") and there("corpus"):
         sweeps = [results / "seeds", results / "temperature"]
         distance = hessian.distances(sweeps, results / "segments", results / "corpus")
         print(f"## hessian\n\n{markdown(hessian.table(sweeps, distance))}", flush=True)
-        save_figure(hessian.figure(sweeps, distance), docs / "hessian.png")
+        save_figure(hessian.figure(sweeps, distance), images / "hessian.png")
 
 
 if __name__ == "__main__":

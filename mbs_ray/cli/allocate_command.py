@@ -26,7 +26,7 @@ def allocate(
         str | None, typer.Option("--corpus", help="Folder with text, in which proportional:unit=tokens counts.")
     ] = None,
 ) -> None:
-    """Show how many calibration segments each language gets. Needs no Ray, and the network for a hub id alone."""
+    """Show how many calibration segments each language gets. Needs no Ray, and the network only for a hub id."""
     from mbs_ray.driver.allocate import in_unit_of
     from mbs_ray.driver.begin_tokens import begin_sentence
     from mbs_ray.languages.distribution import parse_languages

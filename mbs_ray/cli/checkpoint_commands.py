@@ -33,18 +33,18 @@ def evaluate(
     revision: Revision = None,
     languages: Languages = "paper",
     segments: Annotated[
-        int | None, typer.Option("--segments", min=1, help="At most so many per language; default: all text.")
+        int | None, typer.Option("--segments", min=1, help="At most this many per language; default: all text.")
     ] = None,
     sequence_length: SequenceLength = 2048,
     join: Annotated[
         Literal["end_token", "blank_line"], typer.Option("--join", help="What stands between documents of --corpus.")
     ] = "end_token",
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Of lm-evaluation-harness, or groups of them: xnli,xcopa,pawsx")
+        str | None, typer.Option("--tasks", help="Tasks of lm-evaluation-harness, or groups of them: xnli,xcopa,pawsx")
     ] = None,
     shots: Annotated[int, typer.Option("--shots", min=0, help="Examples before each question of a task.")] = 0,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most so many questions of a task, for a quick look.")
+        int | None, typer.Option("--limit", min=1, help="At most this many questions of a task, for a quick look.")
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option("--include-path", help="Folder with task files of your own, for --tasks.")
@@ -112,7 +112,7 @@ def similarity(
     languages: Languages = "paper",
     segments: Annotated[int, typer.Option("--segments", min=2, help="Segments of each language.")] = 16,
     sequence_length: SequenceLength = 2048,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the drawing of text.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw of text.")] = 0,
     compute_dtype: ComputeDtype = "auto",
     cluster: ClusterOptions,
 ) -> None:

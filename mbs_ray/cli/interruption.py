@@ -30,4 +30,4 @@ def finished_runs(sweep: Any, out: Path) -> str:
     folders, labels = SweepFolders(out, sweep.name), sweep.labels(sweep.runs())
     finished = sum(folders.run(label).result() is not None for label in labels)
     runs = "run is" if len(labels) == 1 else "runs are"
-    return f"{finished} of {len(labels)} {runs} finished; the same command goes on from here ({folders.sweep})"
+    return f"{finished} of {len(labels)} {runs} finished; the same command resumes from here ({folders.sweep})"

@@ -22,9 +22,9 @@ def track(
     ] = None,
     take_over: TakeOver = False,
 ) -> None:
-    """Tell MLflow what a sweep measured while it was away. What it knows already is not doubled.
+    """Send MLflow what a sweep measured and it does not have yet, such as while its server was away. Needs no Ray.
 
-    Not while the sweep runs: it tells MLflow itself.
+    Not while the sweep runs, which does this itself.
     """
     with one_line_errors():
         from mbs_ray.tracking.mlflow_client import default_tracking_uri
@@ -43,8 +43,10 @@ def track(
 @app.command(epilog="Example: mbs ui ./results --port 5000")
 def ui(
     out: Annotated[Path, typer.Argument(help="The --out folder of earlier commands.")],
-    host: Annotated[str, typer.Option("--host", help="Loopback, unless you know who else can reach it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port")] = 5000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; any but loopback lets others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = 5000,
 ) -> None:
     """Open MLflow on the results of earlier commands."""
     with one_line_errors():

@@ -19,17 +19,19 @@ Sampling = Annotated[
         "counts:counts={en: 9}, adaptive:objective=worst",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Start although the plan says that it does not fit.")]
+Force = Annotated[bool, typer.Option("--force", help="Start even if the plan says that the sweep does not fit.")]
 TakeOver = Annotated[
     bool,
     typer.Option(
         "--take-over",
-        help="Take the sweep over from a command elsewhere that died: after 120 s without a sign of its life.",
+        help="Take the sweep over from a command that died on another host: after 120 s without a sign of life.",
     ),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Of the hub repository.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Revision of the hub repository.")]
 SequenceLength = Annotated[int, typer.Option("--sequence-length", min=2, help="Tokens in a segment.")]
-ComputeDtype = Annotated[str, typer.Option("--compute-dtype", help="auto, float32, bfloat16, float16; of the forward.")]
+ComputeDtype = Annotated[
+    str, typer.Option("--compute-dtype", help="Data type of the forward: auto, float32, bfloat16, float16.")
+]
 TextColumn = Annotated[
     str, typer.Option("--text-column", help="Field or column of the corpus that holds the text: content, raw_content.")
 ]

@@ -21,31 +21,35 @@ app = typer.Typer()
 )
 @with_cluster(without("offload", "device", "wait"))
 def plan(
-    file: Annotated[Path, typer.Argument(help="Sweep file in YAML; of the model its config.json is enough.")],
+    file: Annotated[Path, typer.Argument(help="Sweep file in YAML; of the model only config.json is needed.")],
     *,
     launcher: Annotated[
         Path | None, typer.Option("--cluster", help="Ray cluster launcher file with instance types that are known.")
     ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes like the one described.")] = 1,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="Of a node; 0: CPUs alone.")] = None,
-    gpu_memory: Annotated[str, typer.Option("--gpu-memory", help="Of a GPU.")] = "80GB",
-    host_memory: Annotated[str, typer.Option("--host-memory", help="Of a node.")] = "512GB",
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of nodes like the one described.")] = 1,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs of a node; 0: CPUs alone.")] = None,
+    gpu_memory: Annotated[str, typer.Option("--gpu-memory", help="Memory of a GPU.")] = "80GB",
+    host_memory: Annotated[str, typer.Option("--host-memory", help="Memory of a node.")] = "512GB",
     nvme: Annotated[str, typer.Option("--nvme", help="Local disk of a node for activations.")] = "0",
-    device: Annotated[str, typer.Option("--device", help="A100, H100, H200, L40S, A10G: for its speed.")] = "A100",
+    device: Annotated[
+        str, typer.Option("--device", help="Kind of GPU, for its speed: A100, H100, H200, L40S, A10G.")
+    ] = "A100",
     flops: Annotated[
-        str | None, typer.Option("--flops", help="What a device reaches in the forward's type: 300T.")
+        str | None, typer.Option("--flops", help="Operations per second of a device in the forward's data type: 300T.")
     ] = None,
     disk_bandwidth: Annotated[
-        str | None, typer.Option("--disk-bandwidth", help="Of models and results: 2GB/s.")
+        str | None, typer.Option("--disk-bandwidth", help="Speed of the disk that holds models and results: 2GB/s.")
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Time the model's shapes on this machine, for up to a minute.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Where results would go: its free space counts.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder where results would go, to check its free space.")
+    ] = None,
     cluster: ClusterOptions,
 ) -> None:
-    """Memory, storage and time of a sweep before it starts, and a layout that fits. Exit code 1 where none is asked
-    for that does."""
+    """Predict memory, storage and time of a sweep before it starts, and find a layout that fits. Exit code 1 where the
+    layout that is asked for does not fit."""
     with one_line_errors():
         from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
         from mbs_ray.plan.hardware import Hardware, Node, cluster_file

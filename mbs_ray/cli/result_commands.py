@@ -54,7 +54,7 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="SWEEP", help="Folder of a sweep: <out>/<sweep>.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; default: <SWEEP>/report.html.")] = None,
 ) -> None:
-    """Show a sweep as one HTML page that needs nothing else. Needs no Ray; every sweep ends with it."""
+    """Write the results of a sweep as one self-contained HTML page, as every sweep does at its end. Needs no Ray."""
     with one_line_errors():
         from mbs_ray.report.page import write_report_page
         from mbs_ray.tracking.replay import track_report
@@ -69,7 +69,7 @@ def report(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint that mbs wrote, or the directory of a finished run.")],
 ) -> None:
-    """Is a checkpoint whole? Compares every file with its sha256 in manifest.json."""
+    """Check that a checkpoint is whole: compare every file with its sha256 in manifest.json. Needs no Ray."""
     with one_line_errors():
         from mbs_ray.model.manifest import MANIFEST
         from mbs_ray.model.manifest import verify as compare_files
@@ -99,7 +99,7 @@ def export(
     ],
     to: Annotated[Path | None, typer.Option("--to", help="New folder; default: <run>/export/<format>.")] = None,
     reader: Annotated[
-        str, typer.Option("--reader", help="Who is to load the integers: transformers or vllm.")
+        str, typer.Option("--reader", help="Program that is to load the integers: transformers or vllm.")
     ] = "transformers",
 ) -> None:
     """Convert the checkpoint of a finished run into a form that others load. Needs no Ray."""

@@ -33,10 +33,10 @@ def compress(
         list[Path] | None, typer.Option("--evaluate", help="Folder with text to score; may be repeated.")
     ] = None,
     evaluation_segments: Annotated[
-        int, typer.Option("--evaluation-segments", min=1, help="At most so many per language.")
+        int, typer.Option("--evaluation-segments", min=1, help="At most this many segments per language.")
     ] = 64,
     name: Annotated[
-        str, typer.Option("--name", help="Of the folder under --out and the MLflow experiment.")
+        str, typer.Option("--name", help="Name of the folder under --out and of the MLflow experiment.")
     ] = "compress",
     cluster: ClusterOptions,
     force: Force = False,
@@ -54,7 +54,7 @@ def compress(
 
 
 @app.command(
-    epilog="Example: mbs sweep jobs/sweeps/bloom-560m.yaml --out ./results   (again the same command: goes on)"
+    epilog="Example: mbs sweep jobs/sweeps/bloom-560m.yaml --out ./results   (the same command again: resumes)"
 )
 @with_cluster({**without("threads"), "device": FILE_DEVICE, "offload": FILE_OFFLOAD})
 def sweep(
@@ -65,7 +65,7 @@ def sweep(
     force: Force = False,
     take_over: TakeOver = False,
 ) -> None:
-    """Run a grid of runs, or go on with it: finished runs are kept, begun ones continued."""
+    """Run the grid of a sweep file, or resume it: finished runs are kept, unfinished ones continue."""
     with on_ray(cluster.address):
         from mbs_ray.run.sweep_spec import SweepSpec, load_sweep, validated
 
@@ -79,7 +79,9 @@ def sweep(
 @with_cluster({name: CLUSTER[name] for name in ("address", "wait")})
 def demo(
     out: Out = Path("mbs-demo"),
-    model: Annotated[list[Path] | None, typer.Option("--model", help="Instead of the package's; repeatable.")] = None,
+    model: Annotated[
+        list[Path] | None, typer.Option("--model", help="Checkpoint instead of the package's; may be repeated.")
+    ] = None,
     *,
     cluster: ClusterOptions,
     take_over: TakeOver = False,

@@ -170,7 +170,7 @@ class Pipeline:
             there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
             each = f"{self.numerics.threads} CPUs{' and a GPU' if gpus else ''} each"
             raise InputError(
-                f"layout: {count} actors of {each} found no place within {PLACE_SECONDS:.0f} s "
+                f"layout: {count} actors of {each} could not be placed within {PLACE_SECONDS:.0f} s "
                 f"on nodes of {there}; free the cluster, or ask for fewer stages, replicas or threads"
             )
         return PlacementGroupSchedulingStrategy(self._placement)
@@ -286,4 +286,4 @@ class Pipeline:
             except GetTimeoutError:
                 continue
         ended = f"{self._places[index]} {_ENDED[short]} during {key}"
-        return StageDiedError(f"{ended}; the same command goes on from here", key, short)
+        return StageDiedError(f"{ended}; the same command resumes from here", key, short)

@@ -229,7 +229,9 @@ class _Trial:
         budget, decoder = self.budget, self.budget.pilot.model.decoder
         reports = read_block_reports(self.folder / "blocks")
         if len(reports) < decoder.blocks:
-            raise InputError(f"{self.folder}: lacks reports of blocks; give the same command again, which tries anew")
+            raise InputError(
+                f"{self.folder}: lacks reports of blocks; give the same command again to repeat the trials"
+            )
         increase: dict[str, dict[str, dict[str, float]]] = {}
         for report in reports:
             for linear in decoder.linears(report.block):

@@ -110,8 +110,8 @@ def _found(run: PreparedRun, reports: Sequence[BlockReport]) -> dict[str, Any]:
     decoder, languages = run.model.decoder, list(run.allocation)
     if len(reports) < decoder.blocks:
         raise InputError(
-            f"{run.label}: counts of {decoder.blocks - len(reports)} blocks are missing that were to tell of starved "
-            "experts; give the same command again, which counts anew"
+            f"{run.label}: tokens of starved experts were not counted in {decoder.blocks - len(reports)} blocks; give "
+            "the same command again, which counts them"
         )
     experts: list[tuple[int, str, int]] = []
     least: list[int] = []

@@ -44,7 +44,7 @@ def require_harness() -> None:
         import lm_eval  # noqa: F401
     except ImportError:
         raise InputError(
-            "--tasks needs lm-evaluation-harness, which is not installed: pip install 'mbs_ray[zero-shot]'"
+            "--tasks needs lm-evaluation-harness, which is not installed: pip install 'lm-eval>=0.4.13'"
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 

@@ -17,7 +17,7 @@ LEAST_CLIP = 0.2
 class Quantization(MethodPart):
     """Base of the methods that quantize: their fields.
 
-    bits: 2 to 8. group_size: columns that share a scale, dividing the columns; None: the whole row.
+    bits: 2 to 8. group_size: columns that share a scale, dividing the columns; null: the whole row.
     symmetric: the zero point is fixed in the middle of the codes. clip_search: every grid covers the share of
     its weights' range, out of 41 from 20 to 100 %, that rounds them with the least squared error (in OBS methods
     weighted by column, with 1/U_jj²).

@@ -107,7 +107,7 @@ def _require(wanted: AbstractSet[str], headers: Headers) -> None:
         folder = list(headers)[-1].parent
         raise InputError(f"{folder}: lacks {missing[0]} and {len(missing) - 1} more; finish the run first")
     if foreign:
-        raise InputError(f"{held[foreign[0]]}: holds {foreign[0]}, which this model has not; remove the file")
+        raise InputError(f"{held[foreign[0]]}: holds {foreign[0]}, which this model does not have; remove the file")
 
 
 def _fill(

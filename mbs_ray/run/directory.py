@@ -200,7 +200,7 @@ class RunDirectory:
             )
         card = self.card()
         if self.result() is None or card is None:
-            raise InputError(f"{self.path}: the run is not finished; give its mbs command again, which goes on with it")
+            raise InputError(f"{self.path}: the run is not finished; give its mbs command again, which resumes it")
         if not self.checkpoint.is_dir():
             raise InputError(
                 f"{self.path}: the run kept its metrics alone; give its mbs command again with keep: checkpoint, which "

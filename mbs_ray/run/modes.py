@@ -24,7 +24,7 @@ class DenseStatistics(FrozenSpec):
     mode: Literal["dense"] = "dense"
     segments_per_language: PositiveInt = Field(16, description="segments of each language that moments are taken from")
     weights: Literal["shares", "allocation"] = Field(
-        "shares", description="of the languages: the sampling's true shares, or the segments it would have drawn"
+        "shares", description="weight of a language: the sampling's true share, or the segments it would have drawn"
     )
     stored: Literal["auto", "languages", "samplings"] = Field(
         "auto",
@@ -67,18 +67,18 @@ class Budget(FrozenSpec):
         "block to block",
     )
     objective: Literal["mean", "worst"] = Field(
-        "mean", description="what is made least: the mean of the languages' predicted increases, or the worst"
+        "mean", description="what is minimised: the mean of the languages' predicted increases, or the worst"
     )
     bits: Annotated[float, Field(ge=2, le=8)] | None = Field(
-        None, description="deal out bits, so many for a weight on average; null: the method's own amount"
+        None, description="average bits per weight, which may lie between two widths; null: the method's own amount"
     )
     width: Annotated[float, Field(gt=0)] | None = Field(
         None, description="how far a linear may be from the average; null: 0.05 of sparsity, 1 bit"
     )
     segments_per_language: PositiveInt = Field(
-        16, description="dense text that trials learn from; a run of dense statistics has its own"
+        16, description="segments of each language for the trials; with dense statistics, those of the run are used"
     )
-    sensitivity_segments: PositiveInt = Field(4, description="of those in each language, the ones gradients are of")
+    sensitivity_segments: PositiveInt = Field(4, description="how many of these are used for gradients")
 
     @model_validator(mode="after")
     def _of_rule(self) -> "Budget":

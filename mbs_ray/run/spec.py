@@ -69,7 +69,7 @@ class EvaluationSpec(FrozenSpec):
     corpus: CorpusField = Field(description="folder or data set, as for calibration")
     segments: PositiveInt | None = Field(
         64,
-        description="at most so many full segments per language, drawn over the whole text; null: all text",
+        description="at most this many full segments per language, drawn over the whole text; null: all text",
     )
     sequence_length: Annotated[int, Field(ge=2)] | None = Field(
         None, description="tokens in a segment; null: as in calibration"
@@ -102,47 +102,50 @@ class RunSpec(FrozenSpec):
     sampling: SamplingField = Field(description=f"one of {', '.join(SAMPLINGS)}, with its fields")
     segments: PositiveInt = Field(256, description="segments of calibration in all")
     sequence_length: Annotated[int, Field(ge=2)] = Field(2048, description="tokens in a segment")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the drawing of text")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the random draw of text")
     allow_repeat: bool = Field(False, description="draw overlapping windows where text is short")
-    evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict, description="sets by name")
+    evaluation: dict[str, EvaluationSpec] = Field(default_factory=dict, description="evaluation sets by name")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
+        "auto", description="data type of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
     )
     microbatch: PositiveInt | Literal["auto"] = Field(
         "auto", description="segments in one forward; auto: of about 4,096 tokens on GPUs, 512 and more on CPUs"
     )
     statistics: StatisticsField = Field(
         None,
-        description="of second moments: propagated: from blocks after compressed ones; dense: from the model as it is",
+        description="what inputs second moments are of: propagated: those after compressed blocks; dense: the dense "
+        "model's",
     )
     fit_to: FitField = Field(
         None,
-        description="whose outputs linears are fitted to: propagated: their own, on inputs after compressed blocks; "
-        "dense: the dense model's, residual stream included; a forward and about twice the moments",
+        description="what linears are fitted to: propagated: their own outputs, on inputs after compressed blocks; "
+        "dense: outputs and residual stream of the dense model, for one more forward and about twice the moments",
     )
     budget: BudgetField = Field(
         None,
-        description="how the method's sparsity or bits are dealt out: uniform: the same in every linear; increase, "
-        "ramp: as much on average, more where it costs languages less",
+        description="how the method's sparsity or bits are distributed: uniform: the same in every linear; increase: "
+        "the same on average, more compression where languages lose less; ramp: more from block to block",
     )
     expert_tokens: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
         4.0,
-        description="of a mixture: tokens for each column of an expert's linear, below which its moment is made up by "
-        "the average token of the block; 0: only where no token comes",
+        description="in a mixture of experts: an expert that gets fewer tokens for each column of its linear borrows "
+        "from all tokens of the block; 0: only an expert without any token does",
     )
     expert_segments: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="of a mixture: at most so many further segments of calibration, of the languages that bring the "
-        "experts below expert_tokens most; one forward of the dense model to find them",
+        description="in a mixture of experts: at most this many further segments of calibration, of the languages that "
+        "bring most to experts below expert_tokens; one forward of the dense model to find them",
     )
     true_sequential: bool = Field(
-        False, description="linears of a block see those before them compressed; a forward for each input of a block"
+        False,
+        description="calibrate each linear after those before it in its block are compressed; a forward for each input "
+        "of a block",
     )
     per_language: bool = Field(
         False, description="measure what every linear loses in each calibration language; one more forward per block"
     )
     keep: Literal["checkpoint", "metrics"] = Field(
-        "checkpoint", description="what stays of a finished run: its checkpoint, or its metrics and figures alone"
+        "checkpoint", description="what remains of a finished run: its checkpoint, or its metrics and figures alone"
     )
 
     @property

@@ -34,7 +34,8 @@ class LayoutSpec(FrozenSpec):
     """How the actors of a sweep are arranged; the number of stages changes no bit, that of replicas does."""
 
     stages: PositiveInt | Literal["auto"] = Field(
-        "auto", description="shards of the blocks; auto: as many as there are GPUs (nodes of CPUs), runs and blocks"
+        "auto",
+        description="shards of the blocks; auto: at most as many as GPUs (without any, nodes), runs and blocks",
     )
     replicas: PositiveInt | Literal["auto"] = Field(
         "auto", description="actors that share a stage's segments; auto: what GPUs are left, 1 where stages are given"
@@ -48,9 +49,9 @@ def _layout(value: Any) -> Any:
 class SweepSpec(FrozenSpec):
     """A grid of runs. Every other field of a run stands at the top level and holds for all of them."""
 
-    name: str = Field(description="of the sweep: its folder under --out, its MLflow experiment")
+    name: str = Field(description="name of the sweep, of its folder under --out and of its MLflow experiment")
     run: dict[str, Any] = Field(description="fields of RunSpec that hold for all runs")
-    grid: dict[str, list[Any]] = Field(default_factory=dict, description="fields of RunSpec with several values")
+    grid: dict[str, list[Any]] = Field(default_factory=dict, description="fields of a run with several values")
     layout: Annotated[LayoutSpec, BeforeValidator(_layout)] = Field(
         default_factory=lambda: LayoutSpec.model_validate({}), description="stages and replicas, or auto"
     )

@@ -55,7 +55,7 @@ def test_a_command_that_is_stopped_says_one_line_and_the_same_command_finishes(t
         stdout, stderr = process.communicate(timeout=SECONDS)
         assert process.returncode == 128 + number, (stdout, stderr)
         assert stderr == (
-            f"interrupted: 0 of 1 run is finished; the same command goes on from here ({out / 'compress'})\n"
+            f"interrupted: 0 of 1 run is finished; the same command resumes from here ({out / 'compress'})\n"
         )
         assert foreign_lines(stdout) == []
     process = compress(out)

@@ -240,7 +240,7 @@ def test_stages_that_no_node_can_hold_are_refused_after_a_short_wait(
 ) -> None:
     monkeypatch.setattr("mbs_ray.cluster.pipeline.PLACE_SECONDS", 2.0)
     # Twelve CPUs in all, but four on each node.
-    with pytest.raises(InputError, match="1 actors of 5 CPUs each found no place within 2 s on nodes of 4 CPUs"):
+    with pytest.raises(InputError, match="1 actors of 5 CPUs each could not be placed within 2 s on nodes of 4 CPUs"):
         Pipeline(Layout(1), Numerics("cpu", 5)).__enter__()
 
 

@@ -118,6 +118,6 @@ def test_without_the_extra_the_command_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     result = CliRunner().invoke(app, ["evaluate", str(bloom), "--tasks", "xnli", "--out", str(tmp_path)])
-    assert result.exit_code == 2 and "pip install 'mbs_ray[zero-shot]'" in result.stderr
+    assert result.exit_code == 2 and "pip install 'lm-eval>=0.4.13'" in result.stderr
     result = CliRunner().invoke(app, ["evaluate", str(bloom), "--out", str(tmp_path)])
     assert result.exit_code == 2 and "give --corpus with text, or --tasks" in result.stderr

@@ -85,7 +85,7 @@ def test_an_unfinished_run_gives_no_checkpoint(bloom: Path, tmp_path: Path) -> N
 
 
 def test_a_shard_of_another_model_gives_no_checkpoint(bloom: Path, llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"model\.safetensors: holds lm_head\.weight, which this model has not"):
+    with pytest.raises(InputError, match=r"model\.safetensors: holds lm_head\.weight, which this model does not have"):
         assemble(Checkpoint(bloom), [*Checkpoint(bloom).files, *Checkpoint(llama).files], tmp_path / "out", "")
 
 

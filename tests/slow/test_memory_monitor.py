@@ -21,5 +21,5 @@ def test_the_memory_monitor_costs_the_run_that_needs_too_much_and_no_other(tmp_p
     assert result["ended"]["modest"] is None and result["same_bits"]
     assert result["ended"]["greedy"].startswith("memory: Ray's memory monitor killed its stage 3 times at one point;")
     assert result["starts"] == 4
-    killed = "stage 1 was killed by Ray's memory monitor during greedy; the same command goes on from here"
+    killed = "stage 1 was killed by Ray's memory monitor during greedy; the same command resumes from here"
     assert sum(line.startswith(killed) for line in said) == 2
