@@ -81,6 +81,12 @@ def main() -> None:
         print(f"## experts: tokens\n\n{markdown(experts.reached(sweep))}", flush=True)
         print(f"## experts: borrowing\n\n{markdown(experts.borrowing(sweep))}", flush=True)
         print(f"## experts: do languages pay?\n\n{experts.payers(sweep)}", flush=True)
+        if there("experts-further"):
+            more = results / "experts-further"
+            print(f"## experts: further segments\n\n{markdown(experts.further(more))}", flush=True)
+            for method in ("sparsegpt-50", "gptq-3bit-g64"):
+                own = experts.by_language(sweep, more, method)
+                print(f"## experts: languages, {method}\n\n{markdown(own)}", flush=True)
     if there("demo-bloom") and there("demo-qwen3"):
         both = [results / "demo-bloom", results / "demo-qwen3"]
         print(f"## families\n\n{markdown(families.table(both))}\n\n{families.alike(both)}", flush=True)

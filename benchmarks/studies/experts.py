@@ -1,4 +1,4 @@
-"""Starved experts of a small mixture: what samplings send to them, and what borrowing changes, five seeds."""
+"""Starved experts of a small mixture: what samplings send them, what borrowing and further text change, five seeds."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pandas as pd
 
 from benchmarks.studies.seeds import interval
 from benchmarks.studies.study_table import increases, read, summaries
+from mbs_ray.languages.facts import table_order
 from mbs_ray.languages.sampling_registry import build_sampling
 from mbs_ray.methods import build_method
 
@@ -15,7 +16,7 @@ _KEYS = ["method", "sampling", "expert_tokens", "seed"]
 
 
 def runs(sweep: Path) -> pd.DataFrame:
-    """A row per run: method, sampling, expert_tokens, seed, experts that borrowed, and its folder."""
+    """A row per run: method, sampling, its text and expert_tokens, seed, experts that borrowed, and its folder."""
     rows = []
     for result in sorted(sweep.glob("runs/*/result.json")):
         spec, metrics = read(result.parent / "spec.json"), read(result)["metrics"]
@@ -24,6 +25,8 @@ def runs(sweep: Path) -> pd.DataFrame:
                 "method": build_method(spec["method"]).label,
                 "sampling": build_sampling(spec["sampling"]).label,
                 "expert_tokens": float(spec["expert_tokens"]),
+                "segments": spec["segments"],
+                "expert_segments": spec["expert_segments"],
                 "seed": spec["seed"],
                 "starved": metrics["experts/starved"],
                 "folder": result.parent,
@@ -68,6 +71,46 @@ def borrowing(sweep: Path) -> pd.DataFrame:
                 **changed,
             }
     return pd.DataFrame(rows).T.fillna("")
+
+
+def further(sweep: Path) -> pd.DataFrame:
+    """By method, sampling, segments and further ones: experts that borrowed, increase, paired change to the fewest."""
+    frame = increases(sweep)
+    keys = ["method", "sampling", "segments", "expert_segments", "seed"]
+    logs = summaries(frame.assign(log=np.log(frame["increase"])).set_index([*keys, "language"])["log"], keys)
+    starved = runs(sweep).groupby(keys[:4])["starved"].mean()
+    rows = {}
+    for key, own in logs.groupby(level=keys[:4]):
+        method, sampling, segments, more = key
+        base = logs.xs((method, sampling, 20, 0), level=keys[:4])
+        paired = own.droplevel(keys[:4]) - base
+        changed = (
+            {f"{place}, change in %": interval(paired[place]) for place in paired}
+            if (segments, more) != (20, 0)
+            else {}
+        )
+        rows[method, sampling, f"{segments} + {more}"] = {
+            "experts that borrow": f"{starved[key]:.1f}",
+            "increase": f"{np.exp(own['geomean'].mean()):.3f}",
+            **changed,
+        }
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def by_language(without: Path, sweep: Path, method: str) -> pd.DataFrame:
+    """Increase of each language, mean over seeds: nothing borrowed, borrowed, borrowed with further segments."""
+    bare, rich = increases(without), increases(sweep)
+    bare = bare[bare["expert_tokens"] == 0].assign(what="nothing borrowed")
+    rich = rich[rich["segments"] == 20]
+    rich = rich.assign(what=rich["expert_segments"].map({0: "borrowed", 20: "20 further"}))
+    frame = pd.concat([bare, rich])
+    frame = frame[(frame["method"] == method) & frame["sampling"].isin([_ENGLISH, _EQUAL])]
+    logs = np.log(frame["increase"]).groupby([frame["language"], frame["sampling"], frame["what"]]).mean()
+    columns = [
+        (sampling, what) for sampling in (_ENGLISH, _EQUAL) for what in ("nothing borrowed", "borrowed", "20 further")
+    ]
+    table = np.exp(logs).unstack(["sampling", "what"])[columns]
+    return table.loc[table_order(table.index)].map("{:.3f}".format)
 
 
 def payers(sweep: Path) -> dict[str, float]:

@@ -33,6 +33,7 @@ def increases(sweep: Path) -> pd.DataFrame:
             "fit": _fit(spec),
             "budget": _budget(spec),
             "expert_tokens": float(spec.get("expert_tokens", 0)),
+            "expert_segments": spec.get("expert_segments", 0),
         }
         for language, value in MetricNames().rows(INCREASE, read(result)["metrics"]).items():
             if language not in SUMMARIES:
