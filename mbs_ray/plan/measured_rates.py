@@ -122,7 +122,7 @@ def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
     length = min(batches.length, 512)
     hidden = torch.randn(1, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
     token_ids = torch.zeros(1, length, dtype=torch.int64)
-    seconds = timing(lambda: score(real, [(hidden, token_ids)]))
+    seconds = timing(lambda: score(real, [(hidden, token_ids)]), repeats=3)
     return 2.0 * real.vocabulary * real.width * (length - 1) / seconds
 
 
