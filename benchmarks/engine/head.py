@@ -1,7 +1,8 @@
 """The head's share of an evaluation: our scoring, in chunks of the vocabulary, beside a plain loop over segments.
 
 ``python -m benchmarks.engine.head``: a random BLOOM of the 560m's width and vocabulary with one block, on CPUs or the
-first GPU. The plain loop keeps the head on the device and computes the logits of a segment at a time.
+first GPU, and what the plan says. The plain loop keeps the head on the device and computes the logits of a segment at
+a time.
 """
 
 import argparse
@@ -16,8 +17,27 @@ from transformers import BloomConfig, BloomForCausalLM
 from mbs_ray.evaluation.scoring import score
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.measured_rates import measure_rates
+from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
+from mbs_ray.plan.planned_work import PlannedScore, TokenBatches
+from mbs_ray.plan.rates import assumed_rates
+from mbs_ray.plan.stage_time import head_seconds
 
 _VOCABULARY, _WIDTH = 250_880, 1024
+
+
+def _config() -> BloomConfig:
+    return BloomConfig(vocab_size=_VOCABULARY, hidden_size=_WIDTH, n_layer=1, n_head=16)
+
+
+def _planned(batches: TokenBatches, device: str) -> float:
+    """Plan the head of these tokens as ``mbs plan --measure`` does, in seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        _config().save_pretrained(folder)
+        work = PlannedScore("head", MetaDecoder(meta_checkpoint(folder), torch.float32), (batches,))
+        cuda, threads = device == "cuda", torch.get_num_threads()
+        rates = measure_rates([work], assumed_rates("", cuda, threads, torch.float32), Path(folder))
+        return head_seconds(work, rates, cuda)
 
 
 def main() -> None:
@@ -34,8 +54,7 @@ def main() -> None:
     ids = torch.randint(_VOCABULARY, shape, generator=generator)
     hidden = torch.randn(*shape, _WIDTH, generator=generator)
     with tempfile.TemporaryDirectory() as folder:
-        config = BloomConfig(vocab_size=_VOCABULARY, hidden_size=_WIDTH, n_layer=1, n_head=16)
-        BloomForCausalLM(config).save_pretrained(folder)
+        BloomForCausalLM(_config()).save_pretrained(folder)
         decoder = Decoder(Checkpoint(Path(folder)), torch.float32, device)
         pairs = list(zip(hidden.split(arguments.microbatch), ids.split(arguments.microbatch), strict=True))
         weight, _ = decoder.head_rows(0, _VOCABULARY)
@@ -57,9 +76,11 @@ def main() -> None:
                 result = way()
                 seconds[name].append(time.monotonic() - begun)
         difference = float((ours() - result).abs().max())
+    planned = _planned(TokenBatches(arguments.segments, arguments.length, arguments.microbatch), device)
     medians = {name: statistics.median(own) for name, own in seconds.items()}
     print(f"{arguments.segments} × {arguments.length} tokens, {device}, {torch.get_num_threads()} threads")
     print("; ".join(f"{name} {value:.2f} s" for name, value in medians.items()))
+    print(f"planned, by the measured rates: {planned:.2f} s; ours ÷ planned {medians['ours'] / planned:.2f}")
     print(f"ours ÷ plain {medians['ours'] / medians['plain']:.2f}; largest difference of an nll {difference:.1e}")
 
 

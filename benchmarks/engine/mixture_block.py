@@ -37,7 +37,7 @@ SEGMENTS, LENGTH, VOCABULARY = 4, 512, 512
 METHODS = [{"name": "wanda", "sparsity": 0.5}, {"name": "gptq", "bits": 4, "group_size": 128}]
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, experts: int = 128, chosen: int = 8) -> None:
     """A random mixture of one block in bfloat16, all experts in one tensor."""
     folder.mkdir(parents=True)
     config = Qwen3MoeConfig(
@@ -48,8 +48,8 @@ def write_model(folder: Path) -> None:
         num_attention_heads=32,
         num_key_value_heads=4,
         head_dim=128,
-        num_experts=128,
-        num_experts_per_tok=8,
+        num_experts=experts,
+        num_experts_per_tok=chosen,
         norm_topk_prob=True,
         dtype="bfloat16",
     )

@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from mbs_ray.compression.collect import Collected, collect, squared_norms, without_bias
+from mbs_ray.compression.collect import Collected, collect, squared_norms, watched, without_bias
 from mbs_ray.methods import Moment, Statistic
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.experts import Experts, expert_of, experts_of
@@ -158,8 +159,9 @@ class _AllTokens:
     def __init__(self, block: nn.Module, statistic: Statistic, starved: Mapping[str, int]) -> None:
         self._statistic = statistic
         self._mixtures = experts_of(block)
-        self._linears = {name: one for name, one in linears_of(block).items() if name in starved}
+        self._linears = [name for name in linears_of(block) if name in starved]
         self._collected = Collected()
+        self._common: Moment | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -178,27 +180,37 @@ class _AllTokens:
         return self._collected
 
     def _send(self, path: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        by_expert: dict[int, list[str]] = {}
+        starved: dict[str, list[str]] = {}
         for name in self._linears:
-            if (own := expert_of(name, [path])) is not None:
-                by_expert.setdefault(own[1], []).append(name)
+            if expert_of(name, [path]) is not None:
+                expert, _, kind = name.removeprefix(f"{path}.").rpartition(".")
+                starved.setdefault(expert, []).append(kind)
 
         def send(mixture: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             assert isinstance(mixture, Experts)
             flat = inputs[0].reshape(-1, inputs[0].shape[-1])
-            shared: Moment | None = None
-            for number, names in by_expert.items():
-                expert: Any = mixture.get_submodule(str(number))
-                for name in names:
-                    if name.endswith(".down_proj"):
-                        inner = mixture.inner(expert, flat)
-                        self._moment(name, inner, None)
-                        self._energy(name, inner)
-                    else:
-                        shared = self._moment(name, flat, shared)
-                        self._energy(name, flat)
+            self._common = None
+            for number, kinds in starved.items():
+                expert: Any = mixture.get_submodule(number)
+                record = partial(self._record, f"{path}.{number}", flat)
+                # Each linear is called once: what gate and up make of the tokens is the way to the input of down, too.
+                with watched(expert, kinds, record):
+                    inner = mixture.inner(expert, flat)
+                    if "down_proj" in kinds:
+                        expert.down_proj(inner)
 
         return send
+
+    def _record(
+        self, expert: str, flat: torch.Tensor, kind: str, linear: nn.Module, inputs: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        """Add a call to the moment and the energy of a linear; all experts share the moment of the mixture's input."""
+        name = f"{expert}.{kind}"
+        moment = self._moment(name, inputs, self._common if inputs is flat else None)
+        if inputs is flat:
+            self._common = moment
+        norms = squared_norms(without_bias(linear, output)).sum()
+        self._collected.energies[name] = self._collected.energies.get(name, torch.zeros_like(norms)) + norms
 
     def _moment(self, name: str, inputs: torch.Tensor, seen: Moment | None) -> Moment:
         """Add tokens to a linear's moment, or share one that they were added to."""
@@ -209,8 +221,3 @@ class _AllTokens:
         if moments[name] is not seen:
             moments[name].accumulate(inputs)
         return moments[name]
-
-    def _energy(self, name: str, inputs: torch.Tensor) -> None:
-        linear = self._linears[name]
-        norms = squared_norms(without_bias(linear, linear(inputs))).sum()
-        self._collected.energies[name] = self._collected.energies.get(name, torch.zeros_like(norms)) + norms

@@ -20,7 +20,7 @@ from mbs_ray.model.experts import Origin, chosen_of, expert_of, experts_of, list
 from mbs_ray.model.head import head_alone
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
 from mbs_ray.model.recorder import Recorder, hidden_states
-from mbs_ray.model.slots import Slot, from_stored, to_stored
+from mbs_ray.model.slots import Slot, from_stored, read_slots, to_stored
 from mbs_ray.model.stored_names import StoredNames, find_ends
 from mbs_ray.model.support import (
     check_arguments,
@@ -128,7 +128,7 @@ class Decoder:
 
     def read_block(self, index: int) -> dict[str, torch.Tensor]:
         """Read all tensors of a block by name inside it: weights of linears [rows, columns], the rest as stored."""
-        return self.from_stored(index, {name: self.checkpoint.read(name) for name in self.block_tensors(index)})
+        return read_slots(self._slots[index], self.checkpoint)
 
     def from_stored(self, index: int, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Convert the tensors of a block, given by stored name, to the form of :meth:`read_block`."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mbs_ray.model.checkpoint import TensorInfo
+from mbs_ray.model.checkpoint import Checkpoint, TensorInfo
 from mbs_ray.model.linears import turned
 
 
@@ -25,16 +25,27 @@ class Slot:
         """Take a tensor out of the stored one; a weight as [rows, columns]."""
         if self.expert is None:
             return turned(tensor) if self.transposed else tensor
-        return self._part(tensor).clone(memory_format=torch.contiguous_format)
+        return self._part(tensor[self.expert]).clone(memory_format=torch.contiguous_format)
+
+    def read(self, checkpoint: Checkpoint) -> torch.Tensor:
+        """Read a tensor as :meth:`take` does; of a stored one that holds all experts, only the part of its own."""
+        if self.expert is None:
+            return self.take(checkpoint.read(self.stored))
+        own = checkpoint.read_rows(self.stored, self.expert, self.expert + 1)[0]
+        return self._part(own).clone(memory_format=torch.contiguous_format)
 
     def put(self, tensor: torch.Tensor, stored: torch.Tensor) -> None:
         """Put a tensor back into its part of the stored one."""
-        self._part(stored).copy_(tensor)
+        self._part(stored[self.expert]).copy_(tensor)
 
-    def _part(self, stored: torch.Tensor) -> torch.Tensor:
-        own = stored[self.expert]
+    def _part(self, own: torch.Tensor) -> torch.Tensor:
         matrix = own.t() if self.transposed else own
         return matrix if self.rows is None else matrix[self.rows]
+
+
+def read_slots(slots: Mapping[str, Slot], checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Read the tensors of a block by the names of its slots, one after the other: nothing is held twice."""
+    return {name: slot.read(checkpoint) for name, slot in slots.items()}
 
 
 def from_stored(slots: Mapping[str, Slot], stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,8 @@ from mbs_ray.methods.factor import Factored
 from mbs_ray.model.block_files import write_block
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK
+from mbs_ray.plan.expert_work import first_mixture
+from mbs_ray.plan.measured_experts import measure_experts
 from mbs_ray.plan.meta_checkpoint import RandomOutline
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
@@ -44,11 +46,13 @@ def measure_rates(works: Sequence[PlannedWork], assumed: Rates, folder: Path, th
     with torch.inference_mode():
         timing = _Timing(device)
         rates = replace(assumed, scores=float("inf"), solve={})
-        rates = replace(rates, forward=_forward(work.decoder, batches, rates, timing))
         rates = replace(rates, head=_head(work.decoder, batches, timing))
-        methods = {one.method.label: one.method for one in works if isinstance(one, PlannedRun)}
-        if any(method.statistic is Statistic.FULL for method in methods.values()):
+        runs = [one for one in works if isinstance(one, PlannedRun)]
+        methods = {one.method.label: one.method for one in runs}
+        full = any(one.statistic is Statistic.FULL for one in runs)
+        if full:
             rates = replace(rates, moments=_moments(work.decoder, batches, timing))
+        rates = _forward(work.decoder, batches, full, rates, timing)
         rates = _solvers(work.decoder, methods.values(), rates, timing)
         if device.type == "cuda":
             rates = _links(work.decoder, batches, rates, timing)
@@ -97,14 +101,19 @@ class _Random(Decoder):
         return self._held[start, stop]
 
 
-def _forward(decoder: Decoder, batches: TokenBatches, rates: Rates, timing: _Timing) -> float:
-    real = _Random(decoder, timing.device)
-    block = real.load_block(0, real.read_block(0))
+def _forward(decoder: Decoder, batches: TokenBatches, full: bool, rates: Rates, timing: _Timing) -> Rates:
+    """Measure the forward of a block, one with experts if there is any, and what its experts do besides."""
+    real, index = _Random(decoder, timing.device), first_mixture(decoder)
+    tensors = real.read_block(index)
+    block = real.load_block(index, tensors)
     hidden = torch.randn(batches.rows, batches.length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
     hidden = hidden.to(timing.device)
-    seconds = timing(lambda: real.run_block(block, 0, hidden), repeats=3)
+    seconds = timing(lambda: real.run_block(block, index, hidden), repeats=3)
     one = TokenBatches(batches.rows, batches.length, batches.rows)
-    return forward_seconds(decoder, 0, one, replace(rates, forward=1.0)) / seconds
+    rates = replace(rates, forward=forward_seconds(decoder, index, one, replace(rates, forward=1.0)) / seconds)
+    if not decoder.mixtures(index):
+        return rates
+    return measure_experts(real, block, index, tensors, hidden.flatten(0, 1), full, rates, timing)
 
 
 def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
@@ -113,7 +122,7 @@ def _head(decoder: Decoder, batches: TokenBatches, timing: _Timing) -> float:
     length = min(batches.length, 512)
     hidden = torch.randn(1, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype)
     token_ids = torch.zeros(1, length, dtype=torch.int64)
-    seconds = timing(lambda: score(real, [(hidden, token_ids)]))
+    seconds = timing(lambda: score(real, [(hidden, token_ids)]), repeats=3)
     return 2.0 * real.vocabulary * real.width * (length - 1) / seconds
 
 

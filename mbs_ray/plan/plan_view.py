@@ -7,9 +7,10 @@ from rich.table import Table
 
 from mbs_ray.cluster.activations.host_memory import RESERVED_SHARE
 from mbs_ray.plan.make_plan import PROCESS_BYTES
-from mbs_ray.plan.stage_memory import Phase
+from mbs_ray.plan.stage_memory import Phase, head_memory
 from mbs_ray.plan.stage_plans import Plan, StagePlan
-from mbs_ray.plan.units import duration, format_gib
+from mbs_ray.plan.stage_time import head_operations, head_seconds
+from mbs_ray.plan.units import duration, format_gib, format_operations
 
 #: Parts in the order in which they are shown; others follow.
 _ORDER = (
@@ -58,10 +59,10 @@ def host_budget(plan: Plan) -> str:
 
 
 def tables(plan: Plan) -> list[Table]:
-    """Build tables: memory of the stage that needs most, every stage in a line, and time by part."""
+    """Build tables: memory of the stage that needs most, every stage in a line, time by part, and the head."""
     largest = max(plan.stages, key=lambda one: (one.device, one.host))
     shown = [_memory(largest, "device")] if plan.hardware.cuda else []
-    return [*shown, _memory(largest, "host"), _stages(plan), _time(plan)]
+    return [*shown, _memory(largest, "host"), _stages(plan), _time(plan), *_head(plan)]
 
 
 def _memory(stage: StagePlan, kind: str) -> Table:
@@ -117,6 +118,30 @@ def _time(plan: Plan) -> Table:
     for cells_, labels in lines.items():
         table.add_row(_named(labels), *cells_)
     return table
+
+
+def _head(plan: Plan) -> list[Table]:
+    """Show what the head is of the last stage's work, where anything is evaluated; equal runs share a line."""
+    table = Table(title=f"head, on stage {len(plan.stages)}", title_justify="left")
+    table.add_column("run")
+    for column in ("scored tokens", "operations", "time", "rows of the head", "logits at once"):
+        table.add_column(column, justify="right")
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for work in plan.works:
+        own = work.of_replica(plan.layout.replicas)
+        if own.evaluation:
+            memory = head_memory(own).device
+            own_cells = (
+                f"{sum(one.tokens for one in own.evaluation):,}",
+                format_operations(head_operations(own)),
+                duration(head_seconds(own, plan.rates, plan.hardware.cuda)),
+                format_gib(memory["head"]),
+                format_gib(memory["logits"]),
+            )
+            lines.setdefault(own_cells, []).append(work.label)
+    for cells, labels in lines.items():
+        table.add_row(_named(labels), *cells)
+    return [table] if lines else []
 
 
 def _named(labels: Sequence[str]) -> str:

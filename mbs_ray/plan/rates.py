@@ -29,6 +29,10 @@ class Rates:
     memory, ``upload`` and ``download`` between device and plain host memory. Besides products an OBS solver takes the
     seconds of ``column`` for each column, of ``compiled_column`` where its leaves are compiled, and every method takes
     those of ``weight`` for each weight; ``solve`` holds both by the label of a method where they were measured.
+
+    For the experts of a mixture: ``expert_moments`` is the share of ``moments`` that the few tokens of one expert
+    reach, ``expert_forward`` that of ``forward`` that all tokens reach in one expert; ``copies`` are bytes written to
+    fresh host memory by copies of matrices.
     """
 
     forward: float
@@ -47,6 +51,9 @@ class Rates:
     column: float = 80e-6
     compiled_column: float = 12e-6
     weight: float = 5e-10
+    expert_moments: float = 0.4
+    expert_forward: float = 1.0
+    copies: float = 2e9
     solve: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     source: str = "figures of the vendor"
 
@@ -66,7 +73,7 @@ def assumed_rates(device: str, cuda: bool, threads: int, compute_dtype: torch.dt
         memory = _CPU_MEMORY
         return Rates(
             flops, flops, flops, flops, flops, memory, memory, memory, memory,
-            column=30e-6, compiled_column=10e-6, weight=1e-8, source="assumed of a CPU",
+            column=30e-6, compiled_column=10e-6, weight=1e-8, copies=1e9, source="assumed of a CPU",
         )  # fmt: skip
     name = next((one for one in _DEVICES if one in device), _UNKNOWN_GPU)
     half, single, memory = _DEVICES[name]

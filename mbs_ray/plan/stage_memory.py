@@ -48,7 +48,7 @@ def phases_of(work: PlannedWork, blocks: Iterable[int], last: bool) -> list[Phas
             if before is None or _total(phase) > _total(before):
                 largest[phase.name] = phase
     if last and work.evaluation:
-        largest["evaluate"] = _evaluate(work)
+        largest["evaluate"] = head_memory(work)
     return list(largest.values())
 
 
@@ -57,6 +57,17 @@ def block_bytes(decoder: Decoder, index: int) -> int:
     """Compute the bytes of a block as it is stored."""
     infos = [decoder.checkpoint.tensors[stored] for stored in decoder.block_tensors(index)]
     return sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos)
+
+
+@lru_cache(maxsize=1024)
+def joined_bytes(decoder: Decoder, index: int) -> int:
+    """Compute the bytes of experts that lie in a stored tensor with others: to be written, they are copied into it.
+
+    A configuration does not tell how they are stored, so that those that lie one by one are counted as well.
+    """
+    linears = decoder.linears(index).items()
+    apart = sum(rows * columns for name, (rows, columns) in linears if decoder.stored_weight(index, name) is None)
+    return apart * _stored_itemsize(decoder)
 
 
 def hidden_bytes(decoder: Decoder, batches: TokenBatches, segments: int) -> int:
@@ -104,7 +115,9 @@ def _block_phases(work: PlannedWork, index: int) -> Iterator[Phase]:
             scratch = _forward_bytes(decoder, index, work.calibration.rows, work.calibration.length, Statistic.NONE)
             device = {"block": block, "changes": changes, "forward": scratch, "masks": masks, "microbatch": microbatch}
             yield Phase("measure", device, {**host, "solved weights": weights * _stored_itemsize(decoder)})
-        yield Phase("write", {"masks": masks}, host)
+        # Experts of one stored tensor were taken apart as they were read, and are put together to be written.
+        joined = joined_bytes(decoder, index)
+        yield Phase("write", {"masks": masks}, {**host, "experts together": joined} if joined else host)
     scratch = max(_forward_bytes(decoder, index, one.rows, one.length, Statistic.NONE) for one in work.batches)
     yield Phase("propagate", {"block": block, "forward": scratch, "masks": masks, "microbatch": microbatch}, host)
 
@@ -153,7 +166,7 @@ def _sums(work: PlannedRun, index: int, columns: int, names: Iterable[str]) -> i
     return sums
 
 
-def _evaluate(work: PlannedWork) -> Phase:
+def head_memory(work: PlannedWork) -> Phase:
     """Compute the head's memory: some rows of the vocabulary at a time, over all scored tokens, with sums per token."""
     decoder = work.decoder
     rows, width = min(VOCABULARY_CHUNK, decoder.vocabulary), decoder.width

@@ -1,6 +1,5 @@
 """Time of a block and of a stage, part by part: operations and bytes over the rates of the hardware."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.methods import HELD_OUT, Factored, Method, Statistic
 from mbs_ray.methods.leaf import LEAST_COLUMNS
 from mbs_ray.model.decoder import Decoder
+from mbs_ray.plan.expert_work import all_tokens_seconds, joining_seconds, loading_seconds
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
 from mbs_ray.plan.rates import Rates
 from mbs_ray.plan.stage_memory import block_bytes, hidden_bytes, inputs_of, overall_columns, starved_inputs
@@ -43,11 +43,19 @@ def stage_seconds(
             seconds *= share if part in ("factorise", "fit", "solve", "try") else 1.0
             parts[part] = parts.get(part, 0.0) + seconds
     if last and work.evaluation:
-        tokens = sum(one.tokens for one in work.evaluation)
-        weights = float(work.decoder.vocabulary * work.decoder.width)
-        stored = weights * work.decoder.stored_dtype.itemsize
-        parts["evaluate"] = 2 * weights * tokens / rates.head + stored / rates.read + _uploaded(stored, rates, cuda)
+        parts["evaluate"] = head_seconds(work, rates, cuda)
     return Seconds(parts)
+
+
+def head_operations(work: PlannedWork) -> float:
+    """Count the operations of the logits of all scored tokens."""
+    return 2.0 * work.decoder.vocabulary * work.decoder.width * sum(one.tokens for one in work.evaluation)
+
+
+def head_seconds(work: PlannedWork, rates: Rates, cuda: bool) -> float:
+    """Estimate the seconds of the head: its rows are read once, and meet every scored token."""
+    stored = float(work.decoder.vocabulary * work.decoder.width * work.decoder.stored_dtype.itemsize)
+    return head_operations(work) / rates.head + stored / rates.read + _uploaded(stored, rates, cuda)
 
 
 def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: Rates) -> float:
@@ -61,9 +69,13 @@ def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: 
     return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
 
 
-def moment_operations(decoder: Decoder, index: int, tokens: int) -> float:
-    """Count the operations of the moments (lower triangles) at all inputs of a block; experts see some tokens only."""
-    return sum(columns**2 * decoder.routed(index, names[0]) for columns, names in inputs_of(decoder, index)) * tokens
+def moment_operations(decoder: Decoder, index: int, tokens: int, experts: float = 1.0) -> float:
+    """Count the operations of the moments (lower triangles) at all inputs of a block; experts see some tokens only.
+
+    ``experts``: the share of the rate that theirs reach; they count for as many more.
+    """
+    shares = ((columns, decoder.routed(index, names[0])) for columns, names in inputs_of(decoder, index))
+    return sum(columns**2 * share / (experts if share < 1 else 1) for columns, share in shares) * tokens
 
 
 def solve_operations(decoder: Decoder, index: int) -> tuple[float, float]:
@@ -96,8 +108,8 @@ def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates
 def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -> dict[str, float]:
     decoder = work.decoder
     stored = block_bytes(decoder, index)
-    parts = {"read": stored / rates.read}
-    placed = _uploaded(stored, rates, cuda)
+    parts = {"read": stored / rates.read + joining_seconds(decoder, index, rates)}
+    placed = _uploaded(stored, rates, cuda) if cuda else loading_seconds(decoder, index, rates)
     forwards = {one: forward_seconds(decoder, index, one, rates) for one in work.batches}
     if isinstance(work, PlannedRun):
         method, calibration = work.method, work.calibration
@@ -110,13 +122,12 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
             if work.fit is not None:
                 # Of the dense model's forwards one propagates, where anything follows.
                 parts["collect"] += forwards[calibration] * (repeated - (index < decoder.blocks - 1))
-            if starved := starved_inputs(work, index):
+            if starved_inputs(work, index):
                 # One more forward, and all tokens through the experts that too few reach.
-                shapes = decoder.linears(index)
-                weights = sum(math.prod(shapes[name]) for _, names in starved for name in names)
-                parts["collect"] += once + 2 * weights * calibration.tokens / rates.forward
+                parts["collect"] += once - placed + all_tokens_seconds(work, index, rates)
         if work.statistic is Statistic.FULL:
-            parts["moments"] = moment_operations(decoder, index, calibration.tokens) / rates.moments
+            operations = moment_operations(decoder, index, calibration.tokens, rates.expert_moments)
+            parts["moments"] = operations / rates.moments
             squares = sum(columns**2 for columns in overall_columns(work, index))
             parts["moments"] += squares * calibration.tokens / rates.moments
         factors, solved = solve_operations(decoder, index)
@@ -138,12 +149,13 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
                 parts[part] *= work.solvings
         if work.trials < work.solvings:  # trials alone write nothing
             parts["write"] = stored * (1 + getattr(method, "bits", 0) / 16) / rates.write
+            parts["write"] += joining_seconds(decoder, index, rates)
         if work.trials:
             # ΔW S for every language and trial.
             parts["try"] = work.trials * work.languages * 2 * solved / rates.product
         if work.routed is not None:
             # The dense block is read once more; after the last one nothing is kept.
-            parts["read"] += stored / rates.read
+            parts["read"] *= 2
             ways = 2 if index < decoder.blocks - 1 else 1
             counting = forward_seconds(decoder, index, work.routed, rates)
             parts["route"] = counting + _moving(decoder, [work.routed], rates, tier, cuda, ways) + placed

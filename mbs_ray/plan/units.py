@@ -30,6 +30,12 @@ def format_gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
+def format_operations(count: float) -> str:
+    """Format operations as ``12.3 TFLOP``, with the largest unit of which there is one."""
+    power = max((one for one in range(1, 6) if count >= 1000**one), default=1)
+    return f"{count / 1000**power:,.1f} {'kMGTP'[power - 1]}FLOP"
+
+
 def duration(seconds: float) -> str:
     """Format seconds as ``4.2 s``, ``3 min 10 s`` or ``5 h 20 min``."""
     if seconds < 60:

@@ -18,8 +18,16 @@ from mbs_ray.plan.plan_view import closing_lines, host_budget, summary, tables
 from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.results_size import blocks_bytes, kept_bytes, packed_bytes, results_bytes
-from mbs_ray.plan.stage_time import Seconds, forward_seconds, moment_operations, solve_operations, stage_seconds
-from mbs_ray.plan.units import duration, format_gib, parse_rate, parse_size
+from mbs_ray.plan.stage_time import (
+    Seconds,
+    forward_seconds,
+    head_operations,
+    head_seconds,
+    moment_operations,
+    solve_operations,
+    stage_seconds,
+)
+from mbs_ray.plan.units import duration, format_gib, format_operations, parse_rate, parse_size
 from mbs_ray.run.modes import DenseFit
 
 GB = 10**9
@@ -186,6 +194,22 @@ def test_runs_follow_one_another_through_the_stages(works):
     assert timed.bottleneck == (1, "read")
 
 
+def test_the_head_is_a_table_of_its_own(works):
+    plan = make_plan(works, EIGHT, Layout(8), RATES)
+    head = tables(plan)[-1]
+    assert head.title == "head, on stage 8"
+    console = Console(record=True, width=160)
+    console.print(head)
+    text = console.export_text()
+    operations = 2 * 250_880 * 14336 * 160 * 2048
+    seconds = operations / RATES.head + 2 * 250_880 * 14336 * (1 / RATES.read + 1 / RATES.upload)
+    assert head_operations(works[0]) == operations and head_seconds(works[0], RATES, True) == pytest.approx(seconds)
+    # 32,768 rows in bf16; logits of 2,048 tokens in float32, their exponentials, and a copy in bf16.
+    for cell in ("sparsegpt and 1 more", "327,680", "2.4 PFLOP", duration(seconds), "896 MiB", "640 MiB"):
+        assert cell in text
+    assert len(tables(make_plan([replace(work, evaluation=()) for work in works], EIGHT, Layout(8), RATES))) == 4
+
+
 def test_more_evaluation_makes_the_last_stage_the_longest(works):
     long = [replace(work, evaluation=(TokenBatches(2000, 2048, 2),)) for work in works]
     last = stage_seconds(long[0], range(69, 70), True, RATES, "host", True).parts
@@ -286,6 +310,7 @@ def test_numbers_for_people():
     assert parse_rate("--flops", "300T") == 300e12
     assert parse_rate("--disk-bandwidth", "2GB/s") == 2e9
     assert [format_gib(12.25 * 2**30), format_gib(3 * 2**20), format_gib(3e12)] == ["12.2 GiB", "3 MiB", "2.73 TiB"]
+    assert [format_operations(n) for n in (8.2e15, 2.1e12, 500)] == ["8.2 PFLOP", "2.1 TFLOP", "0.5 kFLOP"]
     assert [duration(s) for s in (0.01, 4.21, 190, 19_000)] == ["10.0 ms", "4.2 s", "3 min 10 s", "5 h 16 min"]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mbs_ray.methods import Statistic
+from mbs_ray.plan.expert_work import loading_seconds
 from mbs_ray.plan.planned_work import MetaDecoders, PlannedRun, planned_runs
 from mbs_ray.plan.rates import assumed_rates
 from mbs_ray.plan.stage_time import forward_seconds, stage_seconds
@@ -72,7 +73,8 @@ def test_further_segments_are_planned_with_the_most_there_can_be_and_a_forward_t
     assert plain.routed is None and further.routed == plain.calibration
     parts = [stage_seconds(work, range(3), False, rates, "host", False).parts for work in works]
     forward = sum(forward_seconds(plain.decoder, index, plain.calibration, rates) for index in range(3))
-    assert "route" not in parts[0] and parts[1]["route"] == pytest.approx(forward)
+    loading = sum(loading_seconds(plain.decoder, index, rates) for index in range(3))
+    assert "route" not in parts[0] and parts[1]["route"] == pytest.approx(forward + loading)
     assert parts[1]["read"] == pytest.approx(2 * parts[0]["read"])
     assert further.of_replica(3).routed == plain.calibration.of_replica(3)
     # Where no text is seen none is added.

@@ -62,6 +62,12 @@ def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock)
     """Do steps 3 to 6; a block that the run directory already holds is left as it is."""
     if block.finished:
         return
+    _solve_and_measure(run, work, block)
+    write(run, block)
+
+
+def _solve_and_measure(run: StageRun, work: Compress | CompressStored, block: StageBlock) -> None:
+    """Do steps 3 to 5. The dense weights are held until they end, and not while the block is written."""
     method = build_method(work.method)
     dense = dict(block.tensors)
     fit = work.fit if isinstance(work, Compress) else None
@@ -74,7 +80,6 @@ def _compress(run: StageRun, work: Compress | CompressStored, block: StageBlock)
         solve(run, method, block, group, collected, fit, work.amounts)
     report_routes(run, block)
     measure(run, work, block, dense)
-    write(run, block)
 
 
 def _try(run: StageRun, work: Try) -> None:
