@@ -116,7 +116,7 @@ def main() -> None:
         parts = take_through(model, method, written)
     decoder = MetaDecoder(meta_checkpoint(str(model)), torch.float32)
     run = PlannedRun("run", decoder, method, TokenBatches(SEGMENTS, LENGTH, 1), ())
-    measured_rates.time.monotonic = time.process_time  # type: ignore[attr-defined]
+    measured_rates.time.monotonic = time.process_time
     rates = measured_rates.measure_rates([run], assumed_rates("cpu", False, 1, torch.float32), arguments.out, 1)
     planned = stage_seconds(run, range(1), True, rates, "host", False).parts
     planned["collect"] += planned.pop("moments", 0.0)

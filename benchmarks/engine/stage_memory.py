@@ -19,7 +19,7 @@ from transformers import BloomConfig, PreTrainedTokenizerFast
 from transformers.models.bloom.modeling_bloom import BloomBlock
 
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.job import Compress, Job, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO, Offload
 from mbs_ray.cluster.pipeline import Pipeline
@@ -140,8 +140,16 @@ def main() -> None:
             directory = arguments.out / name
             (directory / "blocks").mkdir(parents=True)
             files = job_text("calibration", segments), job_text("evaluation", segments)
-            blocks = (range(arguments.layers),)
-            job = Job("memory", model, "float32", 8, method, files[0], files[1:], directory, blocks)
+            job = Job(
+                key="memory",
+                model=model,
+                compute_dtype="float32",
+                microbatch=8,
+                directory=directory,
+                blocks=(range(arguments.layers),),
+                work=Compress(method, files[0]),
+                evaluation=files[1:],
+            )
             samples = watched(job, arguments.threads)
             peak, seconds = max(value for _, value in samples), samples[-1][0]
             assert len(read_block_reports(job.blocks_folder)) == arguments.layers

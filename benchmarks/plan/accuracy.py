@@ -20,7 +20,7 @@ import torch
 from benchmarks.engine.block_176b import LENGTH, write_random_segments
 from benchmarks.engine.stage_memory import watched, write_model
 from mbs_ray.cluster.connect import connected
-from mbs_ray.cluster.job import Job, job_text
+from mbs_ray.cluster.job import Compress, Job, job_text
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.compression.block_report import read_block_reports
@@ -108,8 +108,15 @@ def _measured(
     directory = arguments.out / f"{model.name}-{name}-{tier}"
     (directory / "blocks").mkdir(parents=True, exist_ok=True)
     calibration = job_text("calibration", segments)
-    blocks = (range(arguments.blocks),)
-    job = Job("plan", model, "float32", arguments.microbatch, METHODS[name], calibration, (), directory, blocks)
+    job = Job(
+        key="plan",
+        model=model,
+        compute_dtype="float32",
+        microbatch=arguments.microbatch,
+        directory=directory,
+        blocks=(range(arguments.blocks),),
+        work=Compress(METHODS[name], calibration),
+    )
     offload = Offload(tier, arguments.out if tier == "nvme" else None).of([job], 1)  # type: ignore[arg-type]
     peak = max(value for _, value in watched(job, arguments.threads, offload))
     seconds: dict[str, float] = {}
