@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,15 @@ from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.language_angles import ANGLES, Similarity
 from mbs_ray.evaluation.metric_names import GEOMEAN, SUMMARIES
-from mbs_ray.evaluation.paired_tasks import PairedAnswers
+from mbs_ray.evaluation.paired_tasks import ALL, BETTER, WORSE, PairedAnswers
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages.codes import GROUPS
 from mbs_ray.report.increase_table import SeedSpread
+
+if TYPE_CHECKING:
+    from mbs_ray.driver.evaluate_sweep import CheckpointScores
 
 #: Languages of a short view, without and with groups of languages.
 _SHOWN, _SHOWN_BESIDE_GROUPS = 5, 4
@@ -183,6 +186,32 @@ def paired_table(title: str, rows: Sequence[PairedAnswers]) -> Table:
             end_section=following is not None and following.task != row.task,
         )  # fmt: skip
     return table
+
+
+def sweep_tasks_table(title: str, scores: "Sequence[CheckpointScores]") -> Table:
+    """Show a row per checkpoint of a sweep: accuracy in percent, McNemar's test against dense, languages that differ.
+
+    The mean is that over languages, as of one checkpoint; the test is over all questions.
+    """
+    table = Table(title=title)
+    table.add_column("model")
+    for column in ("mean, %", "dense alone", "run alone", "p"):
+        table.add_column(column, justify="right")
+    for column in ("worse in", "better in"):
+        table.add_column(column)
+    for at, one in enumerate(scores):
+        rows = one.result.paired or ()
+        whole = [(str(row.only_a), str(row.only_b), f"{row.p:.3g}") for row in rows if row.language == ALL]
+        found = (_rows_with(verdict, rows) for verdict in (WORSE, BETTER))
+        mean = f"{100 * overall_mean(one.result.scores):.2f}"
+        ends = at + 1 < len(scores) and scores[at + 1].dense
+        table.add_row(one.label, mean, *(whole[0] if whole else ("", "", "")), *found, end_section=ends)
+    return table
+
+
+def _rows_with(verdict: str, rows: Sequence[PairedAnswers]) -> str:
+    """Name the rows with this verdict: languages, each once, over all tasks or in any; ``all`` last."""
+    return " ".join(dict.fromkeys(row.language for row in rows if row.verdict == verdict))
 
 
 def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:
