@@ -65,7 +65,7 @@ def evaluate(
     finished run, compared with the dense one.
     """
     with on_ray(cluster.address):
-        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, score_table
+        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, paired_table, score_table
         from mbs_ray.driver.evaluate import TextQuestion
         from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
         from mbs_ray.driver.evaluate_tasks import TaskQuestion
@@ -104,10 +104,12 @@ def evaluate(
             console.print(score_table(f"{Path(model).name} on {set_name}", scores))
             console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
         if result.tasks is not None:
-            path, accuracies, _ = result.tasks
+            path, accuracies, paired = result.tasks
             console.print(accuracy_table(f"accuracy of {Path(model).name}, {shots} shots", accuracies))
             if any(one.bits_per_byte is not None for one in accuracies):
                 console.print(answer_table("bits per byte of the right answers", accuracies))
+            if paired is not None:
+                console.print(paired_table("this checkpoint (B) against its dense model (A)", paired))
             console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
 
 

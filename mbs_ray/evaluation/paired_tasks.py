@@ -95,6 +95,12 @@ def paired_answers(a: Sequence[TaskItem], b: Sequence[TaskItem]) -> list[PairedA
     return rows + _with_holm([_row(ALL, ALL, pairs)])
 
 
+def holm_over_runs(runs: Sequence[Sequence[PairedAnswers]]) -> list[list[PairedAnswers]]:
+    """Adjust the last row of each run, over all, by Holm over these runs: all of them are compared with one model."""
+    adjusted = _with_holm([rows[-1] for rows in runs])
+    return [[*rows[:-1], last] for rows, last in zip(runs, adjusted, strict=True)]
+
+
 def paired_metrics(rows: Iterable[PairedAnswers]) -> dict[str, float]:
     """Return MLflow names and values of rows whose A is the dense model, four a row: ``mcnemar_p/xnli/sw``, …
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mbs_ray.evaluation.intervals import interval_text
-from mbs_ray.evaluation.paired_tasks import ALL, BETTER, WORSE, PairedAnswers, paired_answers
+from mbs_ray.evaluation.paired_tasks import ALL, BETTER, WORSE, PairedAnswers, holm_over_runs, paired_answers
 from mbs_ray.evaluation.scored_tasks import ScoredTasks, dense_counterpart
 from mbs_ray.evaluation.task_items import TaskItem, bits_per_byte
 from mbs_ray.languages.codes import language_name
@@ -57,7 +57,7 @@ def _tables(own: Sequence[tuple[RunResults, ScoredTasks]]) -> TaskTables:
     first, asked = own[0]
     dense = dense_counterpart(first.dense_tasks, asked, first.facts.fingerprints["model"])
     answers = None if dense is None else dense.items()
-    columns = [_column(run, one.items(), answers) for run, one in own]
+    columns = _columns(own, answers)
     before = None if answers is None else _bits(answers, columns[0].rows)
     rows = list(columns[0].rows)
     tasks = list(dict.fromkeys(task for task, _ in rows if task != ALL))
@@ -81,9 +81,16 @@ def _asked(one: ScoredTasks, columns: Sequence[_Column]) -> str:
     )
 
 
-def _column(run: RunResults, items: Sequence[TaskItem], dense: Sequence[TaskItem] | None) -> _Column:
-    rows = {(row.task, row.language): row for row in paired_answers(items if dense is None else dense, items)}
-    return _Column(run, rows, _bits(items, rows))
+def _columns(own: Sequence[tuple[RunResults, ScoredTasks]], dense: Sequence[TaskItem] | None) -> list[_Column]:
+    paired, bits = [], []
+    for _, one in own:
+        items = one.items()
+        paired.append(paired_answers(items if dense is None else dense, items))
+        bits.append(_bits(items, [(row.task, row.language) for row in paired[-1]]))
+    return [
+        _Column(run, {(row.task, row.language): row for row in rows}, known)
+        for (run, _), rows, known in zip(own, holm_over_runs(paired), bits, strict=True)
+    ]
 
 
 def _bits(items: Sequence[TaskItem], rows: Iterable[_Row]) -> dict[_Row, float | None]:

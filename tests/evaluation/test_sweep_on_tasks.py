@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from mbs_ray.cli import app
 from mbs_ray.cluster.cluster_options import ClusterOptions
+from mbs_ray.driver.evaluate import evaluate
 from mbs_ray.driver.evaluate_sweep import CheckpointScores, evaluate_sweep
 from mbs_ray.driver.evaluate_tasks import TaskQuestion
 from mbs_ray.driver.progress import Progress
@@ -243,7 +244,29 @@ def test_a_sweep_that_was_moved_is_not_scored_again_and_other_questions_are(
         file.write_text(file.read_text().replace(str(task_folder), str(own)))
     data = own / "river_sw.jsonl"
     data.write_text(data.read_text().replace('"label": 1', '"label": 2'))
+    starts = WARM.starts
     assert [one.anew for one in score(moved, own)[0]] == [True] * 3
+    assert WARM.starts <= starts + 1, "three models of one layout share their stages"
+
+
+def test_a_checkpoint_alone_is_compared_with_its_dense_model_too(
+    out: Path, scored: tuple[list[CheckpointScores], str], task_folder: Path, tmp_path: Path
+) -> None:
+    results = Path(shutil.copytree(out / "evaluated", tmp_path / "evaluated")).parent
+    last = scored[0][-1].result
+    shutil.rmtree(results / "evaluated" / last.file.parent.name)
+    found = evaluate(
+        str(out / "tiny" / "runs" / LABELS[-1] / "checkpoint"),
+        revision=None,
+        text=None,
+        tasks=TaskQuestion(TASKS, SHOTS, include_path=task_folder),
+        compute_dtype="float32",
+        cluster=ClusterOptions(stages=1, replicas=1, threads=1),
+        out=results,
+        progress=Progress(Console(quiet=True)),
+        pool=WARM,
+    )
+    assert found.tasks == last._replace(file=results / "evaluated" / last.file.parent.name / "tasks.json")
 
 
 def command(*words: object) -> Any:

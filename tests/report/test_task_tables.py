@@ -95,9 +95,22 @@ def test_every_run_stands_beside_the_dense_model_with_mcnemars_test(sweep: Path)
 
 def test_questions_of_one_number_are_one_in_the_row_of_all_languages(sweep: Path) -> None:
     accuracy = Page(write_report_page(sweep)).grids()[2]
+    p = {}
+    for label, right in RIGHT.items():
+        change = [sum((n in own) - (n < 15) for own in right.values()) for n in range(20)]
+        lost, won = sum(one < 0 for one in change), sum(one > 0 for one in change)
+        p[label] = binomtest(lost, lost + won).pvalue if lost + won else 1.0
     # GPTQ wins five questions of English that it does not lose in Tamil, where it loses seven others.
+    assert p["gptq-3bit-equal"] == binomtest(7, 12).pvalue
     cell = accuracy["all", "gptq-3bit-equal"]
-    assert cell["value"] == 100 * 28 / 40 and f"−7 +5, p {binomtest(7, 12).pvalue:.2g}" in cell["text"]
+    assert cell["value"] == 100 * 28 / 40 and "−7 +5" in cell["text"]
+    # Over the three runs Holm takes the least p thrice, the next one twice.
+    first, second, third = sorted(p, key=p.__getitem__)
+    least = 3 * p[first]
+    middle = max(least, 2 * p[second])
+    adjusted = {first: least, second: middle, third: max(middle, p[third])}
+    for label, value in adjusted.items():
+        assert f"p {min(value, 1):.2g}" in accuracy["all", label]["text"]
 
 
 def test_bits_per_byte_of_the_right_answers_and_their_change(sweep: Path) -> None:
