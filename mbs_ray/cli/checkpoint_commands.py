@@ -1,7 +1,7 @@
-"""``mbs evaluate | similarity``: what is asked of a checkpoint."""
+"""``mbs evaluate | similarity``: what is asked of a checkpoint, or of all those of a sweep."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -12,17 +12,24 @@ from mbs_ray.cli.options import Chat, ComputeDtype, Languages, Out, Revision, Se
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
+if TYPE_CHECKING:
+    from mbs_ray.driver.evaluate_tasks import TaskQuestion
+
 app = typer.Typer()
 
 
 @app.command(
     epilog="Example: mbs evaluate ./bloom-560m --corpus ./validation --out ./results   "
     "or: mbs evaluate ./qwen-instruct --corpus ./chats --chat packed --out ./results   "
-    "or: mbs evaluate ./bloom-560m --tasks xnli,xcopa,xstorycloze --out ./results"
+    "or: mbs evaluate ./bloom-560m --tasks xnli,xcopa,xstorycloze --out ./results   "
+    "or: mbs evaluate ./results/demo --tasks xnli,xcopa --out ./results"
 )
 @with_cluster()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Folder of a checkpoint, or a hub id; with --tasks also the folder of a sweep."),
+    ],
     *,
     out: Out,
     corpus: Annotated[
@@ -54,30 +61,35 @@ def evaluate(
 ) -> None:
     """Score a checkpoint, dense or compressed, language by language.
 
-    --corpus: perplexity and bits per byte. --tasks: accuracy.
+    --corpus: perplexity and bits per byte. --tasks: accuracy; of a sweep, that of its dense models and of every
+    finished run, compared with the dense one.
     """
     with on_ray(cluster.address):
-        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, score_table
+        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, paired_table, score_table
         from mbs_ray.driver.evaluate import TextQuestion
         from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
         from mbs_ray.driver.evaluate_tasks import TaskQuestion
         from mbs_ray.driver.progress import Progress
         from mbs_ray.run.spec import EvaluationSpec
+        from mbs_ray.run.sweep_checkpoints import is_sweep
         from mbs_ray.run.sweep_spec import validated
 
         if not corpus and tasks is None:
             raise InputError("nothing to score: give --corpus with text, or --tasks, or both")
         console = Console()
+        question = None
+        if tasks is not None:
+            names = [name.strip() for name in tasks.split(",") if name.strip()]
+            question = TaskQuestion(names, shots, limit, include_path)
+        if is_sweep(Path(model)):
+            _evaluate_sweep(Path(model), question, bool(corpus), revision, compute_dtype, cluster, out)
+            return
         text = None
         if corpus:
             asked = {"sequence_length": sequence_length, "join": join}
             sets = evaluation_sets(corpus, segments, text_column, chat).items()
             named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
             text = TextQuestion(languages, named)
-        question = None
-        if tasks is not None:
-            names = [name.strip() for name in tasks.split(",") if name.strip()]
-            question = TaskQuestion(names, shots, limit, include_path)
         result = evaluate_checkpoint(
             model_given(model),
             revision=revision,
@@ -92,11 +104,51 @@ def evaluate(
             console.print(score_table(f"{Path(model).name} on {set_name}", scores))
             console.print(f"scores of every token: {path}", highlight=False, soft_wrap=True)
         if result.tasks is not None:
-            path, accuracies = result.tasks
+            path, accuracies, paired = result.tasks
             console.print(accuracy_table(f"accuracy of {Path(model).name}, {shots} shots", accuracies))
             if any(one.bits_per_byte is not None for one in accuracies):
                 console.print(answer_table("bits per byte of the right answers", accuracies))
+            if paired is not None:
+                console.print(paired_table("this checkpoint (B) against its dense model (A)", paired))
             console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
+
+
+def _evaluate_sweep(
+    sweep: Path,
+    question: "TaskQuestion | None",
+    text: bool,
+    revision: str | None,
+    compute_dtype: str,
+    cluster: ClusterOptions,
+    out: Path,
+) -> None:
+    """Score the checkpoints of a sweep on tasks and print what came out; ``text``: whether any was to be scored."""
+    from mbs_ray.cli.terminal_tables import sweep_tasks_table
+    from mbs_ray.driver.evaluate_sweep import evaluate_sweep
+    from mbs_ray.driver.progress import Progress
+    from mbs_ray.run.sweep_folders import EVALUATED
+
+    if text or question is None:
+        raise InputError(
+            f"{sweep}: is the folder of a sweep, whose runs its own evaluation has scored on text; give --tasks alone, "
+            "or --corpus with one checkpoint"
+        )
+    if revision is not None:
+        raise InputError(f"--revision {revision}: a sweep names the revisions of its models itself; leave it out")
+    console, whole, results = Console(), sweep.resolve(), absolute(out)
+    found = evaluate_sweep(
+        whole,
+        tasks=question,
+        compute_dtype=compute_dtype,
+        cluster=cluster,
+        out=results,
+        progress=Progress(console),
+    )
+    console.print(sweep_tasks_table(f"{whole.name}: {question.shots} shots, against the dense model", found))
+    said = f"written: {results / EVALUATED}   (mbs report {sweep}, mbs ui {out})"
+    if results != whole.parent:
+        said = f"written: {results / EVALUATED}   (mbs report looks in {whole.parent / EVALUATED})"
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: mbs similarity ./bloom-560m ./corpus --languages en,hi,ur,sw --out ./results")

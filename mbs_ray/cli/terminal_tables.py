@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,15 @@ from mbs_ray.evaluation.comparison import Difference
 from mbs_ray.evaluation.intervals import interval_text
 from mbs_ray.evaluation.language_angles import Similarity
 from mbs_ray.evaluation.metric_names import GEOMEAN, SUMMARIES
-from mbs_ray.evaluation.paired_tasks import PairedAnswers
+from mbs_ray.evaluation.paired_tasks import BETTER, WORSE, PairedAnswers, holm_over_runs
 from mbs_ray.evaluation.perplexity import LanguageScore, perplexity_interval
 from mbs_ray.evaluation.text_warnings import unknown_warning
 from mbs_ray.evaluation.zero_shot import TaskScore, language_means, overall_mean
 from mbs_ray.languages.codes import GROUPS
 from mbs_ray.report.increase_table import SeedSpread
+
+if TYPE_CHECKING:
+    from mbs_ray.driver.evaluate_sweep import CheckpointScores
 
 #: Languages of a short view, without and with groups of languages.
 _SHOWN, _SHOWN_BESIDE_GROUPS = 5, 4
@@ -183,6 +186,38 @@ def paired_table(title: str, rows: Sequence[PairedAnswers]) -> Table:
             end_section=following is not None and following.task != row.task,
         )  # fmt: skip
     return table
+
+
+def sweep_tasks_table(title: str, scores: "Sequence[CheckpointScores]") -> Table:
+    """Show a row per checkpoint of a sweep: accuracy in percent, McNemar's test against dense, languages that differ.
+
+    The mean is that over languages, as of one checkpoint. The test is over all questions, and its Holm over the runs
+    of one dense model.
+    """
+    table = Table(title=title)
+    table.add_column("model")
+    for column in ("mean, %", "dense alone", "run alone", "p", "Holm"):
+        table.add_column(column, justify="right")
+    for column in ("worse in", "better in"):
+        table.add_column(column)
+    begins = [at for at, one in enumerate(scores) if one.dense]
+    for begin, end in zip(begins, [*begins[1:], len(scores)], strict=True):
+        compared = [one.result.paired for one in scores[begin:end] if one.result.paired is not None]
+        paired = iter(holm_over_runs(compared))
+        for at, one in enumerate(scores[begin:end], begin + 1):
+            rows = [] if one.result.paired is None else next(paired)
+            mean = f"{100 * overall_mean(one.result.scores):.2f}"
+            table.add_row(one.label, mean, *_against_dense(rows), end_section=at == end)
+    return table
+
+
+def _against_dense(rows: Sequence[PairedAnswers]) -> list[str]:
+    """Show the test over all questions, and in which languages, in any task, a run differs: six cells."""
+    if not rows:
+        return [""] * 6
+    last = rows[-1]
+    differ = (" ".join(dict.fromkeys(one.language for one in rows if one.verdict == said)) for said in (WORSE, BETTER))
+    return [str(last.only_a), str(last.only_b), f"{last.p:.3g}", f"{last.adjusted:.3g}", *differ]
 
 
 def accuracy_table(title: str, scores: Sequence[TaskScore]) -> Table:

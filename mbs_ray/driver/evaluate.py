@@ -11,12 +11,11 @@ from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.job import JobText, job_text
-from mbs_ray.cluster.resources import room_for_actors, settle_resources, settled_device
+from mbs_ray.cluster.resources import settled_device
 from mbs_ray.cluster.stage_pool import StagePool
-from mbs_ray.driver.checkpoint_scorer import CheckpointScorer
-from mbs_ray.driver.evaluate_tasks import TaskQuestion, TaskResult, open_question, score_tasks
+from mbs_ray.driver.checkpoint_scorer import CheckpointScorer, open_scorer
+from mbs_ray.driver.evaluate_tasks import TaskQuestion, TaskResult, open_question, score_tasks, shared_requests
 from mbs_ray.driver.progress import Progress
-from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.evaluation.perplexity import LanguageScore, language_scores
 from mbs_ray.evaluation.text_warnings import text_warnings
 from mbs_ray.files import digest
@@ -83,13 +82,17 @@ def evaluate(
         together = auto_microbatch(longest, settled_device(cluster.device), opened.checkpoint.hidden_size)
         shared = [-(-len(file.languages) // together) for file in files.values()]
         if opened_tasks is not None:
-            # How many requests tasks make is not known yet; a replica without any of them does nothing.
-            shared.append(max(cluster.replicas or 1, room_for_actors(cluster.threads, cluster.device)))
-        resources = settle_resources(cluster, runs=1, blocks=opened.decoder.blocks, microbatches=max(shared))
-        resources = resources.shrunk_to_cluster(progress.say)
-        driver = StageDriver(resources, stages, cluster.tiers, progress)
-        dtype = resources.numerics.compute_dtype(compute_dtype, opened.decoder.stored_dtype)
-        scorer = CheckpointScorer(model, opened, dtype, driver, out / "evaluated", progress)
+            shared.append(shared_requests(cluster))
+        scorer = open_scorer(
+            model,
+            opened,
+            compute_dtype=compute_dtype,
+            cluster=cluster,
+            microbatches=max(shared),
+            pool=stages,
+            out=out,
+            progress=progress,
+        )
         texts = _score_texts(scorer, requests, files, together) if files else {}
         return EvaluationResult(texts, None if opened_tasks is None else score_tasks(scorer, opened_tasks, tokenizer))
 

@@ -20,6 +20,10 @@ from mbs_ray.languages.facts import table_order
 Pair = tuple[TaskItem, TaskItem]
 ALL = "all"
 LEVEL = 0.05
+#: Verdicts of a test that tells B from A.
+WORSE, BETTER = "B is worse", "B is better"
+#: The longest name of a kind of metric here.
+HOLM = "mcnemar_p_holm"
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class PairedAnswers:
         """Verdict in words on the right answers, at 5 % after Holm's adjustment."""
         if self.adjusted > LEVEL:
             return "within noise"
-        return "B is worse" if self.score_a > self.score_b else "B is better"
+        return WORSE if self.score_a > self.score_b else BETTER
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -89,6 +93,24 @@ def paired_answers(a: Sequence[TaskItem], b: Sequence[TaskItem]) -> list[PairedA
         keys = [(task, code) for task in kind for code in languages if (task, code) in by_row]
         rows += _with_holm([_row(*key, by_row[key]) for key in keys])
     return rows + _with_holm([_row(ALL, ALL, pairs)])
+
+
+def holm_over_runs(runs: Sequence[Sequence[PairedAnswers]]) -> list[list[PairedAnswers]]:
+    """Adjust the last row of each run, over all, by Holm over these runs: all of them are compared with one model."""
+    adjusted = _with_holm([rows[-1] for rows in runs])
+    return [[*rows[:-1], last] for rows, last in zip(runs, adjusted, strict=True)]
+
+
+def paired_metrics(rows: Iterable[PairedAnswers]) -> dict[str, float]:
+    """Return MLflow names and values of rows whose A is the dense model, four a row: ``mcnemar_p/xnli/sw``, …
+
+    Over several tasks, and over all languages, their names are ``all``.
+    """
+    metrics: dict[str, float] = {}
+    for row in rows:
+        own = {"mcnemar_p": row.p, HOLM: row.adjusted, "only_dense": row.only_a, "only_compressed": row.only_b}
+        metrics |= {f"{name}/{row.task}/{row.language}": float(value) for name, value in own.items()}
+    return metrics
 
 
 def refuse_other_questions(a: Sequence[TaskItem], b: Sequence[TaskItem]) -> None:

@@ -5,6 +5,8 @@ languages.
 """
 
 import difflib
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -79,6 +81,21 @@ def open_tasks(names: Sequence[str], include_path: Path | None = None) -> dict[s
     return tasks
 
 
+def questions_digest(tasks: Mapping[str, Any], shots: int = 0, limit: int | None = None) -> str:
+    """Hash all that :func:`run_tasks` would ask a model, and the right answers; raises what it raises.
+
+    A task file of the user's may be another when the same names are given again.
+    """
+    _set_shots(tasks, shots)
+    whole = hashlib.sha256()
+    for name, task in tasks.items():
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        for one in task.instances:
+            asked = [name, one.args, one.doc, task.doc_to_target(one.doc)]
+            whole.update(json.dumps(asked, default=str).encode() + b"\n")
+    return whole.hexdigest()[:16]
+
+
 def run_tasks(
     lm: Any, tasks: Mapping[str, Any], shots: int = 0, limit: int | None = None
 ) -> tuple[list[TaskScore], list[TaskItem]]:
@@ -89,11 +106,7 @@ def run_tasks(
     """
     from lm_eval.evaluator import evaluate
 
-    for name, task in tasks.items():
-        if shots and task.get_config("num_fewshot") == 0:
-            raise InputError(f"task {name}: takes no examples (num_fewshot: 0 in its file); give --shots 0")
-        task.set_config(key="num_fewshot", value=shots)
-        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    _set_shots(tasks, shots)
     # Accuracies have a closed form; other metrics of a task, which nobody reads here, would be drawn 100,000 times.
     found = evaluate(lm, {"tasks": dict(tasks)}, limit=limit, bootstrap_iters=100, log_samples=True)
     assert found is not None
@@ -115,6 +128,15 @@ def run_tasks(
     scores = [replace(whole_of(parts), bits_per_byte=bits_per_byte(asked[key])) for key, parts in by_task.items()]
     order = table_order(one.language for one in scores)
     return sorted(scores, key=lambda one: (one.task, order.index(one.language))), items
+
+
+def _set_shots(tasks: Mapping[str, Any], shots: int) -> None:
+    """Have every question preceded by so many examples, the same whenever a task is asked."""
+    for name, task in tasks.items():
+        if shots and task.get_config("num_fewshot") == 0:
+            raise InputError(f"task {name}: takes no examples (num_fewshot: 0 in its file); give --shots 0")
+        task.set_config(key="num_fewshot", value=shots)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
 
 
 def whole_of(parts: Sequence[TaskScore]) -> TaskScore:

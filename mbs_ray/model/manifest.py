@@ -9,11 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mbs_ray.errors import InputError
-from mbs_ray.files import file_digest
+from mbs_ray.files import digest, file_digest, own_content, read_json_if_there
 from mbs_ray.model.checkpoint import SINGLE
+from mbs_ray.model.configuration import CONFIG
 
 MANIFEST = "manifest.json"
 _MOST_THREADS = 8
+_WEIGHTS = ".safetensors"
 #: The one folder of a checkpoint: templates besides that of ``chat_template.jinja``, one file each.
 TEMPLATES = "additional_chat_templates"
 
@@ -26,6 +28,21 @@ def write_manifest(folder: Path, known: Mapping[str, str] = MappingProxyType({})
     target = folder / MANIFEST
     target.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
     return target
+
+
+def checkpoint_digest(folder: Path) -> str | None:
+    """Hash what ``manifest.json`` says of config and weights; None where there is no manifest.
+
+    The model card, which a later command may write anew, changes nothing. Raises :class:`InputError` where the manifest
+    is damaged.
+    """
+    manifest = read_json_if_there(folder / MANIFEST)
+    if manifest is None:
+        return None
+    with own_content(folder / MANIFEST):
+        files = {name: one["sha256"] for name, one in manifest["files"].items()}
+    weighed = [name for name in sorted(files) if name == CONFIG or name.endswith(_WEIGHTS)]
+    return digest(*(f"{name} {files[name]}" for name in weighed))
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ def verify(folder: Path) -> Verdict:
         name: folder / name for name, (size, _) in expected.items() if _is_own(name) and _has_size(folder / name, size)
     }
     digests = _sha256(whole)
-    for name, (size, digest) in expected.items():
+    for name, (size, sha256) in expected.items():
         path = folder / name
         if not _is_own(name):
             wrong.append(f"{name}: the manifest names a file of another folder")
@@ -69,7 +86,7 @@ def verify(folder: Path) -> Verdict:
             wrong.append(f"{name}: missing")
         elif path.stat().st_size != size:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {size}")
-        elif digests.get(name) != digest:
+        elif digests.get(name) != sha256:
             wrong.append(f"{name}: other content")
     beside = sorted(_files(folder).keys() - {MANIFEST} - expected.keys())
     if SINGLE in beside:

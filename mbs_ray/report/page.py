@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import SUMMARIES
+from mbs_ray.evaluation.paired_tasks import ALL
 from mbs_ray.files import appearing
 from mbs_ray.report.figures.canvas import write_png
 from mbs_ray.report.figures.experts_heatmap import experts_heatmap
@@ -30,6 +31,7 @@ from mbs_ray.report.run_results import RunResults, SweepRuns, read_sweep
 from mbs_ray.report.seed_groups import seed_groups
 from mbs_ray.report.size_tables import sizes
 from mbs_ray.report.starved_experts import StarvedExperts, starved_experts
+from mbs_ray.report.task_tables import task_tables
 
 FILE = "report.html"
 
@@ -55,7 +57,7 @@ def render(report: SweepRuns) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["summaries"] = SUMMARIES
+    environment.globals["summaries"] = (*SUMMARIES, ALL)
     runs = report.runs
     finished = [run for run in runs if run.metrics is not None]
     return environment.get_template("report.html.jinja").render(
@@ -66,6 +68,7 @@ def render(report: SweepRuns) -> str:
         seeds=[(group, *overall_of_seeds(group)) for group in seed_groups(runs)],
         scored=[scored(name, own) for name, own in by_text(finished)],
         sizes=[(model, own, _size_figure([run for run, _ in own])) for model, own in sizes(runs)],
+        tasks=task_tables(finished),
         allocations=allocations(runs),
         losses=_losses(runs),
         layer_errors=[(run.facts.label, layer_error_grid(run)) for run in runs if run.layer_errors],

@@ -32,13 +32,17 @@ _FULL_HEAT = 1.1  # the least increase that is drawn in the strongest colour, so
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table as shown and in full; ``heat`` from 0 to 1, None where it has no colour."""
+    """A number of a table as shown and in full; ``heat`` from 0 to 1, None where it has no colour.
+
+    ``mark`` is a word beside the number.
+    """
 
     value: float | None
     text: str = "–"
     interval: str = ""
     best: bool = False
     heat: float | None = None
+    mark: str = ""
 
 
 @dataclass(frozen=True)

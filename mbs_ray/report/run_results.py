@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pandas as pd
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.metric_names import MetricNames
+from mbs_ray.evaluation.scored_tasks import ScoredTasks, scored_tasks
 from mbs_ray.files import digest, read_json_if_there
 from mbs_ray.report.colours import SAMPLING_COLOURS
 from mbs_ray.run.directory import EXPERTS, SPEC, RunDirectory
@@ -33,7 +34,8 @@ class RunResults:
     ``layer_errors`` (by language) go by block. ``amounts``, sparsities or bits as ``amount`` says, are those of linears
     by block, empty where all are alike. ``seedless`` is a digest of all that was asked of the run but its seed, empty
     where that is not known. ``size`` is None where that is not known. Times are in milliseconds since 1970 (UTC), None
-    where nothing was measured yet. ``experts`` is the table of a mixture's tokens by expert.
+    where nothing was measured yet. ``experts`` is the table of a mixture's tokens by expert. ``tasks`` are the scores
+    of its checkpoint on tasks, ``dense_tasks`` those of its dense model, the newest last.
     """
 
     facts: RunFacts
@@ -52,6 +54,8 @@ class RunResults:
     seedless: str
     size: StoredSize | None
     experts: pd.DataFrame | None = None
+    tasks: Sequence[ScoredTasks] = ()
+    dense_tasks: Sequence[ScoredTasks] = ()
 
     def names(self, evaluation: str) -> MetricNames:
         """Return the names of the metrics of one of its evaluation sets."""
@@ -80,7 +84,8 @@ def read_sweep(folder: Path) -> SweepRuns:
     known = {one: facts for one in RunDirectory.all_of(folders.sweep) if (facts := one.facts()) is not None}
     if not known:
         raise InputError(f"{folder}: not the folder of a sweep; give <out>/<sweep> of mbs sweep, compress or demo")
-    runs = sorted((_run(directory, facts) for directory, facts in known.items()), key=_order)
+    tasks = scored_tasks(folders.evaluated)
+    runs = sorted((_run(directory, facts, tasks) for directory, facts in known.items()), key=_order)
     timeline = folders.figures / TIMELINE
     latest = max(known, key=RunDirectory.facts_written)
     return SweepRuns(
@@ -91,8 +96,10 @@ def read_sweep(folder: Path) -> SweepRuns:
     )
 
 
-def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
+def _run(directory: RunDirectory, facts: RunFacts, tasks: Sequence[ScoredTasks]) -> RunResults:
     result, amounts = directory.result(), directory.amounts()
+    checkpoint = directory.checkpoint
+    own = directory.checkpoint_digest() if tasks and result is not None else None
     entries = Journal(directory.journal).entries()
     loss_name = next((name for name in _LOSSES if any(one.key == name for one in entries)), "")
     times = [one.timestamp for one in entries]
@@ -113,6 +120,8 @@ def _run(directory: RunDirectory, facts: RunFacts) -> RunResults:
         seedless=_seedless(directory, facts),
         size=stored_size(directory) if result is not None else None,
         experts=pd.read_parquet(experts) if (experts := directory.path / EXPERTS).is_file() else None,
+        tasks=[one for one in tasks if result is not None and one.is_of_checkpoint(checkpoint, own)],
+        dense_tasks=[one for one in tasks if one.is_of_model(facts.fingerprints["model"])],
     )
 
 

@@ -11,6 +11,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.files import UNFINISHED, own_content, read_json_if_there, write_json
 from mbs_ray.methods import Amounts
 from mbs_ray.model.block_files import BLOCK_SUFFIX, DIGEST_SUFFIX
+from mbs_ray.model.manifest import checkpoint_digest
 from mbs_ray.run.card import CardFacts
 from mbs_ray.run.older_directory import OlderRun, older_run
 from mbs_ray.run.run_facts import RunFacts
@@ -241,6 +242,10 @@ class RunDirectory:
             with own_content(path, _WITH_RESULT):
                 _ = top_up["asked"], top_up["segments"], top_up["starved"]
         return top_up
+
+    def checkpoint_digest(self) -> str | None:
+        """Return what :func:`~mbs_ray.model.manifest.checkpoint_digest` says of the checkpoint."""
+        return checkpoint_digest(self.checkpoint)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, which makes the run a finished one."""

@@ -12,9 +12,11 @@ from mbs_ray.run.directory import RUNS, RunDirectory
 #: Fields of a run's signature, as far as it has them: what can change a bit of any forward on its machines.
 FORWARD_FIELDS = ("compute_dtype", "microbatch", "device", "threads", "gpu", "torch", "transformers")
 
+#: Folder under ``out`` of the scores of single checkpoints, on text and on tasks.
+EVALUATED = "evaluated"
 #: Names under ``out`` that no sweep may have: folders that all sweeps share, and those of other commands.
 FOLDERS_OF_OUT = (
-    "segments", "cache", "artifacts", "dense", "statistics", "adaptive", "outside", "evaluated", "evaluate",
+    "segments", "cache", "artifacts", "dense", "statistics", "adaptive", "outside", EVALUATED, "evaluate",
     "similarity", "mlflow.db",
 )  # fmt: skip
 
@@ -67,6 +69,11 @@ class SweepFolders:
     def cache(self) -> Path:
         """Folder of facts that are expensive to find out, such as fingerprints of checkpoints."""
         return self.out / "cache"
+
+    @property
+    def evaluated(self) -> Path:
+        """Folder of the scores of single checkpoints."""
+        return self.out / EVALUATED
 
     @property
     def artifacts(self) -> Path:

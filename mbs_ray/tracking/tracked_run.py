@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_KEY_TAG = "mbs.key"
+KEY_TAG = "mbs.key"
 _KIND_TAG = "mbs.kind"
 _PARENT_TAG = "mlflow.parentRunId"
 
@@ -58,7 +58,7 @@ class TrackedRun:
         self._parent = parent
         self.name = name
         self._params = flatten(params)
-        self._identity = {_KIND_TAG: kind, _KEY_TAG: key}
+        self._identity = {_KIND_TAG: kind, KEY_TAG: key}
         self._tags = {tag: str(value) for tag, value in tags.items() if not looks_secret(tag)}
         self._journal = journal
         self._reopen = reopen

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from mbs_ray.cli import app
 from mbs_ray.errors import InputError
-from mbs_ray.evaluation.paired_tasks import ALL, holm, mcnemar, paired_answers
+from mbs_ray.evaluation.paired_tasks import ALL, holm, holm_over_runs, mcnemar, paired_answers
 from mbs_ray.evaluation.task_items import TaskItem, bits_per_byte, items_of, read_items, write_items
 
 
@@ -62,6 +62,16 @@ def test_rows_are_by_task_and_language_then_over_tasks_then_over_all() -> None:
     assert rows[0].bits == 0 and rows[0].p == 1 and rows[0].verdict == "within noise"
     swapped = paired_answers(b, a)
     assert swapped[6].verdict == "B is better" and swapped[1].bits == pytest.approx(-worse.bits)
+
+
+def test_over_runs_the_last_row_alone_is_adjusted_by_their_number() -> None:
+    a = [item(n, 1.0) for n in range(20)]
+    runs = [paired_answers(a, [replace(one, score=float(one.item >= lost)) for one in a]) for lost in (7, 6, 0)]
+    adjusted = holm_over_runs(runs)
+    assert [rows[-1].adjusted for rows in adjusted] == pytest.approx([3 * 2 / 2**7, max(3 * 2 / 2**7, 2 * 2 / 2**6), 1])
+    assert [rows[:-1] for rows in adjusted] == [rows[:-1] for rows in runs]
+    assert [rows[-1].verdict for rows in runs] == ["B is worse", "B is worse", "within noise"]
+    assert [rows[-1].verdict for rows in adjusted] == ["B is worse", "within noise", "within noise"]
 
 
 def test_other_questions_are_refused_by_name() -> None:

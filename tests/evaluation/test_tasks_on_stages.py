@@ -15,12 +15,13 @@ from mbs_ray.cli import app
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.evaluate import TextQuestion, evaluate
-from mbs_ray.driver.evaluate_tasks import TaskQuestion, track_scores
+from mbs_ray.driver.evaluate_tasks import TaskQuestion
 from mbs_ray.driver.progress import Progress
 from mbs_ray.evaluation.zero_shot import TaskScore, open_tasks, run_tasks, task_metrics
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import validated
 from mbs_ray.tracking.mlflow_client import MlflowConnection, database_uri
+from mbs_ray.tracking.tracked_tasks import track_scores
 from tests.evaluation.test_zero_shot import assert_same, scoring, staged_lm
 from tests.support.stages import WARM
 
@@ -108,7 +109,7 @@ def test_the_command_prints_writes_and_tracks_accuracies(
     scores = [TaskScore(**one) for one in content.pop("scores")]
     metrics = task_metrics(scores)
     connection = MlflowConnection(database_uri(tmp_path), "evaluate", tmp_path / "artifacts")
-    track_scores(connection, written.parent.name, content, written, scores)
+    track_scores(connection, content, written.parent, scores)
     client = connection.client
     experiment = client.get_experiment_by_name("evaluate")
     (run,) = client.search_runs([experiment.experiment_id])
