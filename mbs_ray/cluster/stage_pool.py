@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+import ray
+
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
@@ -34,6 +36,11 @@ class StagePool:
     def rest(self) -> None:
         """Stop the pipelines that are not lent."""
         self._stop_idle(0)
+
+    def leave_a_cpu(self) -> None:
+        """Stop the idle pipelines where no CPU of the connected Ray is left: text is drawn in tasks that need one."""
+        if ray.available_resources().get("CPU", 0) < 1:
+            self.rest()
 
     @contextmanager
     def lent(

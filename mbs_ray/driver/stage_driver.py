@@ -64,6 +64,10 @@ class StageDriver:
                     self._progress.say(f"{death}: starting the stages anew")
                 self.resources = self.resources.shrunk_to_cluster(self._progress.say)
 
+    def leave_a_cpu(self) -> None:
+        """Stop the stages where they hold every CPU, before text is drawn; the next work starts them again."""
+        self._pool.leave_a_cpu()
+
     def work_alone(self, job: Job) -> None:
         """Take one job through the stages; raise the error that stopped it."""
 

@@ -64,6 +64,7 @@ def find_top_ups(jobs: SweepJobs, driver: StageDriver, progress: Progress) -> Sw
     found = {run.label: _topped_up(run, _found(run, _reports(_routes(run, jobs)))) for run in open_}
     drawn = {**jobs.segments}
     if found:
+        driver.leave_a_cpu()
         try:
             drawn |= draw_texts(list(found.values()), jobs.folders, progress)
         except InputError as error:

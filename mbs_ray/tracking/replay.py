@@ -3,9 +3,13 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mbs_ray.errors import InputError
+from mbs_ray.files import read_json_if_there
+from mbs_ray.report.page import FILE as PAGE
 from mbs_ray.run.directory import ALLOCATION, SPEC, RunDirectory
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.lease import Lease, leased
@@ -14,6 +18,13 @@ from mbs_ray.tracking.aggregates import track_aggregates
 from mbs_ray.tracking.mlflow_client import DATABASE, MlflowConnection, default_tracking_uri
 from mbs_ray.tracking.tracked_results import journal_blocks, track_results
 from mbs_ray.tracking.tracked_run import TrackedRun, child_run, sweep_run
+from mbs_ray.tracking.views import publish_view
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+#: What a sweep leaves in its folder for people, beside the figures.
+_OWN_FILES = ("increase-*.csv", "timeline.parquet", PAGE)
 
 
 def track_runs(
@@ -21,10 +32,10 @@ def track_runs(
 ) -> Iterator[tuple[str, bool]]:
     """Replay what a run, or all runs of a sweep, measured; yield (run, whether MLflow has taken everything).
 
-    Means over seeds follow, where runs of the sweep differ by their seeds alone. What MLflow already has is not
-    doubled. Raises :class:`InputError` where the folder is neither, another command works on the sweep (``take_over``
-    and ``say`` as for :func:`leased`), or the server at ``uri`` cannot be used; default: MLFLOW_TRACKING_URI, or the
-    database of the sweep's ``--out``.
+    Means over seeds follow, where runs of the sweep differ by their seeds alone, then the sweep's own tables, figures,
+    page and views. What MLflow already has is not doubled. Raises :class:`InputError` where the folder is neither,
+    another command works on the sweep (``take_over`` and ``say`` as for :func:`leased`), or the server at ``uri``
+    cannot be used; default: MLFLOW_TRACKING_URI, or the database of the sweep's ``--out``.
     """
     path = folder.resolve()
     directories = _tracked([RunDirectory(path)]) or _tracked(RunDirectory.all_of(path))
@@ -36,6 +47,7 @@ def track_runs(
                 lease.check()
             yield directory.path.name, _track(directory, uri)
         yield from _track_aggregates(directories[0], uri)
+        yield _track_sweep(directories[0], uri)
 
 
 def _alone(sweep: Path, take_over: bool, say: Callable[[str], None]) -> AbstractContextManager[Lease | None]:
@@ -66,6 +78,37 @@ def track_report(folder: Path, page: Path) -> str:
 def _track_aggregates(directory: RunDirectory, uri: str | None) -> Iterator[tuple[str, bool]]:
     connection, sweep = _sweep_of(directory, uri)
     yield from track_aggregates(SweepFolders.of(directory.sweep), connection, sweep)
+
+
+def _track_sweep(directory: RunDirectory, uri: str | None) -> tuple[str, bool]:
+    """Give MLflow what lies in the folder of a sweep beside its runs, and a view of the runs of each model."""
+    folders = SweepFolders.of(directory.sweep)
+    connection, sweep = _sweep_of(directory, uri)
+    for pattern in _OWN_FILES:
+        for file in sorted(folders.sweep.glob(pattern)):
+            sweep.artifact(file)
+    for figure in sorted(folders.figures.glob("*.png")):
+        sweep.artifact(figure, "figures")
+    for one in _first_of_each_model(RunDirectory.all_of(folders.sweep)):
+        sweep.enqueue(partial(_publish_view, connection.experiment_id, one))
+    return folders.name, sweep.sync()
+
+
+def _first_of_each_model(directories: Iterable[RunDirectory]) -> list[RunDirectory]:
+    first: dict[str, RunDirectory] = {}
+    for directory in directories:
+        if (facts := directory.facts()) is not None:
+            first.setdefault(facts.model, directory)
+    return list(first.values())
+
+
+def _publish_view(experiment_id: str, directory: RunDirectory, client: "MlflowClient") -> None:
+    facts = directory.facts()
+    assert facts is not None
+    spec = read_json_if_there(directory.path / SPEC, "remove it: the view then shows no layer errors") or {}
+    scored = facts.languages if facts.evaluation else ()
+    measured = facts.languages if spec.get("per_language") else ()
+    publish_view(experiment_id, facts.model, scored, client, measured, list(facts.groups))
 
 
 def _sweep_of(directory: RunDirectory, uri: str | None) -> tuple[MlflowConnection, TrackedRun]:

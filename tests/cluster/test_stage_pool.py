@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import remove_placement_group
 
 from mbs_ray.cluster.job import Job
 from mbs_ray.cluster.layout import Layout
@@ -15,7 +16,9 @@ from mbs_ray.cluster.pipeline import Pipeline
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.errors import StageDiedError
 from mbs_ray.run.numerics import Numerics
+from mbs_ray.text.cpu_wait import await_cpu
 from mbs_ray.text.segment_file import SegmentSet
+from tests.support.cpus import all_cpus
 from tests.support.engine import digest, make_job
 from tests.support.stages import ONE, WARM, stage_processes
 
@@ -90,3 +93,20 @@ def test_stages_that_died_while_idle_or_failed_while_lent_are_not_lent_again(ray
         with pool.lent(Layout(1), ONE, AUTO, print) as pipeline:
             assert pipeline.process_ids not in ([idle], [lent])
         assert pool.starts == 3
+
+
+@pytest.mark.slow
+def test_idle_stages_make_room_for_the_drawing_of_text_where_they_hold_the_last_cpu(ray_cluster: Cluster) -> None:
+    WARM.rest()
+    with StagePool() as pool:
+        first = lend(pool, 1)
+        pool.leave_a_cpu()
+        assert lend(pool, 1) == first
+        taken = all_cpus()
+        try:
+            pool.leave_a_cpu()
+            await_cpu(limit=30)
+            wait_until_gone(first)
+        finally:
+            for one in taken:
+                remove_placement_group(one)

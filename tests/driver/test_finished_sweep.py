@@ -22,6 +22,7 @@ from mbs_ray.report.compare import compare_runs, compare_with_dense
 from mbs_ray.run.spec import EvaluationSpec
 from mbs_ray.run.sweep_spec import validated
 from mbs_ray.tracking.replay import track_runs
+from mbs_ray.tracking.views import own_views
 from tests.support.tiny_sweep import LABELS
 
 
@@ -98,8 +99,8 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
     out, _, _ = swept
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     one = out / "tiny" / "runs" / LABELS[2]
-    assert dict(track_runs(one, uri)) == {LABELS[2]: True}
-    assert dict(track_runs(out / "tiny", uri)) == dict.fromkeys(LABELS, True)
+    assert dict(track_runs(one, uri)) == {LABELS[2]: True, "tiny": True}
+    assert dict(track_runs(out / "tiny", uri)) == dict.fromkeys([*LABELS, "tiny"], True)
     there, here = MlflowClient(uri), MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     metrics = {}
     for client in (here, there):
@@ -123,5 +124,16 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
         for client in (here, there)
     ]
     assert named[0] == named[1] and "reports" in named[1][LABELS[0]]
+    views, files = zip(*(shown(client) for client in (here, there)), strict=True)
+    assert views[0] == views[1] and [name for name, _ in views[1]] == ["tiny-bloom"]
+    assert files[0] == files[1] and "report.html" in files[1] and "figures/allocations.png" in files[1]
     with pytest.raises(InputError, match="neither the folder of a run nor that of a sweep"):
         list(track_runs(out, uri))
+
+
+def shown(client: MlflowClient) -> tuple[list[tuple[str, str]], set[str]]:
+    """What MLflow shows of the sweep beside its runs: the views of its models, and its own files."""
+    experiment = client.get_experiment_by_name("tiny")
+    (sweep,) = client.search_runs([experiment.experiment_id], "tags.`mbs.kind` = 'sweep'")
+    files = {file.path for at in ("", "figures") for file in client.list_artifacts(sweep.info.run_id, at)}
+    return own_views(experiment.tags), files

@@ -2,28 +2,15 @@
 
 import logging
 import threading
-import time
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 
 from mbs_ray.errors import InputError
 from mbs_ray.text import cpu_wait
 from mbs_ray.text.cpu_wait import await_cpu
-
-
-def all_cpus() -> list[PlacementGroup]:
-    """Take every CPU, those too that stages of an earlier test still give back."""
-    taken, quiet = [], 0
-    while quiet < 10:
-        if free := int(ray.available_resources().get("CPU", 0)):
-            taken.append(placement_group([{"CPU": 1}] * free))
-            assert taken[-1].wait(20)
-        quiet = 0 if free else quiet + 1
-        time.sleep(0.1)
-    return taken
+from tests.support.cpus import all_cpus
 
 
 def test_who_waits_for_what_is_said_and_a_limit_ends_it(

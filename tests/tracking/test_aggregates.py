@@ -92,7 +92,7 @@ def test_a_replay_doubles_nothing_and_a_further_seed_renews_the_means(
     sweep_of(connection, folders, bloom, corpus, seeds=2)
     before = aggregates(connection)["equal"]
     taken = dict(track_runs(folders.sweep, None))
-    assert len(taken) == 4 + 2 and all(taken.values())
+    assert len(taken) == 4 + 2 + 1 and all(taken.values())
     again = aggregates(connection)
     assert len(again) == 2 and again["equal"].info.run_id == before.info.run_id
     history = connection.client.get_metric_history(before.info.run_id, "ppl_increase/sw")
@@ -112,4 +112,4 @@ def test_without_repeated_seeds_there_is_no_aggregate(
 ) -> None:
     sweep_of(connection, folders, bloom, corpus, seeds=1)
     assert aggregates(connection) == {} and not (folders.sweep / "aggregates").exists()
-    assert len(dict(track_runs(folders.sweep, None))) == 2
+    assert len(dict(track_runs(folders.sweep, None))) == 2 + 1
