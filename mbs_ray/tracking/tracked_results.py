@@ -91,10 +91,12 @@ def _note(facts: RunFacts, directory: RunDirectory, metrics: Mapping[str, float]
             f"| language | {'weight' if weights else 'segments'} | perplexity | over dense | 95 % interval |",
             "|---|---:|---:|---:|---:|",
         ]
+        # Not as the metrics are ordered: those of a replay come from a file, by name.
         lines += [
-            f"| {language} | {taken.get(language, 0)} | {perplexity:.2f} | {increases[language]:.3f} "
+            f"| {language} | {taken.get(language, 0)} | {perplexities[language]:.2f} | {increases[language]:.3f} "
             f"| {interval_text(stored_interval(metrics, names, INCREASE, language))} |"
-            for language, perplexity in perplexities.items()
+            for language in facts.languages
+            if language in perplexities
         ]
     for name, own in MetricNames.by_set(facts.evaluation).items():
         if said := unknown_warning(own.rows(UNKNOWN_SHARE, metrics)):

@@ -102,7 +102,7 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
     assert dict(track_runs(one, uri)) == {LABELS[2]: True, "tiny": True}
     assert dict(track_runs(out / "tiny", uri)) == dict.fromkeys([*LABELS, "tiny"], True)
     there, here = MlflowClient(uri), MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
-    metrics = {}
+    metrics, notes = {}, {}
     for client in (here, there):
         runs = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
         children = [run for run in runs if "sampling" in run.data.tags]
@@ -114,7 +114,8 @@ def test_journals_are_replayed_into_another_database_once(swept: tuple[Path, Swe
             }
             for run in children
         }
-    assert metrics[there] == metrics[here]
+        notes[client] = {run.info.run_name: run.data.tags["mlflow.note.content"] for run in children}
+    assert metrics[there] == metrics[here] and notes[there] == notes[here]
     named = [
         {
             run.info.run_name: {one.path for one in client.list_artifacts(run.info.run_id)}
