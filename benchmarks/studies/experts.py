@@ -110,7 +110,7 @@ def by_language(without: Path, sweep: Path, method: str) -> pd.DataFrame:
         (sampling, what) for sampling in (_ENGLISH, _EQUAL) for what in ("nothing borrowed", "borrowed", "20 further")
     ]
     table = np.exp(logs).unstack(["sampling", "what"])[columns]
-    return table.loc[table_order(table.index)].map("{:.3f}".format)
+    return table.loc[list(table_order(table.index))].map("{:.3f}".format)
 
 
 def payers(sweep: Path) -> dict[str, float]:
