@@ -31,6 +31,7 @@ from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
 from mbs_ray.plan.planned_work import PlannedRun, TokenBatches
 from mbs_ray.plan.rates import assumed_rates
+from mbs_ray.plan.stage_time import stage_seconds
 from mbs_ray.text.segment_file import SegmentSet
 
 SEGMENTS, LENGTH, VOCABULARY = 4, 512, 512
@@ -80,6 +81,7 @@ def main() -> None:
     ]
     hardware = Hardware((this_machine(),))
     rates = measure_rates(works, assumed_rates("cpu", False, arguments.threads, torch.float32), out, arguments.threads)
+    parts = []
     print("| method | planned GiB | peak GiB | planned s | seconds | starved experts | unreached |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     with connected(None, arguments.threads):
@@ -97,14 +99,22 @@ def main() -> None:
             )
             samples = watched(job, arguments.threads)
             plan = make_plan([work], hardware, Layout(1), rates)
-            counts = expert_metrics(read_block_reports(job.blocks_folder))
+            (report,) = read_block_reports(job.blocks_folder)
+            counts = expert_metrics([report])
             peak, seconds = max(value for _, value in samples), samples[-1][0]
             print(
                 f"| {work.label} | {plan.stages[0].host / GIB:.2f} | {peak / GIB:.2f} | {plan.wall:.1f} | "
                 f"{seconds:.1f} | {counts['experts/starved']:.0f} | {counts['experts/unreached']:.0f} |",
                 flush=True,
             )
+            own = stage_seconds(work, range(1), False, rates, "none", True).parts
+            own["collect"] += own.pop("moments", 0.0)
+            own["solve"] += own.pop("factorise", 0.0)
+            parts += [(work.label, part, own.get(part, 0.0), taken) for part, taken in report.seconds.items()]
             shutil.rmtree(directory)
+    print("\n| method | part | planned s | seconds |\n|---|---|---:|---:|")
+    for label, part, planned, taken in parts:
+        print(f"| {label} | {part} | {planned:.1f} | {taken:.1f} |")
 
 
 if __name__ == "__main__":
