@@ -1,12 +1,13 @@
 #!/bin/sh
-# deepspeed 0.19.8, async_io on a CPU: of a tensor whose bytes are no multiple of 512 the rest is not written. The call
-# returns 0 and wait() counts the write as done; the file is shorter than the tensor, or empty. Activations, moments or
+# deepspeed 0.19.8, async_io on a CPU: a tensor whose bytes are no multiple of 512 is not written whole. The call returns
+# 0 and wait() counts the write as done; the file is shorter than the tensor, or empty. Activations, moments or
 # parameters that are kept on a disk must be padded by whoever writes them.
 #
 # Seen, bytes of the tensor and of the file:
 #   1000 -> 0 (returned 0, done 1)
 #   4096 -> 4096 (returned 0, done 1)
-#   4100 -> 4096 (returned 0, done 1)
+#   4100 -> 0 (returned 0, done 1)
+#   1048578 -> 1048576 (returned 0, done 1)
 #
 # Needs a C++ compiler and libaio with its header (Debian: g++ libaio-dev). Takes six minutes, five of them compiling.
 set -eu
@@ -23,7 +24,7 @@ import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 handle = AsyncIOBuilder().load(verbose=False).aio_handle()
-for size in (1000, 4096, 4100):
+for size in (1000, 4096, 4100, 1048578):
     path = f"{sys.argv[1]}/{size}"
     returned = handle.async_pwrite(torch.ones(size, dtype=torch.uint8), path, 0)
     done = handle.wait()
