@@ -13,6 +13,7 @@ from mbs_ray.report.page import FILE as PAGE
 from mbs_ray.run.directory import ALLOCATION, SPEC, RunDirectory
 from mbs_ray.run.journal import Journal
 from mbs_ray.run.lease import Lease, leased
+from mbs_ray.run.run_facts import RunFacts
 from mbs_ray.run.sweep_folders import SweepFolders
 from mbs_ray.tracking.aggregates import track_aggregates
 from mbs_ray.tracking.mlflow_client import DATABASE, MlflowConnection, default_tracking_uri
@@ -46,8 +47,10 @@ def track_runs(
             if lease is not None:
                 lease.check()
             yield directory.path.name, _track(directory, uri)
-        yield from _track_aggregates(directories[0], uri)
-        yield _track_sweep(directories[0], uri)
+        folders = SweepFolders.of(directories[0].sweep)
+        connection, sweep = _sweep_of(directories[0], uri)
+        yield from track_aggregates(folders, connection, sweep)
+        yield folders.name, _track_sweep(folders, connection, sweep)
 
 
 def _alone(sweep: Path, take_over: bool, say: Callable[[str], None]) -> AbstractContextManager[Lease | None]:
@@ -75,36 +78,23 @@ def track_report(folder: Path, page: Path) -> str:
     return "logged to the sweep's run in MLflow" if sweep.sync() else "not logged; the same command tries again"
 
 
-def _track_aggregates(directory: RunDirectory, uri: str | None) -> Iterator[tuple[str, bool]]:
-    connection, sweep = _sweep_of(directory, uri)
-    yield from track_aggregates(SweepFolders.of(directory.sweep), connection, sweep)
-
-
-def _track_sweep(directory: RunDirectory, uri: str | None) -> tuple[str, bool]:
+def _track_sweep(folders: SweepFolders, connection: MlflowConnection, sweep: TrackedRun) -> bool:
     """Give MLflow what lies in the folder of a sweep beside its runs, and a view of the runs of each model."""
-    folders = SweepFolders.of(directory.sweep)
-    connection, sweep = _sweep_of(directory, uri)
     for pattern in _OWN_FILES:
         for file in sorted(folders.sweep.glob(pattern)):
             sweep.artifact(file)
     for figure in sorted(folders.figures.glob("*.png")):
         sweep.artifact(figure, "figures")
-    for one in _first_of_each_model(RunDirectory.all_of(folders.sweep)):
-        sweep.enqueue(partial(_publish_view, connection.experiment_id, one))
-    return folders.name, sweep.sync()
-
-
-def _first_of_each_model(directories: Iterable[RunDirectory]) -> list[RunDirectory]:
-    first: dict[str, RunDirectory] = {}
-    for directory in directories:
+    first: dict[str, tuple[RunDirectory, RunFacts]] = {}
+    for directory in RunDirectory.all_of(folders.sweep):
         if (facts := directory.facts()) is not None:
-            first.setdefault(facts.model, directory)
-    return list(first.values())
+            first.setdefault(facts.model, (directory, facts))
+    for directory, facts in first.values():
+        sweep.enqueue(partial(_publish_view, connection.experiment_id, directory, facts))
+    return sweep.sync()
 
 
-def _publish_view(experiment_id: str, directory: RunDirectory, client: "MlflowClient") -> None:
-    facts = directory.facts()
-    assert facts is not None
+def _publish_view(experiment_id: str, directory: RunDirectory, facts: RunFacts, client: "MlflowClient") -> None:
     spec = read_json_if_there(directory.path / SPEC, "remove it: the view then shows no layer errors") or {}
     scored = facts.languages if facts.evaluation else ()
     measured = facts.languages if spec.get("per_language") else ()
