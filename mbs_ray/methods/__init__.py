@@ -6,7 +6,8 @@ Begin with ``sparsegpt.py``: a method is a frozen dataclass that is its own conf
 
 from mbs_ray.methods.amounts import Amounts, amount_field, with_amount
 from mbs_ray.methods.dense_fit import HELD_OUT, Drift, HeldOut, fitted, strengths
-from mbs_ray.methods.factor import Factored, InverseFactor
+from mbs_ray.methods.factor import HessianFactor
+from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.gptq import GPTQ
 from mbs_ray.methods.magnitude import Magnitude
 from mbs_ray.methods.moments import Moment, Statistic, moment_bytes
@@ -34,7 +35,7 @@ __all__ = [
     "Drift",
     "Factored",
     "HeldOut",
-    "InverseFactor",
+    "HessianFactor",
     "Magnitude",
     "Method",
     "Moment",

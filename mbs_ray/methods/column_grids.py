@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mbs_ray.methods.factor import InverseFactor
+from mbs_ray.methods.columns import Columns
 from mbs_ray.methods.grid import Grid, Quantization
 
 
@@ -12,21 +12,21 @@ class ColumnGrids:
 
     Updates push a few weights far out, and covering these can cost all others more than clipping would cost them.
     So two grids are tried, one over the whole range and one over the part of it that lies within the group's range
-    before any update, and the one with the smaller error is used, each column's squared error weighted by 1/U_jj².
+    before any update, and the one with the smaller error is used, each column's squared error weighted by its pivot.
 
     With an order of solving, groups are static: columns of one group are solved far apart, so all grids are
     fitted to the weights before any update.
     """
 
-    def __init__(self, method: Quantization, work: Tensor, dtype: torch.dtype, factor: InverseFactor) -> None:
-        """Prepare grids for `work`, [columns, rows] float32 in the order of solving, as solve_columns changes it."""
-        self._method, self._work, self._dtype = method, work, dtype
+    def __init__(self, method: Quantization, solved: Columns) -> None:
+        """Prepare grids for columns as solve_columns changes them."""
+        work, factor = solved.work, solved.factor
+        self._method, self._solved, self._dtype = method, solved, solved.written.dtype
         columns, rows = work.shape
         self.group_size = method.group_size or columns
         self.codes = torch.empty_like(work, dtype=torch.uint8)
         """[columns, rows], in the order of solving."""
-        # 1/U_jj²: cost of a column's squared error once the later columns have compensated for it.
-        self._importance = factor.upper.diagonal().square().reciprocal()[:, None]
+        self._importance = factor.pivots[:, None]
         self._scale = work.new_empty(columns // self.group_size, rows)
         self._zero = torch.empty_like(self._scale)
         self._group_of: Tensor | None = None
@@ -53,7 +53,9 @@ class ColumnGrids:
         if first == 0:
             # The group's weights now carry all updates of earlier columns.
             own = slice(start, start + self.group_size)
-            weights = self._work[own] if pruned is None else self._work[own].masked_fill(pruned[own], 0)
+            weights = self._solved.updated(own) if start else self._solved.work[own]
+            if pruned is not None:
+                weights = weights.masked_fill(pruned[own], 0)
             self._keep(group, self.grid(weights, self._importance[own], self._ranges[group]))
         shape = stop - start, -1
         return self._as_grid(self._scale[group].expand(shape), self._zero[group].expand(shape))

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
-from mbs_ray.methods.factor import InverseFactor, inverse_factor
+from mbs_ray.methods.factor import HessianFactor, hessian_factor
 from mbs_ray.methods.moments import Moment, Statistic, add_product
 from mbs_ray.methods.precision import exact_float32
 
@@ -70,7 +71,7 @@ def strengths(
     others = Moment(Statistic.FULL, moment.columns, moment.tokens - held.moment.tokens, moment.sum - held.moment.sum)
     if others.tokens == 0 or held.moment.tokens == 0:
         return dict.fromkeys(weights, 0.0)
-    factor = inverse_factor(others, DAMPING, name)
+    factor = hessian_factor(others, DAMPING, name)
     found = {}
     for linear in weights:
         step = _step(drifts[linear].sum - held.drifts[linear].sum, factor)
@@ -93,13 +94,15 @@ def fitted(
 
     weights: [rows, columns] each; moment: full, with tokens. A drift of zeros, or a strength of 0, leaves every bit.
     """
-    factor = inverse_factor(moment, damping, name)
+    factor = hessian_factor(moment, damping, name)
     return {
         linear: (weight.float() + strength[linear] * _step(drifts[linear].sum, factor)).to(weight.dtype)
         for linear, weight in weights.items()
     }
 
 
-def _step(drift: Tensor, factor: InverseFactor) -> Tensor:
+def _step(drift: Tensor, factor: HessianFactor) -> Tensor:
     """Compute drift (H + λ)⁻¹, [rows, columns] float32; dead columns, of which no drift comes, get zeros."""
-    return ((drift / factor.scale) @ factor.upper.t()) @ factor.upper
+    # In the order of a row x: x (S P Sᵀ) = drift.
+    step = solve_triangular(factor.upper.t(), drift / factor.scale, upper=False, left=False, unitriangular=True)
+    return solve_triangular(factor.upper, step.div_(factor.pivots), upper=True, left=False, unitriangular=True)

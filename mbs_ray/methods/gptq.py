@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.column_grids import ColumnGrids
-from mbs_ray.methods.factor import Factored, InverseFactor, inverse_factor
+from mbs_ray.methods.factor import HessianFactor, hessian_factor
+from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.field_checks import require_flag, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.leaf import Finals
@@ -49,28 +50,30 @@ class GPTQ(Factored, Quantization):
         order = "-act" if self.activation_order else ""
         return whole_label(self, f"{self.name}-{self.quantization_label}{order}")
 
-    def prepare(self, moment: Moment, name: str = "linear") -> InverseFactor:
+    def prepare(self, moment: Moment, name: str = "linear") -> HessianFactor:
         """Compute the factor of a full moment with tokens, which all linears with this input share."""
         moment = required_moment(moment, self.name, self.statistic, name)
-        return inverse_factor(moment, self.damping, name, by_activation=self.activation_order)
+        return hessian_factor(moment, self.damping, name, by_activation=self.activation_order)
 
     @exact_float32()
     def compress(
-        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
+        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: HessianFactor | None = None
     ) -> Compressed:
         """Quantize [rows, columns] by a full moment."""
-        moment, factor, work, written = self.begin(weight, moment, name, factor)
-        grids = ColumnGrids(self, work, weight.dtype, factor)
-        zero = work == 0 if self.keep_zeros else None
+        moment, columns = self.begin(weight, moment, name, factor)
+        grids = ColumnGrids(self, columns)
+        zero = columns.work == 0 if self.keep_zeros else None
 
         def finals(start: int, stop: int) -> Finals:
             kept = None if zero is None else zero[start:stop]
             return Finals(kept, grid=grids.of_columns(start, stop), codes=grids.codes[start:stop])
 
-        solve_columns(work, factor.upper, grids.units, finals, written)
-        if factor.order is not None:
-            # Back from the order of solving to the columns' own.
-            own = torch.argsort(factor.order)
-            written, zero = written[own], None if zero is None else zero[own]
+        damped = solve_columns(columns, grids.units, finals)
+        order = columns.factor.order
+        if order is not None:
+            own = torch.argsort(order)
+            columns.written_to_own_order()
+            zero = None if zero is None else zero[own]
             grids.to_own_order(own)
-        return solver_result(Solved(weight, written, zero, grids), work, factor, moment, self.refine, name)
+        solved = Solved(weight, columns.written, zero, grids)
+        return solver_result(solved, columns, damped, moment, self.refine, name)

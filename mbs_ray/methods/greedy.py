@@ -40,7 +40,7 @@ def _check_columns(method: str, instead: str, columns: int, name: str) -> None:
 class DampedHessian:
     """H / mean diagonal of its live columns + damping, and its inverse, [columns, columns] float64.
 
-    A dead column (no token ever activated it) is decoupled, with the mean diagonal, as in an InverseFactor.
+    A dead column (no token ever activated it) is decoupled, with the mean diagonal, as in a HessianFactor.
     """
 
     matrix: Tensor

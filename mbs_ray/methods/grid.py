@@ -20,7 +20,7 @@ class Quantization(MethodPart):
     bits: 2 to 8. group_size: columns that share a scale, dividing the columns; null: the whole row.
     symmetric: the zero point is fixed in the middle of the codes. clip_search: every grid covers the share of
     its weights' range, out of 41 from 20 to 100 %, that rounds them with the least squared error (in OBS methods
-    weighted by column, with 1/U_jj²).
+    weighted by column, with the pivots of the factor).
     """
 
     bits: int = 4

@@ -1,7 +1,7 @@
 """The columns of one leaf of the OBS loop, or of a pass of coordinate descent, in one pass over the rows.
 
 What becomes of a row within a leaf depends on that row alone. So a leaf is one function of its tensors, and compiled
-(to C++ for CPUs, to Triton for GPUs) it is one kernel that reads the weights once and writes errors, weights and codes
+(to C++ for CPUs, to Triton for GPUs) it is one kernel that reads the weights once and writes changes, weights and codes
 once. Uncompiled it is a dozen operations per column, of the same bits on CPUs.
 """
 
@@ -43,14 +43,29 @@ class Finals:
     """uint8, takes the codes of the grid."""
 
 
-def solve_leaf(work: Tensor, upper: Tensor, finals: Finals, written: Tensor, *, compiled: bool) -> None:
+@dataclass(frozen=True, eq=False)
+class LeafFactor:
+    """The factor's part of a leaf; all float32."""
+
+    upper: Tensor
+    """[columns, columns], S: only what is above the diagonal is read."""
+    roots: Tensor
+    """[columns], of the pivots: by which a column's weights are multiplied to be compared with those of others."""
+    costs: Tensor
+    """[columns], of the squares of a column's errors: the pivots, 0 for dead columns."""
+
+
+def solve_leaf(
+    work: Tensor, factor: LeafFactor, losses: Tensor, finals: Finals, written: Tensor, *, compiled: bool
+) -> None:
     """Give the columns of a leaf their final values, in order, and update the later ones of the leaf.
 
-    work: [columns, rows] float32, the weights as updated so far; on return the errors (w_j - q_j) / U_jj. upper:
-    [columns, columns], the factor's block on the diagonal. written: [columns, rows], takes the final values q.
+    work: [columns, rows] float32, the weights as updated so far; on return how much each weight has changed since the
+    beginning. losses: [rows] float64, to which those of the columns are added. written: [columns, rows], the weights at
+    the beginning; on return the final values.
     """
     solve = _compiled(_solve) if compiled else _solve
-    solve(work, upper, written, *_plain(finals), finals.pattern)
+    solve(work, factor.upper, factor.roots, factor.costs, losses, written, *_plain(finals), finals.pattern)
 
 
 def descend_leaf(work: Tensor, hessian: Tensor, finals: Finals, written: Tensor, *, compiled: bool) -> None:
@@ -74,6 +89,9 @@ def _plain(finals: Finals) -> tuple[Tensor | None, Tensor | None, Tensor | None,
 def _solve(
     work: Tensor,
     upper: Tensor,
+    roots: Tensor,
+    costs: Tensor,
+    losses: Tensor,
     written: Tensor,
     codes: Tensor | None,
     pruned: Tensor | None,
@@ -84,17 +102,21 @@ def _solve(
 ) -> None:
     columns = list(work.unbind())
     chosen: list[Tensor] = []
-    errors, values, numbers = [], [], []
+    changes, values, numbers, loss = [], [], [], torch.zeros_like(columns[0])
     for j in range(len(columns)):
         if pattern is not None and not chosen:
-            chosen = _chosen(columns, upper, pruned, j, pattern)
+            best = _updated(columns, written, upper, j, pattern[1])
+            chosen = _chosen(best, roots[j:], None if pruned is None else pruned[j:], pattern)
         zeros = chosen.pop(0) if pattern is not None else None if pruned is None else pruned[j]
         value, number = _final(columns[j], written.dtype, zeros, scale, zero, top, j)
-        errors.append((columns[j] - value.to(torch.float32)) / upper[j, j])
+        final = value.to(torch.float32)
+        loss = loss + (final - columns[j]).square() * costs[j]
+        changes.append(final - written[j].to(torch.float32))
         values.append(value)
         numbers.append(number)
-        _reach_later(columns, work, upper, j, errors[j])
-    _write_out(work, written, codes, errors, values, numbers)
+        _reach_later(columns, work, upper, j, changes[j])
+    losses.add_(loss)
+    _write_out(work, written, codes, changes, values, numbers)
 
 
 def _descend(
@@ -162,18 +184,28 @@ def _write_out(
         codes.copy_(torch.stack([number for number in numbers if number is not None]))
 
 
-def _chosen(
-    columns: list[Tensor], upper: Tensor, kept: Tensor | None, start: int, pattern: tuple[int, int]
-) -> list[Tensor]:
-    """Choose what to prune of the m columns from `start`, weights that are kept zero first."""
+def _updated(columns: list[Tensor], written: Tensor, upper: Tensor, start: int, count: int) -> list[Tensor]:
+    """Return what is best for some columns, all at once: Columns.updated within a leaf."""
+    changes: list[Tensor] = []
+    best = []
+    for k in range(start, start + count):
+        value = columns[k]
+        for j, change in enumerate(changes, start):
+            value = value - upper[j, k] * change
+        changes.append(value - written[k].to(torch.float32))
+        best.append(value)
+    return best
+
+
+def _chosen(best: list[Tensor], roots: Tensor, kept: Tensor | None, pattern: tuple[int, int]) -> list[Tensor]:
+    """Choose what to prune of m columns, weights that are kept zero first."""
     stays, group = pattern
-    own = range(start, start + group)
     # The root of w² / [H⁻¹]_jj: same order, no overflow.
-    scores = [columns[j].abs() / upper[j, j] for j in own]
+    scores = [best[j].abs() * roots[j] for j in range(group)]
     if kept is None:
         return lowest_of_places(scores, group - stays)
-    scores = [score.masked_fill(kept[j], -1) for j, score in zip(own, scores, strict=True)]
-    return [low | kept[j] for j, low in zip(own, lowest_of_places(scores, group - stays), strict=True)]
+    scores = [score.masked_fill(kept[j], -1) for j, score in enumerate(scores)]
+    return [low | kept[j] for j, low in enumerate(lowest_of_places(scores, group - stays))]
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from mbs_ray.methods.factor import InverseFactor
+from mbs_ray.methods.columns import Columns
 from mbs_ray.methods.sparsity import Pruning, count_zeros, lowest, lowest_of_all, lowest_of_few
 
 
@@ -21,12 +21,17 @@ class PruningMask:
     group, which has no room for two ratios, they count as average columns).
     """
 
-    def __init__(self, method: Pruning, block_size: int, work: Tensor, factor: InverseFactor, keep_zeros: bool) -> None:
-        """Prepare a mask of `work`, [columns, rows] float32 as solve_columns changes it; keep_zeros: zeros stay so."""
-        self._work, self._factor, self._group, self._scope = work, factor, method.kept_of_group, method.scope
-        self._kept = work == 0 if keep_zeros else None
+    def __init__(self, method: Pruning, block_size: int, columns: Columns, keep_zeros: bool) -> None:
+        """Prepare a mask of columns as solve_columns changes them; keep_zeros: zeros stay so."""
+        self._columns, self._factor, self._group, self._scope = (
+            columns,
+            columns.factor,
+            method.kept_of_group,
+            method.scope,
+        )
+        self._kept = columns.work == 0 if keep_zeros else None
         self.unit = self._group[1] if self._group else block_size
-        self.pruned = torch.zeros_like(work, dtype=torch.bool)
+        self.pruned = torch.zeros_like(columns.work, dtype=torch.bool)
         """[columns, rows]; what is not chosen yet is False."""
         if self._group is None:
             self._quota = self._quotas(method.sparsity)
@@ -35,12 +40,12 @@ class PruningMask:
     def of_columns(self, start: int, stop: int) -> Tensor:
         """Return what to prune of columns that lie in one unit, [columns, rows] bool; to be asked for in order."""
         if start % self.unit == 0:
-            self._choose(start, min(start + self.unit, len(self._work)))
+            self._choose(start, min(start + self.unit, len(self.pruned)))
         return self.pruned[start:stop]
 
     def _choose(self, start: int, stop: int) -> None:
         # The root of w² / [H⁻¹]_jj: same order, no overflow.
-        scores = (self._work[start:stop] / self._factor.upper.diagonal()[start:stop, None]).abs_()
+        scores = self._columns.updated(slice(start, stop)).mul_(self._factor.pivots[start:stop, None].sqrt()).abs_()
         if self._kept is not None:
             scores.masked_fill_(self._kept[start:stop], -1)
         if self._group is not None:
@@ -57,7 +62,7 @@ class PruningMask:
     def _prune_dead(self, sparsity: float) -> None:
         """Choose the weights to prune in dead columns at once: no update ever reaches them."""
         dead = self._factor.dead
-        sizes = self._work[dead].t().abs()
+        sizes = self._columns.work[dead].t().abs()
         if self._scope == "block":
             self.pruned[dead] = lowest_of_all(sizes, count_zeros(sparsity, sizes.numel())).t()
         else:
@@ -68,7 +73,7 @@ class PruningMask:
 
         Zeros that are kept come first; the rest to prune is spread evenly over the other live weights.
         """
-        columns, rows = self._work.shape
+        columns, rows = self.pruned.shape
         counted = rows if self._scope == "block" else 1
         live = (~self._factor.dead).cumsum(0).mul_(counted).tolist()
         zeros = [0] * columns

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.column_grids import ColumnGrids
-from mbs_ray.methods.factor import InverseFactor
+from mbs_ray.methods.factor import HessianFactor
 from mbs_ray.methods.leaf import LEAF, Finals, descend_leaf
 from mbs_ray.methods.moments import Moment
-from mbs_ray.methods.obs import Columns, compiles
+from mbs_ray.methods.obs import Halving, compiles
 
 #: Columns whose gradient is one product, and of these, without groups, those whose changes reach the others together.
 BLOCK, UNIT = 512, 128
@@ -45,13 +45,12 @@ def unit_and_block(group_size: int | None) -> tuple[int, int]:
     return unit, unit * max(1, BLOCK // unit)
 
 
-def refine(solved: Solved, passes: int, factor: InverseFactor, moment: Moment, damped: Tensor, buffer: Tensor) -> None:
+def refine(solved: Solved, passes: int, factor: HessianFactor, moment: Moment, damped: Tensor, buffer: Tensor) -> None:
     """Take so many passes over the columns, and change the damped loss as they change it.
 
-    damped: float64 scalar, tr(Δ H Δᵀ) in units of the factor. buffer: [columns, rows] float32, to be overwritten.
+    damped: float64 scalar, tr(Δ H Δᵀ) in units of the factor. buffer: [columns, rows] float32, becomes Δ, with columns
+    as they stand.
     """
-    if passes == 0:
-        return
     buffer.copy_(solved.weight.t()).sub_(solved.written)
     descent = _Descent(solved, factor, moment, damped, buffer, compiles(buffer))
     for _ in range(passes):
@@ -61,7 +60,7 @@ def refine(solved: Solved, passes: int, factor: InverseFactor, moment: Moment, d
 @dataclass(frozen=True, eq=False)
 class _Descent:
     solved: Solved
-    factor: InverseFactor
+    factor: HessianFactor
     moment: Moment
     damped: Tensor
     difference: Tensor
@@ -114,8 +113,10 @@ class _Descent:
             part = slice(columns.start + start, columns.start + stop)
             return Finals(zero, grid=grids.as_they_stand(part), codes=grids.codes[part])
 
-        leaf = min(LEAF, len(slope))
-        Columns(descend_leaf, slope, square, [leaf], finals, written, self.compiled).solve(0, len(slope))
+        def leaf(part: slice, finals: Finals, compiled: bool) -> None:
+            descend_leaf(slope[part], square[part, part], finals, written[part], compiled=compiled)
+
+        Halving(leaf, slope, square, [min(LEAF, len(slope))], finals, self.compiled).solve(0, len(slope))
 
 
 def _fit_scales(grids: ColumnGrids, group: int, written: Tensor, square: Tensor, slope: Tensor, dead: Tensor) -> None:

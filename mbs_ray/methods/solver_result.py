@@ -2,24 +2,28 @@
 
 from torch import Tensor
 
-from mbs_ray.methods.factor import InverseFactor
+from mbs_ray.methods.columns import Columns, transposed
 from mbs_ray.methods.moments import Moment
-from mbs_ray.methods.obs import damped_loss, undamped_loss
+from mbs_ray.methods.obs import undamped_loss
 from mbs_ray.methods.refine import Solved, refine
 from mbs_ray.methods.result import Compressed, measured
 
 
 def solver_result(
-    solved: Solved, errors: Tensor, factor: InverseFactor, moment: Moment, passes: int, name: str
+    solved: Solved, columns: Columns, damped: Tensor, moment: Moment, passes: int, name: str
 ) -> Compressed:
     """Refine a solved linear by so many passes and measure it.
 
-    errors: [columns, rows] float32 as solve_columns leaves them, in the order of solving; overwritten.
+    columns: as solve_columns leaves them; overwritten. damped: the loss that it returns.
     """
-    damped = damped_loss(errors, factor)
-    refine(solved, passes, factor, moment, damped, errors)
-    final = solved.written.t().contiguous()
-    loss = undamped_loss(damped, solved.weight, final, factor, moment)
+    factor, change = columns.factor, columns.work
+    dead = factor.dead
+    if passes:
+        refine(solved, passes, factor, moment, damped, change)
+    elif factor.order is not None:
+        dead = dead[factor.order]
+    final = transposed(solved.written)
+    loss = undamped_loss(damped, change, dead, factor, moment)
     grids = solved.grids
     if grids is None:
         return measured(solved.weight, final, moment, name, loss=loss, damping=factor.damping)
@@ -30,7 +34,7 @@ def solver_result(
         name,
         loss=loss,
         damping=factor.damping,
-        codes=grids.codes.t().contiguous(),
+        codes=transposed(grids.codes),
         scales=grids.scales(),
         zeros=grids.zeros(),
         group_size=grids.group_size,

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mbs_ray.methods.factor import Factored, InverseFactor
+from mbs_ray.methods.factor import HessianFactor
+from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.field_checks import require_flag, require_integer
 from mbs_ray.methods.leaf import LEAF, Finals
 from mbs_ray.methods.moments import Moment, Statistic
@@ -46,22 +47,20 @@ class SparseGPT(Factored, Pruning):
 
     @exact_float32()
     def compress(
-        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
+        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: HessianFactor | None = None
     ) -> Compressed:
         """Prune [rows, columns] by a full moment; survivors are updated and rounded to the weight's dtype."""
-        moment, factor, work, written = self.begin(weight, moment, name, factor)
+        moment, columns = self.begin(weight, moment, name, factor)
         pattern = self.kept_of_group
         if pattern is not None and pattern[1] <= LEAF:
-            kept = work == 0 if self.keep_zeros else None
-            solve_columns(
-                work,
-                factor.upper,
+            kept = columns.work == 0 if self.keep_zeros else None
+            damped = solve_columns(
+                columns,
                 [],
                 lambda start, stop: Finals(None if kept is None else kept[start:stop], pattern),
-                written,
                 leaf=LEAF // pattern[1] * pattern[1],
             )
         else:
-            mask = PruningMask(self, self.block_size, work, factor, self.keep_zeros)
-            solve_columns(work, factor.upper, [mask.unit], lambda *own: Finals(mask.of_columns(*own)), written)
-        return solver_result(Solved(weight, written), work, factor, moment, self.refine, name)
+            mask = PruningMask(self, self.block_size, columns, self.keep_zeros)
+            damped = solve_columns(columns, [mask.unit], lambda *own: Finals(mask.of_columns(*own)))
+        return solver_result(Solved(weight, columns.written), columns, damped, moment, self.refine, name)

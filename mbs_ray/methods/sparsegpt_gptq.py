@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods.column_grids import ColumnGrids
-from mbs_ray.methods.factor import Factored, InverseFactor
+from mbs_ray.methods.factor import HessianFactor
+from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.field_checks import require_integer, whole_label
 from mbs_ray.methods.grid import Quantization
 from mbs_ray.methods.leaf import Finals
@@ -71,17 +72,18 @@ class SparseGPTQ(Factored, Pruning, Quantization):
 
     @exact_float32()
     def compress(
-        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: InverseFactor | None = None
+        self, weight: Tensor, moment: Moment | None, name: str = "linear", factor: HessianFactor | None = None
     ) -> Compressed:
         """Prune and quantize [rows, columns] by a full moment."""
-        moment, factor, work, written = self.begin(weight, moment, name, factor)
-        mask = PruningMask(self, self.block_size, work, factor, keep_zeros=False)
-        grids = ColumnGrids(self, work, weight.dtype, factor)
+        moment, columns = self.begin(weight, moment, name, factor)
+        mask = PruningMask(self, self.block_size, columns, keep_zeros=False)
+        grids = ColumnGrids(self, columns)
 
         def finals(start: int, stop: int) -> Finals:
             pruned = mask.of_columns(start, stop)
             grid = grids.of_columns(start, stop, mask.pruned)
             return Finals(pruned, grid=grid, codes=grids.codes[start:stop])
 
-        solve_columns(work, factor.upper, self._units or [], finals, written)
-        return solver_result(Solved(weight, written, mask.pruned, grids), work, factor, moment, self.refine, name)
+        damped = solve_columns(columns, self._units or [], finals)
+        solved = Solved(weight, columns.written, mask.pruned, grids)
+        return solver_result(solved, columns, damped, moment, self.refine, name)

@@ -15,7 +15,7 @@ from mbs_ray.cluster.activations.host_memory import return_large_tensors
 from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.evaluation.scoring import score
 from mbs_ray.methods import Method, Moment, Statistic
-from mbs_ray.methods.factor import Factored
+from mbs_ray.methods.factored import Factored
 from mbs_ray.model.block_files import write_block
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.head import VOCABULARY_CHUNK

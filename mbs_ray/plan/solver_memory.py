@@ -2,7 +2,9 @@
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Wanda
-from mbs_ray.methods.factor import PANEL, Factored
+from mbs_ray.methods.factor import LEAF as LEAF_OF_FACTOR
+from mbs_ray.methods.factor import PANEL
+from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.greedy import BUFFER_BYTES
 from mbs_ray.methods.leaf import LEAF
 from mbs_ray.methods.obs import AT_ONCE
@@ -14,17 +16,23 @@ _GRID_BYTES = 24
 
 
 def factor_bytes(method: Method, columns: int) -> int:
-    """Compute the bytes of the inverse factor while a linear is solved; computing it takes :func:`preparing_bytes`."""
+    """Compute the bytes of the factor while a linear is solved; computing it takes :func:`preparing_bytes`."""
     return _FLOAT * columns**2 if isinstance(method, Factored) else 0
 
 
 def preparing_bytes(method: Method, columns: int) -> int:
-    """Compute the bytes that computing the factor takes, itself included; twice its size in the order of activation."""
+    """Compute the bytes that computing the factor takes, itself included."""
     if not isinstance(method, Factored):
         return 0
     ordered = isinstance(method, GPTQ) and method.activation_order
-    factor = factor_bytes(method, columns)
-    return max(factor * (2 if ordered else 1), factor + _FLOAT * PANEL * columns // 2)
+    return factor_bytes(method, columns) + _factoring(columns, ordered)
+
+
+def _factoring(columns: int, ordered: bool) -> int:
+    """Compute the bytes of a panel while it is factored: its later columns times their pivots, or a leaf."""
+    if ordered:  # a panel of the sums is gathered in its rows, then in its columns
+        return 2 * _FLOAT * PANEL * columns
+    return _FLOAT * max(PANEL * (columns - PANEL), LEAF_OF_FACTOR * (columns - LEAF_OF_FACTOR) + 4 * LEAF_OF_FACTOR**2)
 
 
 def fitting_bytes(rows: int, columns: int, chooses: bool) -> int:
@@ -33,7 +41,7 @@ def fitting_bytes(rows: int, columns: int, chooses: bool) -> int:
     ``chooses``: its strength is found, with the moment and the factor of those segments that are not held out.
     """
     factors = _FLOAT * columns**2 * (2 if chooses else 1)
-    return factors + max(_FLOAT * PANEL * columns // 2, 3 * _FLOAT * rows * columns)
+    return factors + max(_factoring(columns, False), 3 * _FLOAT * rows * columns)
 
 
 def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int:

@@ -10,7 +10,7 @@ from mbs_ray.compression.collect import Collected, collect, sequential_groups
 from mbs_ray.compression.layer_error import language_sums, layer_errors, weight_changes
 from mbs_ray.compression.solve import solve
 from mbs_ray.errors import InputError
-from mbs_ray.methods import RTN, InverseFactor, Magnitude, Moment, SparseGPT, Statistic, Wanda, output_error
+from mbs_ray.methods import RTN, HessianFactor, Magnitude, Moment, SparseGPT, Statistic, Wanda, output_error
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.packed import IntegerScheme, pack_linear
@@ -144,7 +144,7 @@ def test_linears_that_share_an_input_share_one_factor_and_the_largest_input_is_s
     columns = []
     prepare = SparseGPT.prepare
 
-    def counted(self: SparseGPT, moment: Moment, name: str) -> InverseFactor:
+    def counted(self: SparseGPT, moment: Moment, name: str) -> HessianFactor:
         columns.append(moment.columns)
         return prepare(self, moment, name)
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,22 +12,21 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.grid import Grid
-from mbs_ray.methods.leaf import LEAF, Finals, descend_leaf, solve_leaf
+from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, descend_leaf, solve_leaf
 
 ROWS = 1003
 
 
 class Solved(NamedTuple):
-    errors: Tensor
+    changes: Tensor
+    losses: Tensor
     written: Tensor
     codes: Tensor
     few: Tensor
     """The weights given as pruned, where they are."""
 
 
-def solved(
-    dtype: torch.dtype, parts: set[str], *, compiled: bool, rows: int = ROWS, leaf: Callable[..., None] = solve_leaf
-) -> Solved:
+def solved(dtype: torch.dtype, parts: set[str], *, compiled: bool, rows: int = ROWS, descends: bool = False) -> Solved:
     generator = torch.Generator().manual_seed(7)
     work = torch.randn(LEAF, rows, generator=generator)
     upper = (torch.randn(LEAF, LEAF, generator=generator) / 4).triu(1)
@@ -43,8 +42,13 @@ def solved(
         codes if "grid" in parts else None,
     )
     written = torch.randn(LEAF, rows, generator=generator).to(dtype)
-    leaf(work, upper, finals, written, compiled=compiled)
-    return Solved(work, written, codes, few)
+    losses = torch.ones(rows, dtype=torch.float64)
+    if descends:
+        descend_leaf(work, upper, finals, written, compiled=compiled)
+    else:
+        pivots = upper.diagonal().contiguous()
+        solve_leaf(work, LeafFactor(upper, pivots.sqrt(), pivots), losses, finals, written, compiled=compiled)
+    return Solved(work, losses, written, codes, few)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,7 +90,7 @@ def test_compiled_it_has_the_same_bits(dtype: torch.dtype, parts: set[str]) -> N
     ("dtype", "parts"), [(torch.bfloat16, {"pruned"}), (torch.float32, {"grid"}), (torch.float16, {"pruned", "grid"})]
 )
 def test_compiled_a_descent_has_the_same_bits(dtype: torch.dtype, parts: set[str]) -> None:
-    kernel, plain = (solved(dtype, parts, compiled=compiled, leaf=descend_leaf) for compiled in (True, False))
+    kernel, plain = (solved(dtype, parts, compiled=compiled, descends=True) for compiled in (True, False))
     assert all(torch.equal(one, other) for one, other in zip(kernel, plain, strict=True))
 
 

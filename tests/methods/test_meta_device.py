@@ -77,6 +77,6 @@ def test_a_leaf_takes_two_launches_and_128_columns_a_mask_or_a_grid(
     monkeypatch.setattr(obs, "can_compile", lambda device: True)
     monkeypatch.setattr(leaf, "_compiled", lambda _: lambda work, *_: work.zero_())
     _, whole = counted(method, 64, 2048)
-    monkeypatch.setattr(obs.Columns, "solve", lambda *_: None)
+    monkeypatch.setattr(obs.Halving, "solve", lambda *_: None)
     _, around = counted(method, 64, 2048)
     assert 2 * 2048 // leaf.LEAF - 1 <= whole - around <= per_leaf * 2048 // leaf.LEAF + per_unit * 2048 // 128

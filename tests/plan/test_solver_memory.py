@@ -5,7 +5,7 @@ import torch
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import METHODS, Drift, HeldOut, Moment, Statistic, build_method, fitted, strengths
-from mbs_ray.methods.factor import Factored
+from mbs_ray.methods.factored import Factored
 from mbs_ray.plan.live_bytes import LiveBytes
 from mbs_ray.plan.solver_memory import factor_bytes, fitting_bytes, preparing_bytes, solving_bytes
 
