@@ -220,7 +220,7 @@ def factor_residual(columns: int, tokens: int) -> dict[str, float]:
     return {
         "columns": columns,
         "seconds": seconds,
-        "tflops": 2 / 3 * columns**3 / seconds / 1e12,
+        "tflops": columns**3 / 3 / seconds / 1e12,
         "peak_bytes": peak,
         "planned_bytes": moment.sum.nbytes + preparing_bytes(build_method("sparsegpt"), columns),
         "damping": factor.damping,

@@ -1,16 +1,16 @@
 """Second moments of a block's linears from one forward of its calibration segments."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from mbs_ray.methods import Drift, Moment, Statistic
+from mbs_ray.methods import Drift, Moment, Statistic, squared_outputs
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.experts import expert_of, experts_of
-from mbs_ray.model.linears import bias_of, linears_of, shape_of
+from mbs_ray.model.linears import bias_of, linears_of, shape_of, weight_of
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Collected:
     moments: dict[str, Moment] = field(default_factory=dict)
     """Of the inputs; linears that are called with the same tensor share one."""
     energies: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Σ ‖W x‖² over the tokens, float64 scalars: what a loss is relative to."""
+    """Σ ‖W x‖² over the tokens, float64 scalars: what a loss is relative to; 0 where moments are not full."""
     drifts: dict[str, Drift] = field(default_factory=dict)
     """Of the linears' outputs from the dense model's; empty unless they are fitted to it."""
     held: "Collected | None" = None
@@ -50,13 +50,23 @@ def collect(
 ) -> Collected:
     """Collect moments at the input of every linear of a block, or of some, in one forward over all microbatches.
 
-    ``microbatches`` are hidden states [microbatch, length, hidden_size].
+    ``microbatches`` are hidden states [microbatch, length, hidden_size]. What a forward calls depends on their shape
+    alone, but for experts: so where there are none, every forward after the first ends at the last input of all.
     """
     if statistic is Statistic.NONE:
         return Collected()
-    with collecting(block, [statistic], linears) as (collected,):
+    recording = _Recording(statistic)
+    ends_early = not experts_of(block)
+    with _recorded(block, [recording], linears):
         for hidden in microbatches:
-            decoder.run_block(block, index, hidden)
+            with suppress(_Enough):
+                decoder.run_block(block, index, hidden)
+            recording.begin(ends_early)
+    collected = recording.collected
+    if ends_early and recording.last and statistic is Statistic.FULL:
+        # Its outputs were not computed.
+        weight = weight_of(linears_of(block)[recording.last])
+        collected.energies[recording.last] = squared_outputs(weight, collected.moments[recording.last])
     return collected
 
 
@@ -69,17 +79,37 @@ def collecting(
     Moments are complete once the context is left.
     """
     recordings = [_Recording(statistic) for statistic in statistics]
-    hooks = [
-        module.register_forward_hook(
-            lambda module, inputs, output, name=name, own=own: own.record(name, module, inputs[0], output)
-        )
-        for own in recordings
-        for name, module in linears_of(block).items()
-        if linears is None or name in linears
-    ]
-    hooks += [block.register_forward_hook(lambda *_, own=own: own.forget()) for own in recordings]
+    ends = [block.register_forward_hook(lambda *_, own=own: own.begin(False)) for own in recordings]
     try:
-        yield [own.collected for own in recordings]
+        with _recorded(block, recordings, linears):
+            yield [own.collected for own in recordings]
+    finally:
+        for end in ends:
+            end.remove()
+
+
+@contextmanager
+def _recorded(
+    block: nn.Module, recordings: Sequence["_Recording"], linears: Collection[str] | None = None
+) -> Iterator[None]:
+    """Record the calls of the linears of a block, or of some; complete the moments once the context is left."""
+    hooks = []
+    for name, module in linears_of(block).items():
+        if linears is None or name in linears:
+            for own in recordings:
+                hooks.append(
+                    module.register_forward_pre_hook(
+                        lambda module, inputs, name=name, own=own: own.enter(name, module, inputs[0])
+                    )
+                )
+                if own.statistic is Statistic.FULL:
+                    hooks.append(
+                        module.register_forward_hook(
+                            lambda module, _, output, name=name, own=own: own.leave(name, module, output)
+                        )
+                    )
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -107,29 +137,43 @@ def watched(
             hook.remove()
 
 
+class _Enough(Exception):  # noqa: N818  # it is none
+    """Ends a forward of which nothing more is needed."""
+
+
 class _Recording:
     """Recorder of one statistic of the linears' inputs, call by call."""
 
     def __init__(self, statistic: Statistic) -> None:
-        self._statistic = statistic
+        self.statistic = statistic
         self.collected = Collected()
+        self.last: str | None = None
+        """The linear that was called last."""
         # Only the latest input is kept, to recognise it: linears that share one are called one after the other.
         self._latest: tuple[torch.Tensor, Moment] | None = None
+        self._calls, self._enough = 0, 0
 
-    def record(self, name: str, module: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        moments, energies = self.collected.moments, self.collected.energies
+    def enter(self, name: str, module: nn.Module, inputs: torch.Tensor) -> None:
+        moments = self.collected.moments
         # The first linear that is called with a tensor adds it to a moment; the others called with it share the moment.
         seen = self._latest[1] if self._latest is not None and self._latest[0] is inputs else None
         if name not in moments:
-            moments[name] = seen or Moment.zeros(shape_of(module)[1], self._statistic, device=inputs.device)
-            energies[name] = torch.zeros((), dtype=torch.float64, device=output.device)
+            moments[name] = seen or Moment.zeros(shape_of(module)[1], self.statistic, device=inputs.device)
+            self.collected.energies[name] = torch.zeros((), dtype=torch.float64, device=inputs.device)
         if moments[name] is not seen:
             moments[name].accumulate(inputs)
             self._latest = inputs, moments[name]
-        energies[name] += squared_norms(without_bias(module, output)).sum()
+        self.last, self._calls = name, self._calls + 1
+        if self._calls == self._enough:
+            raise _Enough
 
-    def forget(self) -> None:
-        self._latest = None
+    def leave(self, name: str, module: nn.Module, output: torch.Tensor) -> None:
+        self.collected.energies[name] += squared_norms(without_bias(module, output)).sum()
+
+    def begin(self, ends_early: bool) -> None:
+        """Prepare for another forward, which may end with the last of the calls that there were in this one."""
+        self._enough = self._calls if ends_early else 0
+        self._latest, self._calls = None, 0
 
 
 def without_bias(linear: nn.Module, output: torch.Tensor) -> torch.Tensor:

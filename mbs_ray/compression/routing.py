@@ -209,8 +209,10 @@ class _AllTokens:
         moment = self._moment(name, inputs, self._common if inputs is flat else None)
         if inputs is flat:
             self._common = moment
-        norms = squared_norms(without_bias(linear, output)).sum()
-        self._collected.energies[name] = self._collected.energies.get(name, torch.zeros_like(norms)) + norms
+        energies = self._collected.energies
+        energies.setdefault(name, torch.zeros((), dtype=torch.float64, device=output.device))
+        if self._statistic is Statistic.FULL:
+            energies[name] += squared_norms(without_bias(linear, output)).sum()
 
     def _moment(self, name: str, inputs: torch.Tensor, seen: Moment | None) -> Moment:
         """Add tokens to a linear's moment, or share one that they were added to."""

@@ -54,7 +54,7 @@ def solving_costs(
         columns = shapes[group[0]][1]
         rows = sum(shapes[name][0] for name in group)
         full = statistic is Statistic.FULL
-        costs.append((group, 2 / 3 * columns**3 + rows * columns**2 if full else float(rows * columns)))
+        costs.append((group, columns**3 / 3 + rows * columns**2 if full else float(rows * columns)))
     return costs
 
 

@@ -13,14 +13,14 @@ from mbs_ray.methods.magnitude import Magnitude
 from mbs_ray.methods.moments import Moment, Statistic, moment_bytes
 from mbs_ray.methods.obc import OBC, OBQ
 from mbs_ray.methods.registry import METHODS, Method, build_method, method_spec
-from mbs_ray.methods.result import Compressed, output_error
+from mbs_ray.methods.result import Compressed, output_error, squared_outputs
 from mbs_ray.methods.rtn import RTN
 from mbs_ray.methods.sparsegpt import SparseGPT
 from mbs_ray.methods.sparsegpt_gptq import SparseGPTQ
 from mbs_ray.methods.wanda import Wanda
 
 #: Raise it with any change by which a method gives other bits for the same weight, moment and fields.
-ARITHMETIC = 3
+ARITHMETIC = 4
 
 __all__ = [
     "ARITHMETIC",
@@ -49,6 +49,7 @@ __all__ = [
     "method_spec",
     "moment_bytes",
     "output_error",
+    "squared_outputs",
     "strengths",
     "with_amount",
 ]

@@ -48,10 +48,11 @@ class Columns:
             self.written.copy_(self.written[torch.argsort(self.factor.order)])
 
 
-def transposed(matrix: Tensor) -> Tensor:
-    """Copy a matrix [m, n] to fresh contiguous [n, m]."""
+def transposed(matrix: Tensor, into: Tensor | None = None) -> Tensor:
+    """Copy a matrix [m, n] to contiguous [n, m]: fresh, or into as many elements of its dtype."""
     # Not matrix.t().contiguous(): for a single row or column that is the caller's own memory.
-    result = torch.empty(matrix.shape[::-1], dtype=matrix.dtype, device=matrix.device)
+    shape = matrix.shape[::-1]
+    result = torch.empty(shape, dtype=matrix.dtype, device=matrix.device) if into is None else into.view(shape)
     at_once = len(matrix) if matrix.is_cuda else ROWS_AT_ONCE
     for own, rows in zip(result.split(at_once, dim=1), matrix.split(at_once), strict=True):
         own.copy_(rows.t())

@@ -112,19 +112,26 @@ class Grid:
         # Slice by slice the range of least error wins; the first one covers all weights, and is kept on a tie.
         grids = (cls.covering(*one, method.bits, method.symmetric, dtype) for one in ranges)
         best = next(grids)
-        least = None
+        least = buffer = None
         for grid in grids:
-            if least is None:
-                least = best._squared_error(weights, dim, importance)
-            error = grid._squared_error(weights, dim, importance)
+            if least is None or buffer is None:
+                buffer = torch.empty_like(weights)
+                least = best._squared_error(weights, dim, importance, buffer)
+            error = grid._squared_error(weights, dim, importance, buffer)
             better = error < least
             least = torch.where(better, error, least)
             scale, zero = torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero)
             best = cls(scale, zero, grid.top, dtype)
         return best
 
-    def _squared_error(self, weights: Tensor, dim: int, importance: Tensor | float) -> Tensor:
-        return (self.values(self.codes(weights)) - weights).square_().mul_(importance).sum(dim, keepdim=True)
+    def _squared_error(self, weights: Tensor, dim: int, importance: Tensor | float, buffer: Tensor) -> Tensor:
+        """Sum the squared errors of values(codes(weights)); `buffer`, of the shape of the weights, is overwritten."""
+        # Whole numbers: it makes no difference whether zero is added before they are clamped or taken from the bounds.
+        steps = torch.div(weights, self.scale, out=buffer).round_().clamp_(-self.zero, self.top - self.zero)
+        values = steps.mul_(self.scale)
+        if self.dtype != torch.float32:
+            values = values.copy_(values.to(self.dtype))
+        return values.sub_(weights).square_().mul_(importance).sum(dim, keepdim=True)
 
     def squeezed(self, dim: int) -> "Grid":
         """Return the same grid without `dim`, a dimension of size 1."""

@@ -23,12 +23,8 @@ class PruningMask:
 
     def __init__(self, method: Pruning, block_size: int, columns: Columns, keep_zeros: bool) -> None:
         """Prepare a mask of columns as solve_columns changes them; keep_zeros: zeros stay so."""
-        self._columns, self._factor, self._group, self._scope = (
-            columns,
-            columns.factor,
-            method.kept_of_group,
-            method.scope,
-        )
+        self._columns, self._group, self._scope = columns, method.kept_of_group, method.scope
+        self._dead, self._roots = columns.factor.dead, columns.factor.pivots.sqrt()[:, None]
         self._kept = columns.work == 0 if keep_zeros else None
         self.unit = self._group[1] if self._group else block_size
         self.pruned = torch.zeros_like(columns.work, dtype=torch.bool)
@@ -45,14 +41,14 @@ class PruningMask:
 
     def _choose(self, start: int, stop: int) -> None:
         # The root of w² / [H⁻¹]_jj: same order, no overflow.
-        scores = self._columns.updated(slice(start, stop)).mul_(self._factor.pivots[start:stop, None].sqrt()).abs_()
+        scores = self._columns.updated(slice(start, stop)).mul_(self._roots[start:stop]).abs_()
         if self._kept is not None:
             scores.masked_fill_(self._kept[start:stop], -1)
         if self._group is not None:
             keep, group = self._group
             chosen = lowest_of_few(scores, group - keep, dim=0)
         else:
-            scores.masked_fill_(self._factor.dead[start:stop, None], math.inf)
+            scores.masked_fill_(self._dead[start:stop, None], math.inf)
             choose = lowest_of_all if self._scope == "block" else lowest
             chosen = choose(scores.t(), self._quota[stop] - self._quota[start]).t()
         self.pruned[start:stop] |= chosen
@@ -61,7 +57,7 @@ class PruningMask:
 
     def _prune_dead(self, sparsity: float) -> None:
         """Choose the weights to prune in dead columns at once: no update ever reaches them."""
-        dead = self._factor.dead
+        dead = self._dead
         sizes = self._columns.work[dead].t().abs()
         if self._scope == "block":
             self.pruned[dead] = lowest_of_all(sizes, count_zeros(sparsity, sizes.numel())).t()
@@ -75,10 +71,10 @@ class PruningMask:
         """
         columns, rows = self.pruned.shape
         counted = rows if self._scope == "block" else 1
-        live = (~self._factor.dead).cumsum(0).mul_(counted).tolist()
+        live = (~self._dead).cumsum(0).mul_(counted).tolist()
         zeros = [0] * columns
         if self._kept is not None and self._scope == "block":
-            zeros = (self._kept.sum(1) * ~self._factor.dead).cumsum(0).tolist()
+            zeros = (self._kept.sum(1) * ~self._dead).cumsum(0).tolist()
         dead = counted * columns - live[-1]
         wanted = count_zeros(sparsity, counted * columns) - count_zeros(sparsity, dead)
         # Running totals are rounded, not the blocks' own counts: so the blocks add up to exactly what is wanted.

@@ -22,8 +22,9 @@ def solver_result(
         refine(solved, passes, factor, moment, damped, change)
     elif factor.order is not None:
         dead = dead[factor.order]
-    final = transposed(solved.written)
     loss = undamped_loss(damped, change, dead, factor, moment)
+    # Memory that the process has costs less than what the system would have to clear.
+    final = transposed(solved.written, change if solved.written.dtype == change.dtype else None)
     grids = solved.grids
     if grids is None:
         return measured(solved.weight, final, moment, name, loss=loss, damping=factor.damping)

@@ -24,6 +24,12 @@ def shape_of(linear: nn.Module) -> tuple[int, int]:
     return (second, first) if lies_transposed(linear) else (first, second)
 
 
+def weight_of(linear: nn.Module) -> Tensor:
+    """Return the weight [rows, columns], not a copy."""
+    assert isinstance(linear.weight, Tensor)
+    return linear.weight.t() if lies_transposed(linear) else linear.weight
+
+
 def bias_of(linear: nn.Module) -> Tensor | None:
     """Return the bias [rows]; None for a linear without one."""
     assert linear.bias is None or isinstance(linear.bias, Tensor)

@@ -148,7 +148,7 @@ def _solvers(decoder: Decoder, methods: Iterable[Method], rates: Rates, timing: 
         options: dict[str, Any] = {}
         if isinstance(method, Factored):
             seconds = timing(partial(method.prepare, moment))
-            rates = replace(rates, factor=2 / 3 * float(columns) ** 3 / seconds)
+            rates = replace(rates, factor=float(columns) ** 3 / 3 / seconds)
             options = {"factor": method.prepare(moment)}
         # Besides the large products, a column of a linear costs a constant plus a share for each of its rows: linears
         # of two heights give both.

@@ -7,7 +7,6 @@ from mbs_ray.methods.factor import PANEL
 from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.greedy import BUFFER_BYTES
 from mbs_ray.methods.leaf import LEAF
-from mbs_ray.methods.obs import AT_ONCE
 from mbs_ray.methods.refine import unit_and_block
 
 _FLOAT = 4
@@ -54,21 +53,28 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
         case GPTQ():
             # The float32 copy, the weight as written, codes; then the results, in the order of the columns.
             solving = (_FLOAT + itemsize + 1) * weights
-            static = method.activation_order and not method.clip_search
-            grid = (1 if static else 3) * _FLOAT * rows * (method.group_size or columns)
-            passing = max((itemsize + 1) * weights, grid, _refining(method, rows, columns, itemsize))
+            sorting = itemsize * weights if method.activation_order else 0
+            passing = max(
+                _final(itemsize, weights) + weights,
+                sorting,
+                _fitting_grids(method, rows, columns, itemsize),
+                _refining(method, rows, columns, itemsize),
+            )
             return solving + passing + _grids(method.group_size, rows, columns) + method.keep_zeros * weights
         case SparseGPTQ():
             solving = (_FLOAT + itemsize + 2) * weights
-            grid = 4 * _FLOAT * rows * (method.group_size or columns)
-            passing = max((itemsize + 1) * weights, grid, _refining(method, rows, columns, itemsize))
+            masked = _FLOAT * rows * (method.group_size or columns)
+            passing = max(
+                _final(itemsize, weights) + weights,
+                masked + _fitting_grids(method, rows, columns, itemsize),
+                _refining(method, rows, columns, itemsize),
+            )
             return solving + passing + _grids(method.group_size, rows, columns)
         case SparseGPT():
-            # The float32 copy, the weight as written, the mask; then a block's choice, or the result and its loss.
+            # The float32 copy, the weight as written, the mask; then a block's choice, or the result.
             masks = method.keep_zeros + (method.kept_of_group is None or method.kept_of_group[1] > LEAF)
-            choosing = 3 * _FLOAT * rows * min(method.block_size, columns)
-            ending = itemsize * weights + _FLOAT * min(AT_ONCE, rows) * columns
-            passing = max(choosing, ending, _refining(method, rows, columns, itemsize))
+            choosing = round(2.5 * _FLOAT * rows * min(method.block_size, columns)) if masks else 0
+            passing = max(choosing, _final(itemsize, weights), _refining(method, rows, columns, itemsize))
             return (_FLOAT + itemsize + masks) * weights + passing
         case Wanda():
             return round({"n:m": 10.25, "share": 44.0}.get(_kind(method), 12.0) * weights)
@@ -82,6 +88,20 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
         case OBQ():
             return min(BUFFER_BYTES, 8 * rows * columns**2) + 40 * columns**2
     raise InputError(f"{method.name}: no plan of its memory is known")
+
+
+def _final(itemsize: int, weights: int) -> int:
+    """Compute the bytes of the weight in its own order, which in float32 takes the place of the float32 copy."""
+    return 0 if itemsize == _FLOAT else itemsize * weights
+
+
+def _fitting_grids(method: GPTQ | SparseGPTQ, rows: int, columns: int, itemsize: int) -> int:
+    """Compute the bytes of a group's weights as updated or gathered, and of its errors, as float32 and as rounded."""
+    static = isinstance(method, GPTQ) and method.activation_order
+    of_weight = _FLOAT if static or method.group_size is not None else 0
+    if method.clip_search or not static:
+        of_weight += _FLOAT + (0 if itemsize == _FLOAT else itemsize)
+    return of_weight * rows * (method.group_size or columns)
 
 
 def _refining(method: SparseGPT | GPTQ | SparseGPTQ, rows: int, columns: int, itemsize: int) -> int:

@@ -200,14 +200,15 @@ def _forward_bytes(decoder: Decoder, index: int, rows: int, length: int, statist
             rows, length, decoder.checkpoint.hidden_size, dtype=decoder.compute_dtype, device=decoder.device
         )
         decoder.run_block(block, index, hidden)
+        with LiveBytes() as propagating:
+            decoder.run_block(block, index, hidden)
+        if statistic is Statistic.NONE:
+            return propagating.peak
         with LiveBytes() as live:
-            if statistic is Statistic.NONE:
-                decoder.run_block(block, index, hidden)
-                return live.peak
             # Twice: in the first forward the moments of later linears are not there yet.
             collected = collect(decoder, block, index, [hidden, hidden], statistic)
             moments = {id(moment): moment for moment in collected.moments.values()}.values()
-            return live.peak - sum(moment.sum.nbytes for moment in moments)
+            return max(propagating.peak, live.peak - sum(moment.sum.nbytes for moment in moments))
 
 
 @lru_cache(maxsize=256)

@@ -80,7 +80,7 @@ def moment_operations(decoder: Decoder, index: int, tokens: int, experts: float 
 
 def solve_operations(decoder: Decoder, index: int) -> tuple[float, float]:
     """Count the operations of a block's factors and of its solved linears."""
-    factors = sum(2 / 3 * columns**3 for columns, _ in inputs_of(decoder, index))
+    factors = sum(columns**3 / 3 for columns, _ in inputs_of(decoder, index))
     return factors, sum(float(rows) * columns**2 for rows, columns in decoder.linears(index).values())
 
 
@@ -171,7 +171,7 @@ def _largest_hand(work: PlannedWork, index: int, replicas: int) -> float:
     """Compute the share of a block's solving that the busiest replica has."""
     shapes = work.decoder.linears(index)
     costs = [
-        2 / 3 * columns**3 + sum(shapes[name][0] for name in names) * columns**2
+        columns**3 / 3 + sum(shapes[name][0] for name in names) * columns**2
         for columns, names in inputs_of(work.decoder, index)
     ]
     hands = assign_longest_first(costs, replicas)

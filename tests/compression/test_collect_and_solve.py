@@ -70,6 +70,39 @@ def test_moments_are_the_sums_of_outer_products_of_every_linears_inputs(
         assert float(of_full.energies[name]) == pytest.approx(energy, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("linears", "calls"),
+    [
+        (None, {"self_attn.o_proj": 4, "mlp.up_proj": 4, "mlp.down_proj": 1}),
+        ({"self_attn.q_proj", "self_attn.k_proj"}, {"self_attn.k_proj": 1, "self_attn.v_proj": 1, "mlp.up_proj": 1}),
+    ],
+    ids=["all", "some"],
+)
+def test_forwards_after_the_first_end_at_the_last_input_that_is_asked_for(
+    linears: set[str] | None, calls: dict[str, int], llama: Path
+) -> None:
+    decoder = Decoder(Checkpoint(llama), torch.float32)
+    with torch.inference_mode():
+        parts = decoder.embed(token_ids(4)).split(1)
+        block = decoder.load_block(0, decoder.read_block(0))
+        counts = dict.fromkeys(calls, 0)
+
+        def count(name: str) -> None:
+            counts[name] += 1
+
+        for name in calls:
+            block.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name))
+        found = collect(decoder, block, 0, parts, Statistic.FULL, linears)
+        assert counts == calls
+        whole = collect(decoder, block, 0, [torch.cat(parts)], Statistic.FULL, linears)
+    assert found.moments.keys() == whole.moments.keys() == (linears or decoder.linears(0).keys())
+    for name, moment in whole.moments.items():
+        torch.testing.assert_close(found.moments[name].sum, moment.sum, atol=1e-3, rtol=1e-4)
+        assert found.moments[name].tokens == moment.tokens == 4 * 16
+        assert float(found.energies[name]) == pytest.approx(float(whole.energies[name]), rel=1e-4)
+    assert not any(collect(decoder, block, 0, parts, Statistic.DIAGONAL, linears).energies.values())
+
+
 def test_linears_with_the_same_input_share_one_moment(llama: Path) -> None:
     moments = collected(llama, 0, token_ids(3), Statistic.FULL, rows=1).moments
     assert moments["self_attn.q_proj"] is moments["self_attn.k_proj"] is moments["self_attn.v_proj"]

@@ -64,8 +64,8 @@ def test_a_tensor_on_another_device_is_seen() -> None:
     ("method", "per_leaf", "per_unit"),
     [
         (SparseGPT(pattern="2:4"), 2, 0),
-        (SparseGPT(sparsity=0.5), 2, 8),
-        (GPTQ(bits=4, group_size=128), 2, 60),
+        (SparseGPT(sparsity=0.5), 2, 12),
+        (GPTQ(bits=4, group_size=128), 2, 63),
         (GPTQ(bits=3, group_size=128, activation_order=True), 4, 0),
     ],
     ids=lambda value: getattr(value, "label", ""),
@@ -73,7 +73,7 @@ def test_a_tensor_on_another_device_is_seen() -> None:
 def test_a_leaf_takes_two_launches_and_128_columns_a_mask_or_a_grid(
     method: Method, per_leaf: int, per_unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kernel, and a product that takes its errors to later columns; in another order two look-ups of their grids."""
+    """A kernel, and a product that takes its changes to later columns; in another order two look-ups of their grids."""
     monkeypatch.setattr(obs, "can_compile", lambda device: True)
     monkeypatch.setattr(leaf, "_compiled", lambda _: lambda work, *_: work.zero_())
     _, whole = counted(method, 64, 2048)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from method_cases import collected, draw, hessian64
 from torch import Tensor
 
-from mbs_ray.methods import Moment, Statistic
+from mbs_ray.methods import Moment, Statistic, squared_outputs
 from mbs_ray.methods.precision import exact_float32
 from tests.support.examples import examples
 
@@ -132,3 +132,12 @@ def test_many_tokens_accumulated_and_completed_once_are_those_added_one_after_th
     assert accumulated.tokens == added.tokens == 33
     exact = parts.flatten(0, 1).double()
     torch.testing.assert_close(added.sum.double(), exact.t() @ exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [7, 1024, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squared_outputs_are_found_from_a_moment(columns: int, dtype: torch.dtype) -> None:
+    weight, inputs = draw(5, columns, tokens=40, dtype=dtype)
+    moment = collected(inputs, Statistic.FULL)
+    expected = float((inputs.double() @ weight.double().T).square().sum())
+    assert float(squared_outputs(weight, moment)) == pytest.approx(expected, rel=1e-4)

@@ -173,9 +173,9 @@ def test_any_layer_loses_exactly_k(
     dead = {j for j in dead if j < columns}
     inputs[:, list(dead)] = 0
     result = OBC(sparsity=sparsity).compress(weight, full_moment(inputs))
-    assert (result.weight == 0).sum() == round(sparsity * rows * columns)
+    assert (result.weight == 0).sum() == round(sparsity * (rows * columns))
     is_dead = inputs.abs().sum(0) == 0
-    assert (result.weight[:, is_dead] == 0).sum() == round(sparsity * rows * int(is_dead.sum()))
+    assert (result.weight[:, is_dead] == 0).sum() == round(sparsity * (rows * int(is_dead.sum())))
     assert result.weight.isfinite().all()
 
 

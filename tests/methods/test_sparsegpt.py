@@ -15,7 +15,7 @@ from tests.support.examples import examples
 
 def quota(sparsity: float, rows: int, columns: int, stop: int) -> int:
     """Zeros before column `stop`: the share of all zeros that its columns have of all columns, rounded."""
-    return round(Fraction(round(sparsity * rows * columns) * stop, columns))
+    return round(Fraction(round(sparsity * (rows * columns)) * stop, columns))
 
 
 def reference(
@@ -121,10 +121,10 @@ def test_equal_weights_lose_exactly_k_in_all(
     method = SparseGPT(sparsity=sparsity, block_size=block_size)
     result = method.compress(torch.full((rows, columns), 0.5), moment)
     pruned = result.weight == 0
-    assert pruned.sum() == round(sparsity * rows * columns)
+    assert pruned.sum() == round(sparsity * (rows * columns))
     assert (result.weight[~pruned] == 0.5).all()
     is_dead = diagonal == 0
-    assert pruned[:, is_dead].sum() == round(sparsity * rows * int(is_dead.sum()))
+    assert pruned[:, is_dead].sum() == round(sparsity * (rows * int(is_dead.sum())))
     assert result.dead_columns == int(is_dead.sum())
 
 

@@ -159,7 +159,7 @@ def test_operations_in_closed_form(decoder):
     assert moment_operations(decoder, 0, 4096) == 4096 * (3 * 14336**2 + 57344**2)
     factors, solved = solve_operations(decoder, 0)
     h = 14336
-    assert factors == pytest.approx(2 / 3 * (3 * h**3 + 57344**3))
+    assert factors == pytest.approx((3 * h**3 + 57344**3) / 3)
     assert solved == pytest.approx((3 * h + h + 4 * h) * h**2 + h * 57344**2)
 
 
