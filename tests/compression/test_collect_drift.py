@@ -95,7 +95,9 @@ def test_moments_and_drifts_are_those_of_hooks_on_two_plain_models(bloom: Path) 
     # The whole moments are bit for bit those of a run that is not fitted.
     plain = collect(decoder, own[0], 1, [pair.hidden for pair in pairs], Statistic.FULL)
     assert all(torch.equal(found.moments[name].sum, plain.moments[name].sum) for name in seen[0])
-    assert plain.energies == found.energies
+    # What the last linear gives is not computed there, but found from its moment.
+    whole = {name: float(energy) for name, energy in found.energies.items()}
+    assert {name: float(energy) for name, energy in plain.energies.items()} == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("new", [False, True])
