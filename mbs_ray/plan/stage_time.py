@@ -69,6 +69,28 @@ def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: 
     return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
 
 
+def collecting_seconds(work: PlannedRun, index: int, rates: Rates) -> float:
+    """Estimate the seconds of the forwards that collect moments; in a true sequence every input takes one.
+
+    The linears before it have changed then. A forward ends at the last of the inputs that it collects, unless there are
+    experts or outputs are compared with the dense model's; what the linear there gives is found from its moment.
+    """
+    decoder, batches = work.decoder, work.calibration
+    whole = forward_seconds(decoder, index, batches, rates)
+    inputs = [names for _, names in inputs_of(decoder, index)]
+    if decoder.mixtures(index) or work.fit is not None:
+        return whole * (len(inputs) if work.true_sequential else 1)
+    linears = decoder.linears(index)
+    called = [name for names in inputs for name in names]
+    seconds = 0.0
+    for end in [names[-1] for names in inputs] if work.true_sequential else called[-1:]:
+        left_out = sum(rows * columns for rows, columns in (linears[name] for name in called[called.index(end) :]))
+        rows, columns = linears[end]
+        found = float(rows) * columns**2 if work.statistic is Statistic.FULL else 0.0
+        seconds += whole + (found - 2.0 * left_out * batches.tokens) / rates.forward
+    return seconds
+
+
 def moment_operations(decoder: Decoder, index: int, tokens: int, experts: float = 1.0) -> float:
     """Count the operations of the moments (lower triangles) at all inputs of a block; experts see some tokens only.
 
@@ -115,16 +137,15 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         method, calibration = work.method, work.calibration
         own = [calibration] * (1 if work.fit is None else 2)
         if work.statistic is not Statistic.NONE:
-            once = forwards[calibration] + _moving(decoder, own, rates, tier, cuda, 1) + placed
-            # In a true sequence every input takes a forward: the linears before it have changed.
+            around = _moving(decoder, own, rates, tier, cuda, 1) + placed
             repeated = len(inputs_of(decoder, index)) if work.true_sequential else 1
-            parts["collect"] = once * repeated
+            parts["collect"] = collecting_seconds(work, index, rates) + around * repeated
             if work.fit is not None:
                 # Of the dense model's forwards one propagates, where anything follows.
                 parts["collect"] += forwards[calibration] * (repeated - (index < decoder.blocks - 1))
             if starved_inputs(work, index):
                 # One more forward, and all tokens through the experts that too few reach.
-                parts["collect"] += once - placed + all_tokens_seconds(work, index, rates)
+                parts["collect"] += forwards[calibration] + around - placed + all_tokens_seconds(work, index, rates)
         if work.statistic is Statistic.FULL:
             operations = moment_operations(decoder, index, calibration.tokens, rates.expert_moments)
             parts["moments"] = operations / rates.moments
