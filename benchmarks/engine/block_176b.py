@@ -28,7 +28,7 @@ from mbs_ray.cluster.stage.worker import Worker
 from mbs_ray.compression.block_report import BlockReport, read_block_reports
 from mbs_ray.compression.device import forward_device
 from mbs_ray.methods import Moment, Statistic, build_method
-from mbs_ray.methods.factor import inverse_factor
+from mbs_ray.methods.factor import hessian_factor
 from mbs_ray.plan.hardware import Hardware, this_machine
 from mbs_ray.plan.measured_rates import measure_rates
 from mbs_ray.plan.meta_checkpoint import MetaDecoder, meta_checkpoint
@@ -191,8 +191,14 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         print(f"| {row['method']} | {row['part']} | {memory} | {times} |", flush=True)
 
 
+def unit_upper(upper: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return rows of S in float64: what stands on and below its diagonal has no meaning."""
+    beyond = torch.arange(len(upper), device=DEVICE) - rows[:, None]
+    return upper[rows].double().where(beyond > 0, (beyond == 0).double())
+
+
 def factor_residual(columns: int, tokens: int) -> dict[str, float]:
-    """Measure the factor U at full size: rows of U H Uᵀ against the identity, in float64."""
+    """Measure the factors S, P at full size: rows of S P Sᵀ against the damped Hessian, in float64."""
     moment = Moment.zeros(columns, Statistic.FULL, device=DEVICE)
     generator = torch.Generator(device=DEVICE).manual_seed(0)
     scale = torch.rand(columns, device=DEVICE, generator=generator) + 0.1
@@ -200,23 +206,18 @@ def factor_residual(columns: int, tokens: int) -> dict[str, float]:
         moment.add((torch.randn(4096, columns, device=DEVICE, generator=generator) * scale).bfloat16())
     begin_measuring()
     begun = time.monotonic()
-    factor = inverse_factor(moment, 0.01, "linear")
+    factor = hessian_factor(moment, 0.01, "linear")
     settle()
     seconds = time.monotonic() - begun
     peak = peak_bytes()
     rows = torch.randperm(columns, device=DEVICE, generator=generator)[:64]
-    own = factor.upper[rows].double()
-    product = torch.zeros_like(own)
-    for start in range(0, columns, 2048):
-        part = slice(start, min(start + 2048, columns))
-        hessian = moment.sum[:, part].double() / factor.scale.double()
-        hessian[part].diagonal().add_(factor.damping)
-        product[:, part] = own @ hessian
+    own = unit_upper(factor.upper, rows) * factor.pivots.double()
     worst = 0.0
     for start in range(0, columns, 2048):
-        identity = product @ factor.upper[start : start + 2048].double().t()
-        found = rows[:, None] == torch.arange(start, start + identity.shape[1], device=DEVICE)
-        worst = max(worst, float((identity - found.double()).abs().max()))
+        part = torch.arange(start, min(start + 2048, columns), device=DEVICE)
+        hessian = moment.sum[rows][:, part].double() / factor.scale.double()
+        hessian += factor.damping * (rows[:, None] == part)
+        worst = max(worst, float((own @ unit_upper(factor.upper, part).t() - hessian).abs().max()))
     return {
         "columns": columns,
         "seconds": seconds,

@@ -158,10 +158,10 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
             parts["factorise"] = factors / rates.factor
             parts["solve"] += solved * products_of(method) / rates.product
         if work.fit is not None:
-            # Drifts of all tokens and of those held out; a step of two products, and one to try it on the latter.
+            # Drifts of all tokens and of those held out; a step of two triangles, and a product to try it on the latter.
             held, chosen = (1 / HELD_OUT, 1) if work.chooses_strength else (0.0, 0)
             parts["moments"] += held * parts["moments"] + 2 * (1 + held) * weights * calibration.tokens / rates.moments
-            parts["fit"] = (1 + chosen) * factors / rates.factor + (4 + 6 * chosen) * solved / rates.product
+            parts["fit"] = (1 + chosen) * factors / rates.factor + (2 + 4 * chosen) * solved / rates.product
         if cuda:
             moved = float(weights * decoder.stored_dtype.itemsize)
             parts["solve"] += moved / rates.upload + moved / rates.download
