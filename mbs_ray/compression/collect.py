@@ -1,5 +1,6 @@
 """Second moments of a block's linears from one forward of its calibration segments."""
 
+import enum
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from mbs_ray.errors import InputError
 from mbs_ray.methods import Drift, Moment, Statistic, squared_outputs
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.experts import expert_of, experts_of
@@ -50,24 +52,34 @@ def collect(
 ) -> Collected:
     """Collect moments at the input of every linear of a block, or of some, in one forward over all microbatches.
 
-    ``microbatches`` are hidden states [microbatch, length, hidden_size]. What a forward calls depends on their shape
-    alone, but for experts: so where there are none, every forward after the first ends at the last input of all.
+    ``microbatches`` are hidden states [microbatch, length, hidden_size]. Which linears a forward calls does not depend
+    on them, but for experts: so where there are none, every forward after the first ends at the last of the calls.
     """
     if statistic is Statistic.NONE:
         return Collected()
+    end = _End.NEVER
+    if not experts_of(block):
+        needed = needs_last_output(statistic, decoder.device.type == "cuda", decoder.compute_dtype)
+        end = _End.OUTPUT if needed else _End.INPUT
     recording = _Recording(statistic)
-    ends_early = not experts_of(block)
     with _recorded(block, [recording], linears):
         for hidden in microbatches:
             with suppress(_Enough):
                 decoder.run_block(block, index, hidden)
-            recording.begin(ends_early)
-    collected = recording.collected
-    if ends_early and recording.last and statistic is Statistic.FULL:
-        # Its outputs were not computed.
-        weight = weight_of(linears_of(block)[recording.last])
-        collected.energies[recording.last] = squared_outputs(weight, collected.moments[recording.last])
+            recording.begin(end)
+    collected, last = recording.collected, recording.last
+    if end is _End.INPUT and last is not None and statistic is Statistic.FULL:
+        collected.energies[last] = squared_outputs(weight_of(linears_of(block)[last]), collected.moments[last])
     return collected
+
+
+def needs_last_output(statistic: Statistic, cuda: bool, compute_dtype: torch.dtype) -> bool:
+    """Tell whether forwards that collect compute what the last linear gives, for its energy.
+
+    Elsewhere it is left out; the energy is found from the moment, in float32. That takes GPUs longer than outputs in 16
+    bits.
+    """
+    return statistic is Statistic.FULL and cuda and compute_dtype.itemsize == 2
 
 
 @contextmanager
@@ -79,7 +91,7 @@ def collecting(
     Moments are complete once the context is left.
     """
     recordings = [_Recording(statistic) for statistic in statistics]
-    ends = [block.register_forward_hook(lambda *_, own=own: own.begin(False)) for own in recordings]
+    ends = [block.register_forward_hook(lambda *_, own=own: own.begin()) for own in recordings]
     try:
         with _recorded(block, recordings, linears):
             yield [own.collected for own in recordings]
@@ -141,17 +153,30 @@ class _Enough(Exception):  # noqa: N818  # it is none
     """Ends a forward of which nothing more is needed."""
 
 
+class _End(enum.Enum):
+    """Where, in the last of its calls, a forward ends."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+    NEVER = "never"
+
+
 class _Recording:
     """Recorder of one statistic of the linears' inputs, call by call."""
 
     def __init__(self, statistic: Statistic) -> None:
         self.statistic = statistic
         self.collected = Collected()
-        self.last: str | None = None
-        """The linear that was called last."""
         # Only the latest input is kept, to recognise it: linears that share one are called one after the other.
         self._latest: tuple[torch.Tensor, Moment] | None = None
-        self._calls, self._enough = 0, 0
+        self._end = _End.NEVER
+        self._called: list[str] = []
+        self._expected: list[str] = []
+
+    @property
+    def last(self) -> str | None:
+        """The linear that was called last in the first forward; None without any."""
+        return self._expected[-1] if self._expected else None
 
     def enter(self, name: str, module: nn.Module, inputs: torch.Tensor) -> None:
         moments = self.collected.moments
@@ -163,17 +188,27 @@ class _Recording:
         if moments[name] is not seen:
             moments[name].accumulate(inputs)
             self._latest = inputs, moments[name]
-        self.last, self._calls = name, self._calls + 1
-        if self._calls == self._enough:
-            raise _Enough
+        self._called.append(name)
+        if self._end is not _End.NEVER and self._called != self._expected[: len(self._called)]:
+            raise InputError(
+                f"{name}: the block calls its linears in another order than for the segments before; moments of such a "
+                "block cannot be collected"
+            )
+        self._end_at(_End.INPUT)
 
     def leave(self, name: str, module: nn.Module, output: torch.Tensor) -> None:
         self.collected.energies[name] += squared_norms(without_bias(module, output)).sum()
+        self._end_at(_End.OUTPUT)
 
-    def begin(self, ends_early: bool) -> None:
-        """Prepare for another forward, which may end with the last of the calls that there were in this one."""
-        self._enough = self._calls if ends_early else 0
-        self._latest, self._calls = None, 0
+    def begin(self, end: _End = _End.NEVER) -> None:
+        """Prepare for another forward, which ends in the last of the calls that there were in the first one."""
+        if self._end is _End.NEVER:
+            self._end, self._expected = end, self._called
+        self._latest, self._called = None, []
+
+    def _end_at(self, end: _End) -> None:
+        if self._end is end and len(self._called) == len(self._expected):
+            raise _Enough
 
 
 def without_bias(linear: nn.Module, output: torch.Tensor) -> torch.Tensor:

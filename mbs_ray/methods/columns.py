@@ -38,9 +38,7 @@ class Columns:
         the columns is that for which all terms of the loss vanish: c_j + Σ_{k<j} c_k s_kj = r_j.
         """
         weight, own = self.written[part].to(torch.float32), self.factor.upper[part, part].t()
-        identity = torch.eye(len(own), dtype=own.dtype, device=own.device)
-        inverse = solve_triangular(own, identity, upper=False, unitriangular=True)
-        return torch.addmm(weight, inverse, self.work[part] - weight)
+        return solve_triangular(own, self.work[part] - weight, upper=False, unitriangular=True).add_(weight)
 
     def written_to_own_order(self) -> None:
         """Bring the written values from the order of solving to the columns' own."""

@@ -178,8 +178,8 @@ def _write_out(
     values: list[Tensor],
     numbers: list[Tensor | None],
 ) -> None:
+    written.copy_(torch.stack(values))  # first: values may be views of the work
     work.copy_(torch.stack(changes))
-    written.copy_(torch.stack(values))
     if codes is not None:
         codes.copy_(torch.stack([number for number in numbers if number is not None]))
 

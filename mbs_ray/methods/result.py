@@ -48,20 +48,12 @@ def output_error(before: Tensor, after: Tensor, moment: Moment) -> tuple[float, 
     before, after: weights [rows, columns]; H = 2/tokens Σ x xᵀ of a full moment with tokens. Costs two products
     as large as the calibration forward of `columns` tokens, so no method computes the relative one.
     """
-    loss = _quadratic(after, before, moment)
-    energy = _quadratic(before, None, moment)
+    loss = _mean_square(_quadratic(after, before, moment), moment)
+    energy = _mean_square(_quadratic(before, None, moment), moment)
     return loss, loss / energy if energy else 0.0
 
 
-def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
-    """Compute tr(D H Dᵀ) of D = weight - minus, a few rows at a time."""
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    for start in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        part = weight[rows].to(torch.float32)
-        if minus is not None:
-            part = part - minus[rows].to(torch.float32)
-        total += (part @ moment.sum).mul_(part).sum(dtype=torch.float64)
+def _mean_square(total: Tensor, moment: Moment) -> float:
     return float(total) * 2 / moment.tokens
 
 
@@ -69,18 +61,27 @@ def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> float:
 def squared_outputs(weight: Tensor, moment: Moment) -> Tensor:
     """Compute Σ ‖W x‖² over the tokens of a full moment, a float64 scalar; weight: [rows, columns], any float dtype.
 
-    The moment is symmetric, so that half of it is enough: rows · columns² operations, on CUDA in 16 bits for a weight
-    of 16 bits.
+    In float32: inputs often have a large direction in common, of which the outputs have little.
     """
-    wide = not (weight.is_cuda and weight.itemsize == 2)
-    dtype = torch.float32 if wide else torch.bfloat16
+    return _quadratic(weight, None, moment).clamp_(min=0)
+
+
+def _quadratic(weight: Tensor, minus: Tensor | None, moment: Moment) -> Tensor:
+    """Compute tr(D M Dᵀ) of D = weight - minus and the raw sums M, a few rows at a time.
+
+    M is symmetric, so that half of it is enough: rows · columns² operations.
+    """
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    for start in range(0, moment.columns, COLUMNS_AT_ONCE):
-        own, later = slice(start, start + COLUMNS_AT_ONCE), slice(start + COLUMNS_AT_ONCE, None)
-        columns = weight[:, own].to(dtype)
-        for part, times in ((own, 1), (later, 2)):
-            product = weight[:, part].to(dtype) @ moment.sum[part, own].to(dtype)
-            total += times * product.mul_(columns).sum(dtype=torch.float64)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = weight[rows].to(torch.float32)
+        if minus is not None:
+            part = part - minus[rows].to(torch.float32)
+        for first in range(0, moment.columns, COLUMNS_AT_ONCE):
+            own, later = slice(first, first + COLUMNS_AT_ONCE), slice(first + COLUMNS_AT_ONCE, None)
+            for columns, times in ((own, 1), (later, 2)):
+                product = part[:, columns] @ moment.sum[columns, own]
+                total += times * product.mul_(part[:, own]).sum(dtype=torch.float64)
     return total
 
 
@@ -109,7 +110,7 @@ def measured(
             "use a checkpoint of wider range or more calibration segments"
         )
     if loss is None and moment is not None and moment.statistic is Statistic.FULL and moment.tokens > 0:
-        loss = _quadratic(weight, original, moment)
+        loss = _mean_square(_quadratic(weight, original, moment), moment)
     dead = 0 if moment is None or moment.tokens == 0 else int(moment.dead().sum())
     return Compressed(
         weight=weight,

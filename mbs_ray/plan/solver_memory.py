@@ -67,13 +67,14 @@ def solving_bytes(method: Method, rows: int, columns: int, itemsize: int) -> int
             passing = max(
                 _final(itemsize, weights) + weights,
                 masked + _fitting_grids(method, rows, columns, itemsize),
+                _updating(rows, min(method.block_size, columns), itemsize),
                 _refining(method, rows, columns, itemsize),
             )
             return solving + passing + _grids(method.group_size, rows, columns)
         case SparseGPT():
             # The float32 copy, the weight as written, the mask; then a block's choice, or the result.
             masks = method.keep_zeros + (method.kept_of_group is None or method.kept_of_group[1] > LEAF)
-            choosing = round(2.5 * _FLOAT * rows * min(method.block_size, columns)) if masks else 0
+            choosing = _updating(rows, min(method.block_size, columns), itemsize) if masks else 0
             passing = max(choosing, _final(itemsize, weights), _refining(method, rows, columns, itemsize))
             return (_FLOAT + itemsize + masks) * weights + passing
         case Wanda():
@@ -95,13 +96,20 @@ def _final(itemsize: int, weights: int) -> int:
     return 0 if itemsize == _FLOAT else itemsize * weights
 
 
+def _updating(rows: int, columns: int, itemsize: int) -> int:
+    """Compute the bytes of columns as updated, and of what they are found from; selecting among them takes as many."""
+    return (2 if itemsize == _FLOAT else 3) * _FLOAT * rows * columns
+
+
 def _fitting_grids(method: GPTQ | SparseGPTQ, rows: int, columns: int, itemsize: int) -> int:
     """Compute the bytes of a group's weights as updated or gathered, and of its errors, as float32 and as rounded."""
     static = isinstance(method, GPTQ) and method.activation_order
+    group = method.group_size or columns
     of_weight = _FLOAT if static or method.group_size is not None else 0
     if method.clip_search or not static:
         of_weight += _FLOAT + (0 if itemsize == _FLOAT else itemsize)
-    return of_weight * rows * (method.group_size or columns)
+    updating = 0 if static or method.group_size is None else _updating(rows, group, itemsize)
+    return max(updating, of_weight * rows * group)
 
 
 def _refining(method: SparseGPT | GPTQ | SparseGPTQ, rows: int, columns: int, itemsize: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mbs_ray.cluster.sharding import assign_longest_first
+from mbs_ray.compression.collect import needs_last_output
 from mbs_ray.methods import HELD_OUT, Factored, Method, Statistic
 from mbs_ray.methods.leaf import LEAST_COLUMNS
 from mbs_ray.model.decoder import Decoder
@@ -69,11 +70,11 @@ def forward_seconds(decoder: Decoder, index: int, batches: TokenBatches, rates: 
     return operations / rates.forward + _BYTES_OF_A_SCORE * scores / rates.scores
 
 
-def collecting_seconds(work: PlannedRun, index: int, rates: Rates) -> float:
+def collecting_seconds(work: PlannedRun, index: int, rates: Rates, cuda: bool) -> float:
     """Estimate the seconds of the forwards that collect moments; in a true sequence every input takes one.
 
-    The linears before it have changed then. A forward ends at the last of the inputs that it collects, unless there are
-    experts or outputs are compared with the dense model's; what the linear there gives is found from its moment.
+    The linears before it have changed then. A forward ends in the last of the calls that it watches, unless there are
+    experts or outputs are compared with the dense model's.
     """
     decoder, batches = work.decoder, work.calibration
     whole = forward_seconds(decoder, index, batches, rates)
@@ -81,13 +82,16 @@ def collecting_seconds(work: PlannedRun, index: int, rates: Rates) -> float:
     if decoder.mixtures(index) or work.fit is not None:
         return whole * (len(inputs) if work.true_sequential else 1)
     linears = decoder.linears(index)
+    computed = needs_last_output(work.statistic, cuda, decoder.compute_dtype)
     called = [name for names in inputs for name in names]
     seconds = 0.0
     for end in [names[-1] for names in inputs] if work.true_sequential else called[-1:]:
-        left_out = sum(rows * columns for rows, columns in (linears[name] for name in called[called.index(end) :]))
-        rows, columns = linears[end]
-        found = float(rows) * columns**2 if work.statistic is Statistic.FULL else 0.0
-        seconds += whole + (found - 2.0 * left_out * batches.tokens) / rates.forward
+        others = called[called.index(end) + computed :]
+        left_out = sum(rows * columns for rows, columns in (linears[name] for name in others))
+        seconds += whole - 2.0 * left_out * batches.tokens / rates.forward
+        if work.statistic is Statistic.FULL and not computed:  # the energy, from the moment
+            rows, columns = linears[end]
+            seconds += float(rows) * columns**2 / rates.product
     return seconds
 
 
@@ -139,7 +143,7 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
         if work.statistic is not Statistic.NONE:
             around = _moving(decoder, own, rates, tier, cuda, 1) + placed
             repeated = len(inputs_of(decoder, index)) if work.true_sequential else 1
-            parts["collect"] = collecting_seconds(work, index, rates) + around * repeated
+            parts["collect"] = collecting_seconds(work, index, rates, cuda) + around * repeated
             if work.fit is not None:
                 # Of the dense model's forwards one propagates, where anything follows.
                 parts["collect"] += forwards[calibration] * (repeated - (index < decoder.blocks - 1))
@@ -158,7 +162,7 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
             parts["factorise"] = factors / rates.factor
             parts["solve"] += solved * products_of(method) / rates.product
         if work.fit is not None:
-            # Drifts of all tokens and of those held out; a step of two triangles, and a product to try it on the latter.
+            # Drifts of all tokens and of those held out; two triangles a step, and a product to try it on the latter.
             held, chosen = (1 / HELD_OUT, 1) if work.chooses_strength else (0.0, 0)
             parts["moments"] += held * parts["moments"] + 2 * (1 + held) * weights * calibration.tokens / rates.moments
             parts["fit"] = (1 + chosen) * factors / rates.factor + (2 + 4 * chosen) * solved / rates.product

@@ -103,6 +103,26 @@ def test_forwards_after_the_first_end_at_the_last_input_that_is_asked_for(
     assert not any(collect(decoder, block, 0, parts, Statistic.DIAGONAL, linears).energies.values())
 
 
+def test_a_block_that_calls_its_linears_in_another_order_for_other_segments_is_refused_by_name(llama: Path) -> None:
+    class Wayward(torch.nn.Module):
+        def __init__(self, own: torch.nn.Module) -> None:
+            super().__init__()
+            self.mlp, self.turned = own.get_submodule("mlp"), False
+
+        def forward(self, hidden: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+            gate, up = self.mlp.get_submodule("gate_proj"), self.mlp.get_submodule("up_proj")
+            first, second = (up, gate) if self.turned else (gate, up)
+            self.turned = True
+            return first(hidden) + second(hidden)
+
+    decoder = Decoder(Checkpoint(llama), torch.float32)
+    with torch.inference_mode():
+        parts = decoder.embed(token_ids(2)).split(1)
+        block = Wayward(decoder.load_block(0, decoder.read_block(0)))
+        with pytest.raises(InputError, match=r"mlp\.up_proj: the block calls its linears in another order"):
+            collect(decoder, block, 0, parts, Statistic.FULL)
+
+
 def test_linears_with_the_same_input_share_one_moment(llama: Path) -> None:
     moments = collected(llama, 0, token_ids(3), Statistic.FULL, rows=1).moments
     assert moments["self_attn.q_proj"] is moments["self_attn.k_proj"] is moments["self_attn.v_proj"]
