@@ -98,21 +98,29 @@ def test_in_a_true_sequence_replicas_take_turns_together(
 def test_replicas_fit_their_run_to_the_dense_model_as_one_does(
     bloom: Path, calibration: SegmentSet, held_out: SegmentSet, tmp_path: Path
 ) -> None:
-    """Block by block to bfloat16's last bit: magnitudes do not depend on the order of sums, so that nothing jumps."""
+    """Block by block to bfloat16's last bit, up to the first in which other weights are pruned: later ones see others.
+
+    Sums are in another order, so that a magnitude at the threshold may fall on its other side.
+    """
     for replicas in (1, 2):
         folder, method = tmp_path / str(replicas), {"name": "magnitude"}
         job = make_job("run", bloom, folder, 2, calibration, held_out, method, replicas=replicas, fit=True)
         assert run_all(2, [job])["run"].error is None
     one, two = (read_block_reports(tmp_path / name / "blocks") for name in ("1", "2"))
+    compared, alike = 0, True
     for alone, shared in zip(one, two, strict=True):
         assert [linear.strength for linear in alone.linears] == pytest.approx(
             [linear.strength for linear in shared.linears], abs=0.02
         )
+        if not alike:
+            continue
         whole, summed = (read_block(tmp_path / name / "blocks", alone.block) or {} for name in ("1", "2"))
         for name, tensor in whole.items():
-            # A weight at the threshold may fall on its other side.
             apart = (tensor.float() - summed[name].float()).abs() > 2**-7 * tensor.float().abs() + 1e-3
             assert apart.float().mean() < 0.01, name
+        compared += 1
+        alike = all(torch.equal(tensor == 0, summed[name] == 0) for name, tensor in whole.items())
+    assert compared >= 2  # the first one has nothing to be fitted to
 
 
 @pytest.mark.slow
