@@ -40,11 +40,6 @@ class Columns:
         weight, own = self.written[part].to(torch.float32), self.factor.upper[part, part].t()
         return solve_triangular(own, self.work[part] - weight, upper=False, unitriangular=True).add_(weight)
 
-    def written_to_own_order(self) -> None:
-        """Bring the written values from the order of solving to the columns' own."""
-        if self.factor.order is not None:
-            self.written.copy_(self.written[torch.argsort(self.factor.order)])
-
 
 def transposed(matrix: Tensor, into: Tensor | None = None) -> Tensor:
     """Copy a matrix [m, n] to contiguous [n, m]: fresh, or into as many elements of its dtype."""

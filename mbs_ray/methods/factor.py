@@ -39,10 +39,13 @@ class HessianFactor:
     order: Tensor | None = None
     """[columns] int64: which column is solved when; None: as they stand."""
 
+    def dead_in_order(self) -> Tensor:
+        """Return which columns are dead, [columns] bool in the order of solving."""
+        return self.dead if self.order is None else self.dead[self.order]
+
     def costs(self) -> Tensor:
         """Return the pivots, in the order of solving, with 0 for dead columns: no token sees their error."""
-        dead = self.dead if self.order is None else self.dead[self.order]
-        return self.pivots.masked_fill(dead, 0)
+        return self.pivots.masked_fill(self.dead_in_order(), 0)
 
 
 @exact_float32()

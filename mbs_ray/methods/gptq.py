@@ -72,7 +72,7 @@ class GPTQ(Factored, Quantization):
         order = columns.factor.order
         if order is not None:
             own = torch.argsort(order)
-            columns.written_to_own_order()
+            columns.written.copy_(columns.written[own])
             zero = None if zero is None else zero[own]
             grids.to_own_order(own)
         solved = Solved(weight, columns.written, zero, grids)

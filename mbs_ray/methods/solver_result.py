@@ -17,11 +17,10 @@ def solver_result(
     columns: as solve_columns leaves them; overwritten. damped: the loss that it returns.
     """
     factor, change = columns.factor, columns.work
-    dead = factor.dead
+    dead = factor.dead_in_order()
     if passes:
         refine(solved, passes, factor, moment, damped, change)
-    elif factor.order is not None:
-        dead = dead[factor.order]
+        dead = factor.dead  # what refining leaves is in the columns' own order
     loss = undamped_loss(damped, change, dead, factor, moment)
     # Memory that the process has costs less than what the system would have to clear.
     final = transposed(solved.written, change if solved.written.dtype == change.dtype else None)
