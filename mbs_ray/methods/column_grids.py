@@ -86,7 +86,7 @@ class ColumnGrids:
         return self._zero.t().to(torch.uint8).contiguous()
 
     def grid(self, weights: Tensor, importance: Tensor, before: tuple[Tensor, Tensor] | None) -> Grid:
-        return Grid.of(weights, 0, self._method, self._dtype, before=before, importance=importance).squeezed(0)
+        return self._solved.kernel.fit(weights, importance, before, self._method)
 
     def _keep(self, group: int, grid: Grid) -> None:
         self._scale[group], self._zero[group] = grid.scale, grid.zero

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
 from mbs_ray.methods.factor import HessianFactor
+from mbs_ray.methods.kernel import Kernel, kernel_for
 
 #: Rows that are transposed at once: what is read stays in a CPU's cache until whole lines of it are written.
 ROWS_AT_ONCE = 64
@@ -22,6 +22,7 @@ class Columns:
     written: Tensor
     """[columns, rows] in the weight's dtype: final values, and of the other columns the weight."""
     factor: HessianFactor
+    kernel: Kernel
 
     @classmethod
     def of(cls, weight: Tensor, factor: HessianFactor) -> "Columns":
@@ -29,7 +30,8 @@ class Columns:
         written = transposed(weight)
         if factor.order is not None:
             written = written[factor.order]
-        return cls(written.to(torch.float32, copy=True), written, factor)
+        work = written.to(torch.float32, copy=True)
+        return cls(work, written, factor, kernel_for(work, weight.dtype))
 
     def updated(self, part: slice) -> Tensor:
         """Return what is best for these columns, all at once, if those before them are final; fresh, [columns, rows].
@@ -37,8 +39,7 @@ class Columns:
         That is the weight as Optimal Brain Surgeon has updated it. With R the work less the weight, the change C of
         the columns is that for which all terms of the loss vanish: c_j + Σ_{k<j} c_k s_kj = r_j.
         """
-        weight, own = self.written[part].to(torch.float32), self.factor.upper[part, part].t()
-        return solve_triangular(own, self.work[part] - weight, upper=False, unitriangular=True).add_(weight)
+        return self.kernel.updated(self.work[part], self.factor.upper[part, part], self.written[part])
 
 
 def transposed(matrix: Tensor, into: Tensor | None = None) -> Tensor:

@@ -14,6 +14,8 @@ FIRST_DAMPING = 1e-4
 LAST_DAMPING = 1.0
 #: Columns that one product with all later ones brings up to date, and of these those that are factored at once.
 PANEL, LEAF = 512, 256
+#: Columns of a panel that are gathered at once where the columns have an order of their own.
+GATHERED = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +87,11 @@ class _Panels:
         rows = len(panel)
         if self.order is None:
             torch.div(self.sums[:rows, columns], self.mean, out=panel)
-        else:
+            return
+        for own, order in zip(panel.split(GATHERED, 1), self.order[columns].split(GATHERED), strict=True):
             # Sums are symmetric, and whole rows are gathered faster than columns.
-            panel.copy_(self.sums[self.order[columns]][:, self.order[:rows]].t()).div_(self.mean)
+            own.copy_(self.sums[order][:, self.order[:rows]].t())
+        panel.div_(self.mean)
 
 
 def _factor(hessian: _Panels, added: Tensor, upper: Tensor, pivots: Tensor) -> bool:

@@ -79,8 +79,7 @@ class Grid:
             low = -high
         scale = ((high - low) / top).to(dtype).to(torch.float32)
         # A scale that rounds to zero would divide by zero; it becomes the smallest number that does not.
-        numbers = torch.finfo(dtype)
-        scale = scale.clamp(min=max(numbers.tiny * numbers.eps, torch.finfo(torch.float32).tiny))
+        scale = scale.clamp(min=least_scale(dtype))
         middle = torch.full_like(scale, 2 ** (bits - 1))
         zero = middle if symmetric else (-low / scale).round().clamp(0, top)
         return cls(scale, zero, top, dtype)
@@ -105,8 +104,7 @@ class Grid:
         low, high = weights.amin(dim, keepdim=True), weights.amax(dim, keepdim=True)
         ranges = [(low, high)]
         if method.clip_search:
-            shares = (1 - step * (1 - LEAST_CLIP) / CLIP_STEPS for step in range(1, CLIP_STEPS + 1))
-            ranges += [(low * share, high * share) for share in shares]
+            ranges += [(low * share, high * share) for share in clip_shares()]
         elif before is not None:
             ranges.append((torch.maximum(low, before[0]), torch.minimum(high, before[1])))
         # Slice by slice the range of least error wins; the first one covers all weights, and is kept on a tie.
@@ -144,3 +142,14 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         """Compute the weights of codes, as they will be written: rounded to `dtype`, held in float32."""
         return ((codes - self.zero) * self.scale).to(self.dtype).to(torch.float32)
+
+
+def clip_shares() -> list[float]:
+    """Return the shares of a range that a search tries besides the whole of it."""
+    return [1 - step * (1 - LEAST_CLIP) / CLIP_STEPS for step in range(1, CLIP_STEPS + 1)]
+
+
+def least_scale(dtype: torch.dtype) -> float:
+    """Return the smallest scale that does not divide by zero, stored in a dtype and used in float32."""
+    numbers = torch.finfo(dtype)
+    return max(numbers.tiny * numbers.eps, torch.finfo(torch.float32).tiny)

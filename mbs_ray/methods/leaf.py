@@ -1,29 +1,19 @@
 """The columns of one leaf of the OBS loop, or of a pass of coordinate descent, in one pass over the rows.
 
-What becomes of a row within a leaf depends on that row alone. So a leaf is one function of its tensors, and compiled
-(to C++ for CPUs, to Triton for GPUs) it is one kernel that reads the weights once and writes changes, weights and codes
-once. Uncompiled it is a dozen operations per column, of the same bits on CPUs.
+What becomes of a row within a leaf depends on that row alone. So a leaf is one function of its tensors, here a dozen of
+torch's operations per column, which torch also compiles to one kernel for GPUs; leaf.cpp is the same for CPUs.
 """
 
-import functools
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbs_ray.errors import one_line
 from mbs_ray.methods.grid import Grid
 from mbs_ray.methods.sparsity import lowest_of_places
 
-_log = logging.getLogger(__name__)
-
 #: Columns that are solved in one pass.
 LEAF = 8
-#: Columns from which a linear's leaves are compiled: below, compiling takes longer than it saves in a whole model.
-LEAST_COLUMNS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,37 +46,6 @@ class LeafFactor:
 
 
 def solve_leaf(
-    work: Tensor, factor: LeafFactor, losses: Tensor, finals: Finals, written: Tensor, *, compiled: bool
-) -> None:
-    """Give the columns of a leaf their final values, in order, and update the later ones of the leaf.
-
-    work: [columns, rows] float32, the weights as updated so far; on return how much each weight has changed since the
-    beginning. losses: [rows] float64, to which those of the columns are added. written: [columns, rows], the weights at
-    the beginning; on return the final values.
-    """
-    solve = _compiled(_solve) if compiled else _solve
-    solve(work, factor.upper, factor.roots, factor.costs, losses, written, *_plain(finals), finals.pattern)
-
-
-def descend_leaf(work: Tensor, hessian: Tensor, finals: Finals, written: Tensor, *, compiled: bool) -> None:
-    """Give each column of a leaf, in order, the final value of least error while all other columns stay as they are.
-
-    work: [columns, rows] float32, -1/2 times the gradient of the error, (W - Ŵ) H; on return how much each value has
-    changed. hessian: [columns, columns], the leaf's block on the diagonal of H. written: [columns, rows], the final
-    values before and after. ``finals`` has no pattern.
-    """
-    descend = _compiled(_descend) if compiled else _descend
-    descend(work, hessian, written, *_plain(finals))
-
-
-def _plain(finals: Finals) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
-    """Codes, what is pruned, scale, zero point and top of the grid."""
-    grid = finals.grid
-    of_grid = (None, None, 0) if grid is None else (grid.scale, grid.zero, grid.top)
-    return finals.codes, finals.pruned, *of_grid
-
-
-def _solve(
     work: Tensor,
     upper: Tensor,
     roots: Tensor,
@@ -100,6 +59,7 @@ def _solve(
     top: int,
     pattern: tuple[int, int] | None,
 ) -> None:
+    """Do what :meth:`Kernel.solve` says, with the fields of factor and finals: what torch compiles takes tensors."""
     columns = list(work.unbind())
     chosen: list[Tensor] = []
     changes, values, numbers, loss = [], [], [], torch.zeros_like(columns[0])
@@ -119,7 +79,7 @@ def _solve(
     _write_out(work, written, codes, changes, values, numbers)
 
 
-def _descend(
+def descend_leaf(
     work: Tensor,
     hessian: Tensor,
     written: Tensor,
@@ -129,6 +89,7 @@ def _descend(
     zero: Tensor | None,
     top: int,
 ) -> None:
+    """Do what :meth:`Kernel.descend` says."""
     columns = list(work.unbind())
     changes, values, numbers = [], [], []
     for j in range(len(columns)):
@@ -184,6 +145,15 @@ def _write_out(
         codes.copy_(torch.stack([number for number in numbers if number is not None]))
 
 
+def updated(work: Tensor, upper: Tensor, written: Tensor) -> Tensor:
+    """Return what is best for some columns, all at once, as :meth:`Columns.updated` says."""
+    # By the inverse of the small triangle: a product of it takes a fifth of the time of solving for every row.
+    weight, own = written.to(torch.float32), upper.t()
+    inverse = torch.eye(len(own), dtype=own.dtype, device=own.device)
+    inverse = torch.linalg.solve_triangular(own, inverse, upper=False, unitriangular=True)
+    return torch.addmm(weight, inverse, work - weight)
+
+
 def _updated(columns: list[Tensor], written: Tensor, upper: Tensor, start: int, count: int) -> list[Tensor]:
     """Return what is best for some columns, all at once: Columns.updated within a leaf."""
     changes: list[Tensor] = []
@@ -206,28 +176,3 @@ def _chosen(best: list[Tensor], roots: Tensor, kept: Tensor | None, pattern: tup
         return lowest_of_places(scores, group - stays)
     scores = [score.masked_fill(kept[j], -1) for j, score in enumerate(scores)]
     return [low | kept[j] for j, low in enumerate(lowest_of_places(scores, group - stays))]
-
-
-@functools.cache
-def _compiled(leaf: Callable[..., None]) -> Any:
-    # Rounded where torch rounds: by default a value that is narrowed and widened again keeps all its bits, and Triton
-    # divides approximately. One thread of the compiler: there is one kernel to compile, and no pool is left behind.
-    options: dict[str, Any] = {
-        "emulate_precision_casts": True,
-        "eager_numerics.division_rounding": True,
-        "compile_threads": 1,
-    }
-    return torch.compile(  # type: ignore[call-overload]  # torch's own overloads lack recompile_limit
-        leaf, fullgraph=True, dynamic=True, recompile_limit=64, options=options
-    )
-
-
-@functools.cache
-def can_compile(device: str) -> bool:
-    """Tell whether torch compiles for "cpu" or "cuda" here, and warn in one line if not."""
-    try:
-        torch.compile(torch.Tensor.square)(torch.ones(8, device=device))
-    except Exception as error:  # of a compiler that is missing, of Triton, of a folder: torch's own types are private
-        _log.warning("columns are solved without a kernel of their own, several times slower: %s", one_line(error))
-        return False
-    return True

@@ -18,18 +18,19 @@ from torch import Tensor
 
 from mbs_ray.methods.columns import Columns
 from mbs_ray.methods.factor import HessianFactor
-from mbs_ray.methods.leaf import LEAF, LEAST_COLUMNS, Finals, LeafFactor, can_compile, solve_leaf
+from mbs_ray.methods.leaf import Finals, LeafFactor
 from mbs_ray.methods.moments import Moment
 
 AT_ONCE = 64
 
 
 def solve_columns(
-    columns: Columns, units: Sequence[int], finals: Callable[[int, int], Finals], leaf: int = LEAF
+    columns: Columns, units: Sequence[int], finals: Callable[[int, int], Finals], leaf: int | None = None
 ) -> Tensor:
     """Give every column its final value, in order, and update the later ones to compensate for the change.
 
-    finals(start, stop) says what columns start … stop - 1 become, at most `leaf` of them. units: descending, each
+    finals(start, stop) says what columns start … stop - 1 become, at most `leaf` of them (left out: as many as the
+    kernel takes at once). units: descending, each
     dividing the one before; when finals is called, all changes before start have reached the columns up to the end of
     start's unit (for every unit that begins at start), and start … stop - 1 lie in one unit of each kind.
 
@@ -38,22 +39,17 @@ def solve_columns(
 
     Returns tr(C (S P Sᵀ) Cᵀ) of the changes C, a float64 scalar.
     """
-    work, written, factor = columns.work, columns.written, columns.factor
+    work, written, factor, kernel = columns.work, columns.written, columns.factor, columns.kernel
     roots, costs = factor.pivots.sqrt(), factor.costs()
     losses = torch.zeros(work.shape[1], dtype=torch.float64, device=work.device)
 
-    def solve(part: slice, finals: Finals, compiled: bool) -> None:
+    def solve(part: slice, finals: Finals) -> None:
         own = LeafFactor(factor.upper[part, part], roots[part], costs[part])
-        solve_leaf(work[part], own, losses, finals, written[part], compiled=compiled)
+        kernel.solve(work[part], own, losses, finals, written[part])
 
-    leaf = min([leaf, *units])
-    Halving(solve, work, factor.upper, [*units, leaf], finals, compiles(work)).solve(0, len(work))
+    leaf = min([kernel.most if leaf is None else leaf, *units])
+    Halving(solve, work, factor.upper, [*units, leaf], finals).solve(0, len(work))
     return losses.sum()
-
-
-def compiles(work: Tensor) -> bool:
-    """Return whether leaves of a weight [columns, rows] are compiled."""
-    return len(work) >= LEAST_COLUMNS and can_compile(work.device.type)
 
 
 # Not closures within solve_columns: a closure that calls itself keeps all that it sees, including the weight, alive
@@ -66,19 +62,16 @@ class Halving:
     and the size of a leaf.
     """
 
-    leaf: Callable[[slice, Finals, bool], None]
-    """Called with the columns, what they become, and whether it is to be compiled."""
+    leaf: Callable[[slice, Finals], None]
+    """Called with the columns and what they become."""
     work: Tensor
     square: Tensor
     grain: Sequence[int]
     finals: Callable[[int, int], Finals]
-    compiled: bool
 
     def solve(self, start: int, stop: int) -> None:
         if stop - start <= self.grain[-1]:
-            # What is left over at the end is not worth a kernel of its own.
-            whole = stop - start == self.grain[-1]
-            self.leaf(slice(start, stop), self.finals(start, stop), self.compiled and whole)
+            self.leaf(slice(start, stop), self.finals(start, stop))
             return
         # Split at a multiple of the largest unit smaller than the range: then a unit always lies within one range, and
         # all columns before it have updated it when its first column is solved. The changes of the first half reach the

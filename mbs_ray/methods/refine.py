@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from mbs_ray.methods.column_grids import ColumnGrids
+from mbs_ray.methods.columns import Columns
 from mbs_ray.methods.factor import HessianFactor
-from mbs_ray.methods.leaf import LEAF, Finals, descend_leaf
+from mbs_ray.methods.kernel import Kernel
+from mbs_ray.methods.leaf import Finals
 from mbs_ray.methods.moments import Moment
-from mbs_ray.methods.obs import Halving, compiles
+from mbs_ray.methods.obs import Halving
 
 #: Columns whose gradient is one product, and of these, without groups, those whose changes reach the others together.
 BLOCK, UNIT = 512, 128
@@ -45,14 +47,14 @@ def unit_and_block(group_size: int | None) -> tuple[int, int]:
     return unit, unit * max(1, BLOCK // unit)
 
 
-def refine(solved: Solved, passes: int, factor: HessianFactor, moment: Moment, damped: Tensor, buffer: Tensor) -> None:
+def refine(solved: Solved, passes: int, columns: Columns, moment: Moment, damped: Tensor) -> None:
     """Take so many passes over the columns, and change the damped loss as they change it.
 
-    damped: float64 scalar, tr(Δ H Δᵀ) in units of the factor. buffer: [columns, rows] float32, becomes Δ, with columns
-    as they stand.
+    damped: float64 scalar, tr(Δ H Δᵀ) in units of the factor. columns: their work becomes Δ, with columns as they
+    stand.
     """
-    buffer.copy_(solved.weight.t()).sub_(solved.written)
-    descent = _Descent(solved, factor, moment, damped, buffer, compiles(buffer))
+    difference = columns.work.copy_(solved.weight.t()).sub_(solved.written)
+    descent = _Descent(solved, columns.factor, moment, damped, difference, columns.kernel)
     for _ in range(passes):
         descent.over_all()
 
@@ -65,7 +67,7 @@ class _Descent:
     damped: Tensor
     difference: Tensor
     """Δ, [columns, rows]."""
-    compiled: bool
+    kernel: Kernel
 
     def over_all(self) -> None:
         grids = self.solved.grids
@@ -113,10 +115,10 @@ class _Descent:
             part = slice(columns.start + start, columns.start + stop)
             return Finals(zero, grid=grids.as_they_stand(part), codes=grids.codes[part])
 
-        def leaf(part: slice, finals: Finals, compiled: bool) -> None:
-            descend_leaf(slope[part], square[part, part], finals, written[part], compiled=compiled)
+        def leaf(part: slice, finals: Finals) -> None:
+            self.kernel.descend(slope[part], square[part, part], finals, written[part])
 
-        Halving(leaf, slope, square, [min(LEAF, len(slope))], finals, self.compiled).solve(0, len(slope))
+        Halving(leaf, slope, square, [min(self.kernel.most, len(slope))], finals).solve(0, len(slope))
 
 
 def _fit_scales(grids: ColumnGrids, group: int, written: Tensor, square: Tensor, slope: Tensor, dead: Tensor) -> None:

@@ -19,7 +19,7 @@ def solver_result(
     factor, change = columns.factor, columns.work
     dead = factor.dead_in_order()
     if passes:
-        refine(solved, passes, factor, moment, damped, change)
+        refine(solved, passes, columns, moment, damped)
         dead = factor.dead  # what refining leaves is in the columns' own order
     loss = undamped_loss(damped, change, dead, factor, moment)
     # Memory that the process has costs less than what the system would have to clear.

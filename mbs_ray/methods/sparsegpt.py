@@ -58,7 +58,7 @@ class SparseGPT(Factored, Pruning):
                 columns,
                 [],
                 lambda start, stop: Finals(None if kept is None else kept[start:stop], pattern),
-                leaf=LEAF // pattern[1] * pattern[1],
+                leaf=columns.kernel.most // pattern[1] * pattern[1],
             )
         else:
             mask = PruningMask(self, self.block_size, columns, self.keep_zeros)

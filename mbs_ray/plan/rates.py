@@ -27,7 +27,7 @@ class Rates:
     ``forward`` and ``head`` are in the dtype of the forward, ``factor`` and ``product`` in float32, ``moments`` in
     either with float32 sums; ``scores`` are the bytes of attention scores; ``link`` is between device and pinned host
     memory, ``upload`` and ``download`` between device and plain host memory. Besides products an OBS solver takes the
-    seconds of ``column`` for each column, of ``compiled_column`` where its leaves are compiled, and every method takes
+    seconds of ``column`` for each column, of ``compiled_column`` where they have a kernel, and every method takes
     those of ``weight`` for each weight; ``solve`` holds both by the label of a method where they were measured.
 
     For the experts of a mixture: ``expert_moments`` is the share of ``moments`` that the few tokens of one expert
@@ -73,7 +73,7 @@ def assumed_rates(device: str, cuda: bool, threads: int, compute_dtype: torch.dt
         memory = _CPU_MEMORY
         return Rates(
             flops, flops, flops, flops, flops, memory, memory, memory, memory,
-            column=30e-6, compiled_column=10e-6, weight=1e-8, copies=1e9, source="assumed of a CPU",
+            column=30e-6, compiled_column=10e-6, weight=2e-8, copies=1e9, source="assumed of a CPU",
         )  # fmt: skip
     name = next((one for one in _DEVICES if one in device), _UNKNOWN_GPU)
     half, single, memory = _DEVICES[name]

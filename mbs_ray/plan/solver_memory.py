@@ -1,9 +1,12 @@
-"""Working memory of the methods, in bytes: formulas that the tests compare with what the methods really hold."""
+"""Working memory of the methods, in bytes: formulas that the tests compare with what the methods really hold.
+
+As torch's operations take it; kernels in C++ for CPUs take less.
+"""
 
 from mbs_ray.errors import InputError
 from mbs_ray.methods import GPTQ, OBC, OBQ, RTN, Magnitude, Method, SparseGPT, SparseGPTQ, Wanda
+from mbs_ray.methods.factor import GATHERED, PANEL
 from mbs_ray.methods.factor import LEAF as LEAF_OF_FACTOR
-from mbs_ray.methods.factor import PANEL
 from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.greedy import BUFFER_BYTES
 from mbs_ray.methods.leaf import LEAF
@@ -29,9 +32,9 @@ def preparing_bytes(method: Method, columns: int) -> int:
 
 def _factoring(columns: int, ordered: bool) -> int:
     """Compute the bytes of a panel while it is factored: its later columns times their pivots, or a leaf."""
-    if ordered:  # a panel of the sums is gathered in its rows, then in its columns
-        return 2 * _FLOAT * PANEL * columns
-    return _FLOAT * max(PANEL * (columns - PANEL), LEAF_OF_FACTOR * (columns - LEAF_OF_FACTOR) + 4 * LEAF_OF_FACTOR**2)
+    gathering = 2 * GATHERED * columns if ordered else 0  # in its rows, then in its columns
+    leaf = LEAF_OF_FACTOR * (columns - LEAF_OF_FACTOR) + 4 * LEAF_OF_FACTOR**2
+    return _FLOAT * max(PANEL * (columns - PANEL), leaf, gathering)
 
 
 def fitting_bytes(rows: int, columns: int, chooses: bool) -> int:
@@ -97,8 +100,8 @@ def _final(itemsize: int, weights: int) -> int:
 
 
 def _updating(rows: int, columns: int, itemsize: int) -> int:
-    """Compute the bytes of columns as updated, and of what they are found from; selecting among them takes as many."""
-    return (2 if itemsize == _FLOAT else 3) * _FLOAT * rows * columns
+    """Compute the bytes of columns as updated, and of what they are found from; selecting among them takes fewer."""
+    return _FLOAT * ((2 if itemsize == _FLOAT else 3) * rows * columns + columns**2)
 
 
 def _fitting_grids(method: GPTQ | SparseGPTQ, rows: int, columns: int, itemsize: int) -> int:

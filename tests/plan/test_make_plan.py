@@ -10,6 +10,7 @@ from rich.console import Console
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.errors import InputError
 from mbs_ray.methods import build_method
+from mbs_ray.plan import stage_time
 from mbs_ray.plan.hardware import Hardware, Node, cluster_file, this_machine
 from mbs_ray.plan.make_plan import fitting_plan, make_plan, refuse, reserved_memory
 from mbs_ray.plan.measured_rates import measure_rates
@@ -164,13 +165,13 @@ def test_operations_in_closed_form(decoder):
     assert solved == pytest.approx((3 * h + h + 4 * h) * h**2 + h * 57344**2)
 
 
-def test_columns_take_the_time_of_their_way_and_only_with_obs_solvers(works):
-    """Those of linears with 2,048 columns or more are compiled."""
+def test_columns_take_the_time_of_their_way_and_only_with_obs_solvers(works, monkeypatch):
+    """Those of linears with 1,024 columns or more are compiled for GPUs, with 512 or more for CPUs."""
     nothing = replace(RATES, column=0.0, compiled_column=0.0, solve={})
 
-    def added(work, **rates):
+    def added(work, cuda=True, **rates):
         before, after = (
-            stage_seconds(work, range(1), False, one, "host", True).parts["solve"]
+            stage_seconds(work, range(1), False, one, "host", cuda).parts["solve"]
             for one in (nothing, replace(nothing, **rates))
         )
         return after - before
@@ -180,8 +181,10 @@ def test_columns_take_the_time_of_their_way_and_only_with_obs_solvers(works):
     assert added(large, column=1.0) == 0
     assert added(replace(large, method=build_method("wanda")), column=1.0, compiled_column=1.0) == 0
     small = replace(large, decoder=MetaDecoder(meta_checkpoint("bigscience/bloom-560m"), torch.bfloat16))
+    assert added(small, compiled_column=1.0) == pytest.approx(3 * 1024 + 4096)
+    monkeypatch.setattr(stage_time, "LEAST_COMPILED", 1025)
     assert added(small, column=1.0) == pytest.approx(3 * 1024)
-    assert added(small, compiled_column=1.0) == pytest.approx(4096)
+    assert added(small, cuda=False, column=1.0) == 0
     weights = 12 * 14336**2
     measured = added(large, solve={large.method.label: (2.0, 0.0)})
     assert measured == pytest.approx(2 * columns - weights * RATES.weight)

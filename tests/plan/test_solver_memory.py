@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import mbs_ray.methods.columns
 from mbs_ray.errors import InputError
 from mbs_ray.methods import METHODS, Drift, HeldOut, Moment, Statistic, build_method, fitted, strengths
 from mbs_ray.methods.factored import Factored
+from mbs_ray.methods.kernel import TorchKernel
 from mbs_ray.plan.live_bytes import LiveBytes
 from mbs_ray.plan.solver_memory import factor_bytes, fitting_bytes, preparing_bytes, solving_bytes
 
@@ -53,7 +55,14 @@ def _moment(method, columns):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("spec", _CASES, ids=str)
-def test_a_method_holds_what_the_plan_says_and_gives_it_back(spec, dtype):
+def test_a_method_holds_what_the_plan_says_and_gives_it_back(spec, dtype, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(mbs_ray.methods.columns, "kernel_for", lambda _, dtype: TorchKernel(dtype, compiled=False))
+        _holds_what_the_plan_says(spec, dtype, 0.94)
+    _holds_what_the_plan_says(spec, dtype, 0.5)
+
+
+def _holds_what_the_plan_says(spec, dtype, least):
     method = build_method(spec)
     rows, columns = (48, 128) if spec["name"] in ("obc", "obq") else (512, 1024)
     weight = torch.randn(rows, columns).to(dtype)
@@ -67,7 +76,7 @@ def test_a_method_holds_what_the_plan_says_and_gives_it_back(spec, dtype):
             assert preparing.now == pytest.approx(factor_bytes(method, columns), rel=0.01)
         with LiveBytes() as solving:
             result = method.compress(weight, moment, **prepared)
-    assert solving.peak == pytest.approx(solving_bytes(method, rows, columns, dtype.itemsize), rel=0.06)
+    assert least <= solving.peak / solving_bytes(method, rows, columns, dtype.itemsize) <= 1.06
     parts = [result.weight, result.codes, result.scales, result.zeros]
     assert solving.now == pytest.approx(sum(part.nbytes for part in parts if part is not None), rel=0.01)
 
