@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -23,8 +24,8 @@ _SOURCE = Path(__file__).with_name("leaf.cpp")
 _TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
 #: Products and sums are not fused: they round where torch rounds.
 _FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread",
-    "-shared", "-fPIC",
+    "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
+    "-shared", "-fPIC", "-Wl,--as-needed",
 )  # fmt: skip
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
@@ -112,15 +113,22 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
     Nothing is kept for other processes: what one CPU compiles for itself another one, with the same home, may not run.
     """
     named = os.environ.get("CXX")
-    compiler = named or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
+    compiler = named or next(filter(shutil.which, ("g++", "c++", "clang++")), "c++")
     try:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder, "leaf.so")
             given = (f"-DSTORED={_TYPES[dtype]}", f"-I{Path(torch.__file__).parent / 'include'}", str(_SOURCE))
-            command = [compiler, *_FLAGS, *given, "-o", str(built)]
+            command = [compiler, *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
             return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
         said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
         _log.warning("columns are solved without a kernel of their own, several times slower: %s", one_line(said))
         return None
+
+
+def _loaded_openmp() -> list[str]:
+    """Return the file of the OpenMP that torch has loaded: threads of another one would wait for those, which spin."""
+    maps = Path("/proc/self/maps")
+    files = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
+    return sorted(file for file in files if re.match(r"lib(gomp|iomp5|omp)\b", Path(file).name))[:1]

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <system_error>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -53,25 +51,11 @@ inline void prefetch(const From* line) {
   for (int64_t i = 0; i < TILE; i += LANES) __builtin_prefetch(line + i);
 }
 
-// Calls body(first row, rows) for all tiles, in as many threads as asked for. Threads of its own: a second runtime of
-// OpenMP beside torch's would spin on the same cores.
+// Calls body(first row, rows) for all tiles, in as many threads as asked for.
 template <class Body>
 void over_tiles(int64_t rows, int64_t threads, Body body) {
-  const int64_t tiles = (rows + TILE - 1) / TILE;
-  const int64_t parts = std::max<int64_t>(1, std::min(threads, tiles));
-  auto part = [&](int64_t index) {
-    for (int64_t tile = tiles * index / parts; tile < tiles * (index + 1) / parts; ++tile)
-      body(tile * TILE, std::min(TILE, rows - tile * TILE));
-  };
-  std::vector<std::thread> others;
-  int64_t begun = 1;
-  try {
-    for (; begun < parts; ++begun) others.emplace_back(part, begun);
-  } catch (const std::system_error&) {  // no more threads to be had: the rest is done here
-    for (int64_t index = begun; index < parts; ++index) part(index);
-  }
-  part(0);
-  for (auto& other : others) other.join();
+#pragma omp parallel for num_threads(threads)
+  for (int64_t row = 0; row < rows; row += TILE) body(row, std::min(TILE, rows - row));
 }
 
 }  // namespace
