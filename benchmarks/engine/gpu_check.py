@@ -89,8 +89,8 @@ def kernel_against_torch(rows: int, columns: int) -> list[dict[str, Any]]:
 
 def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool) -> tuple[Any, list[float]]:
     """Result, and seconds of each repetition after a first one that is not counted."""
-    least, seconds = kernel.LEAST_COMPILED, []
-    kernel.LEAST_COMPILED = 0 if compiled else weight.shape[1] + 1
+    least, seconds = kernel.LEAST_COLUMNS, []
+    kernel.LEAST_COLUMNS = 0 if compiled else weight.shape[1] + 1
     try:
         for _ in range(REPEATS + 1):
             begun = time.monotonic()
@@ -98,7 +98,7 @@ def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool)
             settle()
             seconds.append(time.monotonic() - begun)
     finally:
-        kernel.LEAST_COMPILED = least
+        kernel.LEAST_COLUMNS = least
     return result, seconds[1:]
 
 

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 #: Columns from which a linear is solved in C++, or by what torch compiles: below, compiling (2 and about 10 s in a
 #: process) takes longer than it saves in a whole model.
-LEAST_COLUMNS, LEAST_COMPILED = 512, 1024
+LEAST_COLUMNS = 1024
 
 
 class Kernel(Protocol):
@@ -88,10 +88,11 @@ class TorchKernel:
 
 def kernel_for(work: Tensor, dtype: torch.dtype) -> Kernel:
     """Choose how a weight of this dtype, held as [columns, rows], is solved; warn once where nothing compiles."""
+    large = len(work) >= LEAST_COLUMNS
     if work.device.type == "cpu":
-        library = cpu_library(dtype) if len(work) >= LEAST_COLUMNS else None
+        library = cpu_library(dtype) if large else None
         return TorchKernel(dtype, compiled=False) if library is None else CpuKernel(library, dtype)
-    return TorchKernel(dtype, compiled=len(work) >= LEAST_COMPILED and can_compile(work.device.type))
+    return TorchKernel(dtype, compiled=large and can_compile(work.device.type))
 
 
 def _plain(finals: Finals) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
