@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
-from llmcompressor.modifiers.pruning import SparseGPTModifier
+from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -20,7 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("segments", type=Path, help="parquet file with the calibration text of our run")
-    parser.add_argument("method", choices=("sparsegpt", "gptq"), help="50 %%, or 4 bit in groups of 128")
+    parser.add_argument("method", choices=("wanda", "sparsegpt", "gptq"), help="50 %%, or 4 bit")
+    parser.add_argument("--group-size", type=int, default=128, help="of gptq")
     parser.add_argument("saved", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -30,11 +32,13 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     linears = {"targets": ["Linear"], "ignore": ["lm_head"]}
-    recipe = (
-        SparseGPTModifier(sparsity=0.5, **linears)
-        if arguments.method == "sparsegpt"
-        else GPTQModifier(scheme="W4A16", **linears)
-    )
+    if arguments.method == "gptq":
+        grid = QuantizationArgs(num_bits=4, symmetric=True, strategy="group", group_size=arguments.group_size)
+        scheme = QuantizationScheme(targets=["Linear"], weights=grid)
+        recipe = GPTQModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
+    else:
+        modifier = SparseGPTModifier if arguments.method == "sparsegpt" else WandaPruningModifier
+        recipe = modifier(sparsity=0.5, **linears)
     oneshot(
         model=model,
         tokenizer=tokenizer,

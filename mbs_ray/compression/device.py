@@ -1,5 +1,8 @@
 """The device of a forward, and its exact arithmetic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from mbs_ray.errors import InputError, one_line
@@ -33,11 +36,21 @@ def why_no_cuda() -> str:
 def exact_forward(threads: int | None) -> None:
     """Set the CPU threads of this thread's forwards (None: as many as now), and forbid TF32 in float32 products.
 
-    On CPUs, numbers below float32's normal range become zero. Call it in the thread that computes, before it does:
-    torch counts CPU threads separately for each thread that sets them, and those that it starts flush as it does.
+    Call it in the thread that computes: torch counts CPU threads separately for each thread that sets them.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    # ALiBi leaves far tokens probabilities of 1e-40, and a product with these takes six times as long as with zeros.
-    torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Take numbers below float32's normal range as zero, on CPUs, in this thread and those that it starts meanwhile.
+
+    ALiBi gives far tokens probabilities of 1e-40, with which a product takes six times as long as with zeros.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mbs_ray.errors import one_line
 from mbs_ray.methods.grid import Grid, Quantization, clip_shares, least_scale
-from mbs_ray.methods.leaf import Finals, LeafFactor, updated
+from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, updated
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class CpuKernel:
     ) -> Grid:
         columns, rows = weights.shape
         grid = Grid(weights.new_empty(rows), weights.new_empty(rows), 2**method.bits - 1, self._dtype)
-        shares = torch.tensor(clip_shares()) if method.clip_search else None
+        shares = torch.tensor(clip_shares(), dtype=torch.float32, device="cpu") if method.clip_search else None
         low, high = before or (None, None)
         fields = {
             "weights": weights.contiguous(), "importance": importance.contiguous(), "low": low, "high": high,
@@ -97,6 +98,13 @@ class CpuKernel:
 
 def _fields(work: Tensor, square: Tensor, finals: Finals, written: Tensor) -> dict[str, Any]:
     columns, rows = work.shape
+    lines = [one for one in (work, written, finals.pruned, finals.codes) if one is not None]
+    group = finals.pattern[1] if finals.pattern else 1
+    # What the file does not look at itself: it would write where it must not.
+    if columns > CpuKernel.most or group > LEAF or columns % group or not all(one.is_contiguous() for one in lines):
+        raise ValueError(f"no leaf: {columns} columns, groups of {group}, strides {[one.stride() for one in lines]}")
+    if square.stride(1) != 1:  # of a moment that was given column by column
+        square = square.contiguous()
     fields = {"work": work, "written": written, "square": square, "columns": columns, "rows": rows}
     fields |= {"square_stride": square.stride(0), "pruned": finals.pruned}
     if finals.grid is not None:
@@ -112,16 +120,15 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
     Nothing is kept for other processes: what one CPU compiles for itself another one, with the same home, may not run.
     """
-    named = os.environ.get("CXX")
-    compiler = named or next(filter(shutil.which, ("g++", "c++", "clang++")), "c++")
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), "g++")
     try:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder, "leaf.so")
             given = (f"-DSTORED={_TYPES[dtype]}", f"-I{Path(torch.__file__).parent / 'include'}", str(_SOURCE))
-            command = [compiler, *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            command = [*shlex.split(compiler), *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
+            subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300)
             return ctypes.CDLL(str(built))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
         _log.warning("columns are solved without a kernel of their own, several times slower: %s", one_line(said))
         return None
@@ -129,6 +136,8 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 def _loaded_openmp() -> list[str]:
     """Return the file of the OpenMP that torch has loaded: threads of another one would wait for those, which spin."""
-    maps = Path("/proc/self/maps")
-    files = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
-    return sorted(file for file in files if re.match(r"lib(gomp|iomp5|omp)\b", Path(file).name))[:1]
+    maps, own = Path("/proc/self/maps"), str(Path(torch.__file__).parent)
+    lines = maps.read_text(errors="replace").splitlines() if maps.exists() else []
+    files = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+    found = [file for file in files if re.match(r"lib(gomp|iomp5|omp)\b", Path(file).name)]
+    return sorted(found, key=lambda file: (not file.startswith(own), file))[:1]

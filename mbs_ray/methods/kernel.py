@@ -23,7 +23,8 @@ LEAST_COLUMNS = 1024
 class Kernel(Protocol):
     """What is done to the columns of one leaf, and to the weights of one group.
 
-    All tensors of a leaf are [columns of the leaf, rows], contiguous, those of the factor and the work float32.
+    All tensors of a leaf are [columns of the leaf, rows] and, but for grids, contiguous; those of the factor and the
+    work are float32.
     """
 
     @property
@@ -65,6 +66,7 @@ class TorchKernel:
 
     def __init__(self, dtype: torch.dtype, *, compiled: bool) -> None:
         self._dtype, self._compiled = dtype, compiled
+        self._whole: dict[Callable[..., None], int] = {}
 
     def solve(self, work: Tensor, factor: LeafFactor, losses: Tensor, finals: Finals, written: Tensor) -> None:
         solve = self._kernel(solve_leaf, work)
@@ -82,8 +84,9 @@ class TorchKernel:
         return Grid.of(weights, 0, method, self._dtype, before=before, importance=importance).squeezed(0)
 
     def _kernel(self, leaf: Callable[..., None], work: Tensor) -> Callable[..., None]:
-        # What is left over at the end is not worth a kernel of its own.
-        return _compiled(leaf) if self._compiled and len(work) == self.most else leaf
+        # What is left over at the end, smaller than the first leaf, is not worth a kernel of its own.
+        whole = self._whole.setdefault(leaf, len(work))
+        return _compiled(leaf) if self._compiled and len(work) == whole else leaf
 
 
 def kernel_for(work: Tensor, dtype: torch.dtype) -> Kernel:

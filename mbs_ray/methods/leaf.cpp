@@ -188,7 +188,7 @@ void finish(const Leaf& leaf, int64_t column, int64_t row, int64_t rows, Tile& t
       steps[i] = positive > leaf.top ? leaf.top : positive;
       value[i] = (steps[i] - tile.zero[i]) * tile.scale[i];
     });
-    store(steps, rows, leaf.codes + place);
+    if (leaf.codes) store(steps, rows, leaf.codes + place);
   }
   each([&](int64_t i) { tile.value[i] = as_stored(value[i]); });
   store(tile.value, rows, leaf.written + place);

@@ -123,6 +123,21 @@ def test_in_cpp_a_descent_has_the_same_bits(dtype: torch.dtype, parts: set[str])
         assert same(*ways)
 
 
+def test_a_factor_that_lies_column_by_column_is_read_as_it_is_and_what_is_no_leaf_is_refused() -> None:
+    ways, kernel = [], in_cpp(torch.float32)
+    upper = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)) / 4
+    for factor in (upper, upper.t().clone().t()):
+        work, written = torch.ones(8, 70), torch.ones(8, 70)
+        losses, ones = torch.zeros(70, dtype=torch.float64), torch.ones(8)
+        pruned = torch.eye(8, 70) > 0
+        kernel.solve(work, LeafFactor(factor, ones, ones), losses, Finals(pruned), written)
+        ways.append(written)
+    assert torch.equal(*ways) and not torch.equal(ways[0], torch.ones(8, 70))
+    work = torch.ones(136, 3)
+    with pytest.raises(ValueError, match="136 columns"):
+        kernel.descend(work, torch.eye(136), Finals(), work.clone())
+
+
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     ways = []
     for threads in (1, 2, 5, 100):
