@@ -1,4 +1,4 @@
-"""Leaves and grids in C++ on CPUs: leaf.cpp, compiled by each process that needs it."""
+"""Leaves and grids in C++ on CPUs: cpp/kernels.cpp, compiled by each process that needs it."""
 
 import ctypes
 import functools
@@ -21,7 +21,7 @@ from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, updated
 
 _log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("leaf.cpp")
+_SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
 _TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
 #: Products and sums are not fused: they round where torch rounds.
 _FLAGS = (
@@ -100,7 +100,7 @@ def _fields(work: Tensor, square: Tensor, finals: Finals, written: Tensor) -> di
     columns, rows = work.shape
     lines = [one for one in (work, written, finals.pruned, finals.codes) if one is not None]
     group = finals.pattern[1] if finals.pattern else 1
-    # What the file does not look at itself: it would write where it must not.
+    # What the kernels do not look at themselves: they would write where they must not.
     if columns > CpuKernel.most or group > LEAF or columns % group or not all(one.is_contiguous() for one in lines):
         raise ValueError(f"no leaf: {columns} columns, groups of {group}, strides {[one.stride() for one in lines]}")
     if square.stride(1) != 1:  # of a moment that was given column by column
@@ -116,14 +116,14 @@ def _fields(work: Tensor, square: Tensor, finals: Finals, written: Tensor) -> di
 
 @functools.cache
 def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Compile leaf.cpp for weights of a dtype (2 s) and load it; None where that fails, with a warning of one line.
+    """Compile kernels.cpp for weights of a dtype (2 s) and load it; None where that fails, with a warning of one line.
 
     Nothing is kept for other processes: what one CPU compiles for itself another one, with the same home, may not run.
     """
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), "g++")
     try:
         with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder, "leaf.so")
+            built = Path(folder, "kernels.so")
             given = (f"-DSTORED={_TYPES[dtype]}", f"-I{Path(torch.__file__).parent / 'include'}", str(_SOURCE))
             command = [*shlex.split(compiler), *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
             subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300)

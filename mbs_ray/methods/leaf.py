@@ -1,7 +1,7 @@
 """The columns of one leaf of the OBS loop, or of a pass of coordinate descent, in one pass over the rows.
 
 What becomes of a row within a leaf depends on that row alone. So a leaf is one function of its tensors, here a dozen of
-torch's operations per column, which torch also compiles to one kernel for GPUs; leaf.cpp is the same for CPUs.
+torch's operations per column, which torch also compiles to one kernel for GPUs; cpp/leaf.hpp is the same for CPUs.
 """
 
 from dataclasses import dataclass

@@ -1,66 +1,7 @@
-// What leaf.py and grid.py compute, on CPUs: a tile of rows stays in the first cache of a core from the first column to
-// the last. Every operation rounds as torch's does, so that a leaf has the same bits; only sums over columns have another
-// order. Compiled where it is used, by cpu_kernel.py, with STORED, the dtype of the weight.
+// solve_leaf and descend_leaf of leaf.py, of the same bits, and its `updated`.
+#pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <type_traits>
-#include <vector>
-
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
-namespace {
-
-constexpr int64_t TILE = 64;   // rows; of as many columns, 32 KB
-constexpr int64_t MOST = 128;  // columns of a leaf
-constexpr int64_t MOST_OF_GROUP = 8;  // columns of an n:m group
-constexpr int64_t AHEAD = 8;  // columns
-
-typedef float Lanes __attribute__((vector_size(64), may_alias));
-constexpr int64_t LANES = 16, PARTS = TILE / LANES;
-
-// Rounds half to even what is below 2²² and leaves the rest beyond any code.
-template <class Value>
-inline Value rounded(Value value) { return (value + 12582912.0f) - 12582912.0f; }
-
-float as_stored(float value) { return static_cast<float>(static_cast<STORED>(value)); }
-
-template <class Function>
-inline void each(Function function) {
-  for (int64_t i = 0; i < TILE; ++i) function(i);
-}
-
-// Reads some rows of a line; what is beyond them is computed with, but never written.
-template <class From, class To>
-inline void load(const From* from, int64_t rows, To beyond, To* to) {
-  if (rows == TILE) return each([&](int64_t i) { to[i] = static_cast<To>(from[i]); });
-  for (int64_t i = 0; i < TILE; ++i) to[i] = i < rows ? static_cast<To>(from[i]) : beyond;
-}
-
-template <class From, class To>
-inline void store(const From* from, int64_t rows, To* to) {
-  if (rows == TILE) return each([&](int64_t i) { to[i] = static_cast<To>(from[i]); });
-  for (int64_t i = 0; i < rows; ++i) to[i] = static_cast<To>(from[i]);
-}
-
-// The lines of a tile lie too far apart for the processor to foresee which one is next.
-template <class From>
-inline void prefetch(const From* line) {
-  for (int64_t i = 0; i < TILE; i += LANES) __builtin_prefetch(line + i);
-}
-
-// Calls body(first row, rows) for all tiles, in as many threads as asked for.
-template <class Body>
-void over_tiles(int64_t rows, int64_t threads, Body body) {
-#pragma omp parallel for num_threads(threads)
-  for (int64_t row = 0; row < rows; row += TILE) body(row, std::min(TILE, rows - row));
-}
-
-}  // namespace
-
-extern "C" {
+#include "tile.hpp"
 
 // As the arguments of leaf.py; null where there is none. Lines of `rows` values, one for each column.
 struct Leaf {
@@ -80,22 +21,9 @@ struct Leaf {
   float top;
 };
 
-struct Group {
-  const float* weights;  // [columns, rows]
-  const float* importance;  // [columns]
-  const float* low;  // [rows], the range before any update; null
-  const float* high;
-  const float* shares;  // of the whole range, to be tried
-  float* scale;  // [rows], takes the grid
-  float* zero;
-  int64_t columns, rows, tried;
-  float top, middle, least_scale;
-  bool symmetric;
-};
-
-}  // extern "C"
-
 namespace {
+
+constexpr int64_t MOST_OF_GROUP = 8;  // columns of an n:m group
 
 struct alignas(64) Tile {
   float columns[MOST][TILE];  // how much those that are final have changed; the others once they are read
@@ -249,106 +177,4 @@ void descend_rows(const Leaf& leaf, int64_t row, int64_t rows) {
   }
 }
 
-struct alignas(64) Grids {
-  float scale[TILE], zero[TILE], error[TILE];
-};
-
-// Grid.covering
-void cover(const Group& group, float* low, float* high, Grids& grids) {
-  each([&](int64_t i) {
-    float least = low[i] > 0.0f ? 0.0f : low[i], most = high[i] < 0.0f ? 0.0f : high[i];
-    if (group.symmetric) {
-      most = std::max(-least, most);
-      least = -most;
-    }
-    const float scale = std::max(as_stored((most - least) / group.top), group.least_scale);
-    const float zero = std::nearbyint(-least / scale);
-    grids.scale[i] = scale;
-    grids.zero[i] = group.symmetric ? group.middle : zero < 0.0f ? 0.0f : zero > group.top ? group.top : zero;
-  });
-}
-
-// The squared error of sixteen rows; a sum of few columns at a time, so that it is exact enough in float.
-void measure(const Group& group, const float* weights, int64_t part, Grids& grids) {
-  const Lanes scale = reinterpret_cast<const Lanes*>(grids.scale)[part];
-  const Lanes least = -reinterpret_cast<const Lanes*>(grids.zero)[part], most = group.top + least;
-  Lanes total = {};
-  for (int64_t first = 0; first < group.columns; first += MOST) {
-    Lanes sum = {};
-    for (int64_t j = first; j < std::min(first + MOST, group.columns); ++j) {
-      const Lanes weight = *reinterpret_cast<const Lanes*>(weights + j * TILE + part * LANES);
-      Lanes step = rounded(weight / scale);
-      step = step < least ? least : step;
-      step = step > most ? most : step;
-      Lanes value = step * scale;
-      if constexpr (!std::is_same_v<STORED, float>)
-        for (int64_t i = 0; i < LANES; ++i) value[i] = as_stored(value[i]);
-      const Lanes missed = value - weight;
-      sum += missed * missed * group.importance[j];
-    }
-    total += sum;
-  }
-  reinterpret_cast<Lanes*>(grids.error)[part] = total;
-}
-
-void fit_rows(const Group& group, int64_t row, int64_t rows, float* weights) {
-  alignas(64) float low[TILE], high[TILE], least[TILE], most[TILE];
-  for (int64_t j = 0; j < group.columns; ++j) {
-    float* own = weights + j * TILE;
-    if (j + AHEAD < group.columns) prefetch(group.weights + (j + AHEAD) * group.rows + row);
-    load(group.weights + j * group.rows + row, rows, 0.0f, own);
-    each([&](int64_t i) {
-      low[i] = j == 0 || own[i] < low[i] ? own[i] : low[i];
-      high[i] = j == 0 || own[i] > high[i] ? own[i] : high[i];
-    });
-  }
-  Grids best, other;
-  cover(group, low, high, best);
-  const int64_t tried = group.shares ? group.tried : group.low ? 1 : 0;
-  for (int64_t part = 0; tried && part < PARTS; ++part) measure(group, weights, part, best);
-  for (int64_t index = 0; index < tried; ++index) {
-    if (group.shares) {
-      const float share = group.shares[index];
-      each([&](int64_t i) { least[i] = low[i] * share; most[i] = high[i] * share; });
-    } else {
-      load(group.low + row, rows, 0.0f, least);
-      load(group.high + row, rows, 0.0f, most);
-      each([&](int64_t i) { least[i] = std::max(low[i], least[i]); most[i] = std::min(high[i], most[i]); });
-    }
-    cover(group, least, most, other);
-    for (int64_t part = 0; part < PARTS; ++part) measure(group, weights, part, other);
-    each([&](int64_t i) {
-      const bool better = other.error[i] < best.error[i];
-      best.error[i] = better ? other.error[i] : best.error[i];
-      best.scale[i] = better ? other.scale[i] : best.scale[i];
-      best.zero[i] = better ? other.zero[i] : best.zero[i];
-    });
-  }
-  store(best.scale, rows, group.scale + row);
-  store(best.zero, rows, group.zero + row);
-}
-
 }  // namespace
-
-extern "C" {
-
-void solve_leaf(const Leaf* leaf, int64_t threads) {
-  over_tiles(leaf->rows, threads, [&](int64_t row, int64_t rows) { solve_rows(*leaf, row, rows); });
-}
-
-void update_leaf(const Leaf* leaf, int64_t threads) {
-  over_tiles(leaf->rows, threads, [&](int64_t row, int64_t rows) { update_rows(*leaf, row, rows); });
-}
-
-void descend_leaf(const Leaf* leaf, int64_t threads) {
-  over_tiles(leaf->rows, threads, [&](int64_t row, int64_t rows) { descend_rows(*leaf, row, rows); });
-}
-
-void fit_group(const Group* group, int64_t threads) {
-  over_tiles(group->rows, threads, [&](int64_t row, int64_t rows) {
-    std::vector<Lanes> weights(group->columns * PARTS);
-    fit_rows(*group, row, rows, reinterpret_cast<float*>(weights.data()));
-  });
-}
-
-}  // extern "C"
