@@ -10,7 +10,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from mbs_ray.cluster.activations.host_memory import host_memory
-from mbs_ray.compression.device import exact_forward, flushed_denormals, forward_device
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.compression.sensitivity import Sensitivity, measure_sensitivity
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
@@ -79,7 +79,6 @@ def measure_files(
     model: Path, compute_dtype: str, microbatch: int, texts: Mapping[str, Path], segments: int, numerics: Numerics
 ) -> Iterator[tuple[int, int] | Sensitivity]:
     """Yield (done, total) about a hundred times, then the sensitivities; computes on the device of this process."""
-    exact_forward(numerics.threads)
     token_ids = {}
     for language, path in texts.items():
         rows = SegmentSet.open(path)
@@ -87,7 +86,7 @@ def measure_files(
         token_ids[language] = torch.from_numpy(ids.astype(np.int64))
     decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), forward_device(numerics.device).type)
     _check_host_memory(decoder, sum(ids.numel() for ids in token_ids.values()))
-    with flushed_denormals():
+    with exact_forward(numerics.threads):
         found = yield from _now_and_then(measure_sensitivity(decoder, token_ids, microbatch))
     yield found
 

@@ -33,22 +33,17 @@ def why_no_cuda() -> str:
     return "CUDA_VISIBLE_DEVICES shows it no GPU"
 
 
-def exact_forward(threads: int | None) -> None:
+@contextmanager
+def exact_forward(threads: int | None) -> Iterator[None]:
     """Set the CPU threads of this thread's forwards (None: as many as now), and forbid TF32 in float32 products.
 
-    Call it in the thread that computes: torch counts CPU threads separately for each thread that sets them.
+    Meanwhile, on CPUs, numbers below float32's normal range are zero in this thread and those that it starts: ALiBi
+    gives far tokens probabilities of 1e-40, with which a product takes six times as long as with zeros.
+    Enter it in the thread that computes: torch counts CPU threads separately for each thread that sets them.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Take numbers below float32's normal range as zero, on CPUs, in this thread and those that it starts meanwhile.
-
-    ALiBi gives far tokens probabilities of 1e-40, with which a product takes six times as long as with zeros.
-    """
     torch.set_flush_denormal(True)
     try:
         yield

@@ -16,7 +16,7 @@ from mbs_ray.cluster.activations.memory_tier import MemoryTier
 from mbs_ray.cluster.activations.store import ActivationStore
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
-from mbs_ray.compression.device import exact_forward, flushed_denormals, forward_device
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.driver.progress import Progress
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.language_angles import EXPERTS, Similarity, cluster, measure_similarity
@@ -114,8 +114,7 @@ def language_similarity(
         language: torch.from_numpy(rows.token_ids[np.array(rows.language) == language].astype(np.int64))
         for language in drawn.allocation
     }
-    exact_forward(cluster.threads)
-    with progress.steps(f"blocks of {opened.name}") as notify, flushed_denormals():
+    with progress.steps(f"blocks of {opened.name}") as notify, exact_forward(cluster.threads):
         similarity = measure_similarity(
             Decoder(opened.checkpoint, getattr(torch, dtype), device),
             token_ids,

@@ -28,6 +28,8 @@ _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
     "-shared", "-fPIC", "-Wl,--as-needed",
 )  # fmt: skip
+#: Said once in a process, with the reason.
+WITHOUT_KERNEL = "columns are solved without a kernel of their own, several times slower: %s"
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -130,7 +132,7 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
             return ctypes.CDLL(str(built))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
-        _log.warning("columns are solved without a kernel of their own, several times slower: %s", one_line(said))
+        _log.warning(WITHOUT_KERNEL, one_line(said))
         return None
 
 

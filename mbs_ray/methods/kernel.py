@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import one_line
-from mbs_ray.methods.cpu_kernel import CpuKernel, cpu_library
+from mbs_ray.methods.cpu_kernel import WITHOUT_KERNEL, CpuKernel, cpu_library
 from mbs_ray.methods.grid import Grid, Quantization
 from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, descend_leaf, solve_leaf, updated
 
@@ -125,6 +125,6 @@ def can_compile(device: str) -> bool:
     try:
         torch.compile(torch.Tensor.square)(torch.ones(8, device=device))
     except Exception as error:  # of a compiler that is missing, of Triton, of a folder: torch's own types are private
-        _log.warning("columns are solved without a kernel of their own, several times slower: %s", one_line(error))
+        _log.warning(WITHOUT_KERNEL, one_line(error))
         return False
     return True

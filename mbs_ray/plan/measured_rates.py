@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mbs_ray.cluster.activations.host_memory import return_large_tensors
-from mbs_ray.compression.device import exact_forward, flushed_denormals, forward_device
+from mbs_ray.compression.device import exact_forward, forward_device
 from mbs_ray.evaluation.scoring import score
 from mbs_ray.methods import Method, Moment, Statistic
 from mbs_ray.methods.factored import Factored
@@ -39,11 +39,10 @@ def measure_rates(works: Sequence[PlannedWork], assumed: Rates, folder: Path, th
     Rates that cannot be measured here keep their assumed value. Needs the memory of one block and its largest moment.
     """
     device = forward_device()
-    exact_forward(threads)
     return_large_tensors()
     work = max(works, key=lambda one: max(batches.rows * batches.length for batches in one.batches))
     batches = max(work.batches, key=lambda one: one.rows * one.length)
-    with torch.inference_mode(), flushed_denormals():
+    with torch.inference_mode(), exact_forward(threads):
         timing = _Timing(device)
         rates = replace(assumed, scores=float("inf"), solve={})
         rates = replace(rates, head=_head(work.decoder, batches, timing))

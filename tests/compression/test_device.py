@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mbs_ray.compression.device import flushed_denormals, forward_device, why_no_cuda
+from mbs_ray.compression.device import exact_forward, forward_device, why_no_cuda
 from mbs_ray.errors import InputError
 
 SMALL = 1e-40
@@ -32,8 +32,7 @@ def test_denormals_are_zeros_in_all_threads_of_a_forward_and_nowhere_else() -> N
     found = []
 
     def forward() -> None:
-        torch.set_num_threads(2)
-        with flushed_denormals():
+        with exact_forward(2):
             found.append(not_zero())
 
     thread = threading.Thread(target=forward)
@@ -41,6 +40,6 @@ def test_denormals_are_zeros_in_all_threads_of_a_forward_and_nowhere_else() -> N
     thread.join()
     assert found == [0]
     assert not_zero() == 1_000_000
-    with flushed_denormals():
+    with exact_forward(None):
         assert float(torch.tensor(SMALL) * 1.0) == 0
     assert float(torch.tensor(SMALL) * 1.0) > 0

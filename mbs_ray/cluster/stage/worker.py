@@ -9,7 +9,7 @@ from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.block_loop import take_through
 from mbs_ray.cluster.stage.replicas import SingleReplica, StageReplicas
 from mbs_ray.cluster.stage.stage_run import Send, StageProcess, StageRun, StageStatus
-from mbs_ray.compression.device import exact_forward, flushed_denormals
+from mbs_ray.compression.device import exact_forward
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.numerics import Numerics
@@ -30,10 +30,9 @@ class Worker:
 
     def take(self, job: Job, store: ActivationStore, send: Send | None) -> None:
         """Take a run through this stage's blocks; ``send`` is given what the next stage receives."""
-        # For every run, not once: the concurrency groups of an actor have threads of their own.
-        exact_forward(self._numerics.threads)
         try:
-            with torch.inference_mode(), flushed_denormals():
+            # For every run, not once: the concurrency groups of an actor have threads of their own.
+            with torch.inference_mode(), exact_forward(self._numerics.threads):
                 take_through(self.stage_run(job, store, send))
         finally:
             self.process.status = StageStatus()
