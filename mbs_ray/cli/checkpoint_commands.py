@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import with_cluster, without
-from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, on_ray
+from mbs_ray.cli.inputs import TEXT_COLUMN, Begin, absolute, corpus_given, evaluation_sets, model_given, on_ray
 from mbs_ray.cli.options import Chat, ComputeDtype, Languages, Out, Revision, SequenceLength, TextColumn
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
@@ -64,7 +64,7 @@ def evaluate(
     --corpus: perplexity and bits per byte. --tasks: accuracy; of a sweep, that of its dense models and of every
     finished run, compared with the dense one.
     """
-    with on_ray(cluster.address):
+    with on_ray(cluster.address) as begin:
         from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, paired_table, score_table
         from mbs_ray.driver.evaluate import TextQuestion
         from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
@@ -82,7 +82,7 @@ def evaluate(
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             question = TaskQuestion(names, shots, limit, include_path)
         if is_sweep(Path(model)):
-            _evaluate_sweep(Path(model), question, bool(corpus), revision, compute_dtype, cluster, out)
+            _evaluate_sweep(begin, Path(model), question, bool(corpus), revision, compute_dtype, cluster, out)
             return
         text = None
         if corpus:
@@ -99,6 +99,7 @@ def evaluate(
             cluster=cluster,
             out=absolute(out),
             progress=Progress(console),
+            pool=begin(cluster),
         )
         for set_name, (path, scores) in result.texts.items():
             console.print(score_table(f"{Path(model).name} on {set_name}", scores))
@@ -114,6 +115,7 @@ def evaluate(
 
 
 def _evaluate_sweep(
+    begin: Begin,
     sweep: Path,
     question: "TaskQuestion | None",
     text: bool,
@@ -143,6 +145,7 @@ def _evaluate_sweep(
         cluster=cluster,
         out=results,
         progress=Progress(console),
+        pool=begin(cluster),
     )
     console.print(sweep_tasks_table(f"{whole.name}: {question.shots} shots, against the dense model", found))
     said = f"written: {results / EVALUATED}   (mbs report {sweep}, mbs ui {out})"

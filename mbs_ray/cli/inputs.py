@@ -2,18 +2,25 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from errno import ENOSPC
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mbs_ray.cli.interruption import told_of_interruption
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError, LeaseLostError, StageDiedError
 
+if TYPE_CHECKING:
+    from mbs_ray.cluster.stage_pool import StagePool
+
 TEXT_COLUMN = "text"
+#: Connects to Ray and starts stages.
+Begin = Callable[[ClusterOptions], "StagePool"]
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -76,13 +83,30 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def on_ray(address: str | None) -> Iterator[None]:
-    """Do as :func:`one_line_errors`; where there is no Ray to work on, say so before torch is imported, for seconds."""
-    with one_line_errors():
+def on_ray(address: str | None) -> Iterator[Begin]:
+    """Do as :func:`one_line_errors`; where there is no Ray to work on, say so before torch is imported, for seconds.
+
+    The function that is provided connects once it is known what is asked of the cluster, and lends stages that start
+    while models and text are still looked at. Ray is left when an error has been printed.
+    """
+    with ExitStack() as until_printed, one_line_errors():
         from mbs_ray.cluster.connect import check_ray
 
         check_ray(address)
-        yield
+        yield partial(_started_stages, until_printed)
+
+
+def _started_stages(until_printed: ExitStack, asked: ClusterOptions) -> "StagePool":
+    from mbs_ray.cluster.connect import connecting
+
+    connect = until_printed.enter_context(connecting(asked.address, asked.cpus))
+    # Loads torch and transformers, for seconds in which Ray starts.
+    from mbs_ray.cluster.stage_pool import StagePool
+
+    connect()
+    pool = until_printed.enter_context(StagePool())
+    pool.start_ahead(asked)
+    return pool
 
 
 def _print_error(line: str) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbs_ray.cli.cluster_arguments import CLUSTER, FILE_DEVICE, FILE_OFFLOAD, with_cluster, without
-from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, evaluation_sets, given, on_ray, with_text_column
+from mbs_ray.cli.inputs import TEXT_COLUMN, Begin, absolute, evaluation_sets, given, on_ray, with_text_column
 from mbs_ray.cli.options import Chat, Force, Out, TakeOver, TextColumn
 from mbs_ray.cli.run_options import RunCommand, run_fields
 from mbs_ray.cluster.cluster_options import ClusterOptions
@@ -43,14 +43,14 @@ def compress(
     take_over: TakeOver = False,
 ) -> None:
     """Compress one model with one method and one sampling: a sweep of a single run."""
-    with on_ray(cluster.address):
+    with on_ray(cluster.address) as begin:
         from mbs_ray.run.sweep_spec import SweepSpec, validated
 
         run = run_fields(context.obj)
         run["corpus"] = with_text_column(run["corpus"], text_column, chat)
         run["evaluation"] = evaluation_sets(evaluate or [], evaluation_segments, text_column, chat)
         spec = validated(SweepSpec, {"name": name, "run": run, **_arranged(cluster)})
-        _conduct(spec, out, cluster, force, take_over)
+        _conduct(begin, spec, out, cluster, force, take_over)
 
 
 @app.command(
@@ -66,13 +66,13 @@ def sweep(
     take_over: TakeOver = False,
 ) -> None:
     """Run the grid of a sweep file, or resume it: finished runs are kept, unfinished ones continue."""
-    with on_ray(cluster.address):
+    with on_ray(cluster.address) as begin:
         from mbs_ray.run.sweep_spec import SweepSpec, load_sweep, validated
 
         content = load_sweep(file).model_dump()
         arranged = _arranged(cluster)
         content |= arranged | {"layout": content["layout"] | arranged["layout"]}
-        _conduct(validated(SweepSpec, content), out, cluster, force, take_over)
+        _conduct(begin, validated(SweepSpec, content), out, cluster, force, take_over)
 
 
 @app.command(epilog="Example: mbs demo --out ./mbs-demo   (then: mbs ui ./mbs-demo)")
@@ -87,11 +87,11 @@ def demo(
     take_over: TakeOver = False,
 ) -> None:
     """Compress the package's small BLOOMs with three methods × three samplings: what does each language lose?"""
-    with on_ray(cluster.address):
+    with on_ray(cluster.address) as begin:
         from mbs_ray.cli.demo import demo_sentence, demo_sweep, packaged_models, shown_views
 
         spec = demo_sweep(model or packaged_models())
-        _conduct(spec, out, cluster, take_over=take_over, conclusion=demo_sentence, shown=shown_views)
+        _conduct(begin, spec, out, cluster, take_over=take_over, conclusion=demo_sentence, shown=shown_views)
 
 
 def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def _arranged(cluster: ClusterOptions) -> dict[str, Any]:
 
 
 def _conduct(
+    begin: Begin,
     spec: Any,
     out: Path,
     cluster: ClusterOptions,
@@ -113,12 +114,18 @@ def _conduct(
 ) -> None:
     """Conduct a sweep and show its results: the views of ``shown`` or all, the sentence that ``conclusion`` makes."""
     from mbs_ray.cli.interruption import finished_runs, told_of_interruption
-    from mbs_ray.driver.progress import Progress
-    from mbs_ray.driver.sweep import conduct
+    from mbs_ray.driver.requested_cluster import requested_cluster
+    from mbs_ray.run.sweep_folders import SweepFolders
 
     console, folder = Console(), absolute(out)
     with told_of_interruption(lambda: finished_runs(spec, folder)):
-        result = conduct(spec, folder, cluster.address, Progress(console), force, take_over, wait=cluster.wait)
+        pool = begin(requested_cluster(spec, cluster, SweepFolders(folder, spec.name)))
+        # Loads much more, while stages do.
+        from mbs_ray.driver.progress import Progress
+        from mbs_ray.driver.sweep import conduct
+
+        progress = Progress(console)
+        result = conduct(spec, folder, cluster.address, progress, force, take_over, pool, cluster.wait)
         views = shown(result) if shown else _all_views(result, console.width)
         _show(result, views, out, console, conclusion(result) if conclusion else "")
 

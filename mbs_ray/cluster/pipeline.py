@@ -1,7 +1,7 @@
 """The driver's side of the stages: start them, feed them runs, learn how the runs ended."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,21 @@ class Pipeline:
 
     All runs may be submitted at once: a stage takes them one after the other, and a sender waits
     while the next stage holds two runs already, so that memory is bounded whatever the number of runs.
-    ``say`` is called before long preparations. Entering raises :class:`InputError` where the stages, or the
+    ``say`` is called before long preparations; ``ahead`` are actors that were started, on the only node, before it was
+    known how many are needed. Entering raises :class:`InputError` where the stages, or the
     activations of the runs as ``offload`` describes them, do not fit.
     """
 
     def __init__(
-        self, layout: Layout, numerics: Numerics, offload: Offload = AUTO, say: Callable[[str], None] = print
+        self,
+        layout: Layout,
+        numerics: Numerics,
+        offload: Offload = AUTO,
+        say: Callable[[str], None] = print,
+        ahead: Sequence[Any] = (),
     ) -> None:
         self.layout, self.numerics = layout, numerics
+        self._ahead = list(ahead)
         self._places, self._offload, self._say = layout.places(), offload, say
         self._stages: list[Any] = []
         self._placement: PlacementGroup | None = None
@@ -120,16 +127,21 @@ class Pipeline:
         gpus = 1 if self.numerics.device == "cuda" else 0
         self._check_resources(gpus)
         actor: Any = StageActor
-        actor = actor.options(
+        placed = actor.options(
             num_cpus=self.numerics.threads,
             num_gpus=gpus,
             scheduling_strategy=self._reserve(gpus),
         )
-        self._stages = [actor.remote(place, self.numerics) for place in self._places]
+        # Those that were started ahead compute on what is reserved here, though Ray has them elsewhere in its books.
+        self._stages = [self._ahead.pop() if self._ahead else placed.remote() for _ in self._places]
+        self._ahead = []  # actors that nothing refers to end
         replicas = self.layout.replicas
         # Replica r of a stage hands over to replica r of the next one, which is `replicas` actors further on.
         following = [*self._stages[replicas:], *[None] * replicas]
-        ready = [stage.connect.remote(after) for stage, after in zip(self._stages, following, strict=True)]
+        ready = [
+            stage.connect.remote(place, self.numerics, after)
+            for stage, place, after in zip(self._stages, self._places, following, strict=True)
+        ]
         try:
             self.process_ids = ray.get(ready, timeout=START_SECONDS)
             self._form_groups()

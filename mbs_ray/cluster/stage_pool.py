@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import ray
 
+from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import Offload
 from mbs_ray.cluster.pipeline import Pipeline
+from mbs_ray.cluster.stage.actor import StageActor
 from mbs_ray.run.numerics import Numerics
 
 
@@ -22,6 +25,7 @@ class StagePool:
     def __init__(self, idle_cpus: int = 0) -> None:
         self._idle_cpus = idle_cpus
         self._idle: list[Pipeline] = []
+        self._ahead: list[Any] = []
         #: How often stages were started.
         self.starts = 0
 
@@ -33,14 +37,27 @@ class StagePool:
     ) -> None:
         self.rest()
 
+    def start_ahead(self, options: ClusterOptions) -> None:
+        """Start as many actors as the first pipeline will likely have; returns at once, while they import for seconds.
+
+        Only where all of them will be on one node, and on CPUs: which GPUs a process sees is settled when it starts.
+        """
+        # Ray keeps processes for later, but gives none that has run a task to an actor: only an actor imports for it.
+        nodes = _nodes()
+        if len(nodes) == 1 and (options.device == "cpu" or not nodes[0].get("GPU")):
+            wanted = min((options.stages or 1) * (options.replicas or 1), int(nodes[0].get("CPU", 0)))
+            actor: Any = StageActor
+            self._ahead += [actor.options(num_cpus=0).remote() for _ in range(wanted)]
+
     def rest(self) -> None:
-        """Stop the pipelines that are not lent."""
+        """Stop the pipelines that are not lent, and actors without one."""
         self._stop_idle(0)
+        self._ahead = []
 
     def leave_a_cpu(self) -> None:
         """Stop the idle pipelines where no CPU of the connected Ray is left: text is drawn in tasks that need one."""
         if ray.available_resources().get("CPU", 0) < 1:
-            self.rest()
+            self._stop_idle(0)
 
     @contextmanager
     def lent(
@@ -71,7 +88,8 @@ class StagePool:
 
     def _start(self, layout: Layout, numerics: Numerics) -> Pipeline:
         self._stop_idle(max(0, self._idle_cpus - layout.actors * numerics.threads))
-        pipeline = Pipeline(layout, numerics)
+        ahead, self._ahead = self._ahead, []
+        pipeline = Pipeline(layout, numerics, ahead=ahead if numerics.device == "cpu" and len(_nodes()) == 1 else ())
         pipeline.start()
         self.starts += 1
         return pipeline
@@ -80,3 +98,8 @@ class StagePool:
         """Stop the pipelines that have waited longest, until the others hold at most this many CPUs."""
         while self._idle and sum(one.layout.actors * one.numerics.threads for one in self._idle) > cpus:
             self._idle.pop(0).stop()
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of every node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -9,7 +9,6 @@ from pathlib import Path
 from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
-from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.job import JobText, job_text
 from mbs_ray.cluster.resources import settled_device
 from mbs_ray.cluster.stage_pool import StagePool
@@ -71,9 +70,8 @@ def evaluate(
     # As lm-eval loads it: its own maximum length counts.
     tokenizer = None if tasks is None else load_tokenizer(str(opened.checkpoint.folder))
     read = partial(opened.read_through, progress.work)
-    ahead = None if pool else partial(import_ahead, cluster)
     with (
-        connected(cluster.address, cluster.cpus, read, ahead),
+        connected(cluster.address, cluster.cpus, read),
         nodes_awaited(cluster, 1, progress.say),
         nullcontext(pool) if pool else StagePool() as stages,
     ):

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.cluster.connect import check_ray, connected
-from mbs_ray.cluster.import_ahead import import_ahead
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.checkpoint_scorer import CheckpointScorer, open_scorer
 from mbs_ray.driver.evaluate_tasks import (
@@ -57,9 +55,8 @@ def evaluate_sweep(
     opened = open_question(tasks, out)
     check_ray(cluster.address)
     models = [_opened(one, out / "cache") for one in checkpoints]
-    ahead = None if pool else partial(import_ahead, cluster)
     with (
-        connected(cluster.address, cluster.cpus, lambda: _read(checkpoints, models, progress), ahead),
+        connected(cluster.address, cluster.cpus, lambda: _read(checkpoints, models, progress)),
         nodes_awaited(cluster, 1, progress.say),
         nullcontext(pool) if pool else StagePool() as stages,
     ):

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import check_ray, connecting
-from mbs_ray.cluster.import_ahead import import_ahead
+from mbs_ray.cluster.connect import check_ray, connected
 from mbs_ray.cluster.resources import Resources, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
@@ -20,6 +18,7 @@ from mbs_ray.driver.interrupt import interrupted_by_sigterm
 from mbs_ray.driver.plan_check import checked_plan
 from mbs_ray.driver.pools import refuse_moments_without_room
 from mbs_ray.driver.progress import Progress
+from mbs_ray.driver.requested_cluster import requested_cluster
 from mbs_ray.driver.run_card import run_facts
 from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.sweep_jobs import SweepJobs
@@ -49,7 +48,7 @@ def conduct(
 ) -> SweepResult:
     """Run a sweep, or resume it: finished runs are kept, begun ones continued.
 
-    Stages are started once, unless ``pool`` lends warm ones. Raises :class:`InputError` before any actor starts where
+    Stages are started once, unless ``pool`` lends warm ones. Raises :class:`InputError` before any stage works where
     something in the sweep cannot work, does not fit by its plan and ``force`` is not given, or another command conducts
     it; ``take_over`` as for :func:`leased`, ``wait`` seconds for nodes as :func:`nodes_awaited` does.
     """
@@ -57,13 +56,14 @@ def conduct(
     with interrupted_by_sigterm():
         check_ray(address)
         with leased(folders.sweep, take_over, progress.say) as lease:
-            return _conduct(sweep, folders, ClusterOptions(address=address, wait=wait), progress, force, pool, lease)
+            options = requested_cluster(sweep, ClusterOptions(address=address, wait=wait), folders)
+            return _conduct(sweep, folders, options, progress, force, pool, lease)
 
 
 def _conduct(
     sweep: SweepSpec,
     folders: SweepFolders,
-    cluster: ClusterOptions,
+    options: ClusterOptions,
     progress: Progress,
     force: bool,
     pool: StagePool | None,
@@ -71,14 +71,11 @@ def _conduct(
 ) -> SweepResult:
     runs = _prepared(sweep, folders, progress)
     uri = default_tracking_uri(folders.out)
-    options = _options(sweep, cluster, folders, runs)
     with ExitStack() as open_until_end:
-        # While Ray starts, and stages import what they compute with, models are read and MLflow is reached.
-        ahead = None if pool else partial(import_ahead, options)
-        connect = open_until_end.enter_context(connecting(options.address, options.cpus, ahead))
+        open_until_end.enter_context(connected(options.address, options.cpus))
+        stages = pool or open_until_end.enter_context(StagePool())
         read_models(runs, progress.work)
         connection = _connection(uri, folders, runs)
-        connect()
         open_until_end.enter_context(nodes_awaited(options, _useful_stages(runs), progress.say))
         hardware = live_cluster(options.nvme_path)
         device = settled_device(options.device)
@@ -91,7 +88,6 @@ def _conduct(
         drawn = draw_texts(runs, folders, progress)
         jobs = SweepJobs(folders, resources, drawn | _drawn_for_trials(runs, folders, progress), runs)
         measure_sensitivities(jobs, progress)
-        stages = pool or open_until_end.enter_context(StagePool())
         driver = StageDriver(resources, stages, offload, progress, lease.check)
         jobs = find_top_ups(jobs, driver, progress)
         jobs = replace(jobs, runs=find_weights(jobs, driver, progress))
@@ -125,27 +121,6 @@ def _connection(uri: str, folders: SweepFolders, runs: Sequence[PreparedRun]) ->
     """Connect to MLflow, which must be reachable unless the sweep is known to it already."""
     known = any(folders.run(run.label).tracking_identity() is not None for run in runs)
     return MlflowConnection(uri, folders.name, folders.artifacts, patient=known)
-
-
-def _options(
-    sweep: SweepSpec, cluster: ClusterOptions, folders: SweepFolders, runs: Sequence[PreparedRun]
-) -> ClusterOptions:
-    """Resolve what the sweep asks of the cluster; an ``auto`` that can change bits keeps the value it began with."""
-    signatures = [stored for run in runs if (stored := folders.run(run.label).stored_signature()) is not None]
-
-    def begun_with(field: str) -> int | None:
-        # Threads are not signed where they change nothing.
-        return int(signatures[0][field]) if signatures and field in signatures[0] else None
-
-    return replace(
-        cluster,
-        stages=None if sweep.layout.stages == "auto" else sweep.layout.stages,
-        replicas=begun_with("replicas") if sweep.layout.replicas == "auto" else sweep.layout.replicas,
-        threads=begun_with("threads") if sweep.threads == "auto" else sweep.threads,
-        offload=sweep.offload,
-        nvme_path=sweep.nvme_path,
-        device=sweep.device,
-    )
 
 
 def _useful_stages(runs: Sequence[PreparedRun]) -> int:

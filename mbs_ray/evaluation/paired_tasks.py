@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import binomtest
 
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.intervals import Interval, bootstrap_means, percentile_interval
@@ -61,6 +60,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
     McNemar, Psychometrika 12, 1947; the exact form is the binomial test.
     """
+    # A third of a second to import, and only tasks need it.
+    from scipy.stats import binomtest
+
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 

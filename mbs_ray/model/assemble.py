@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from mbs_ray.errors import InputError
 from mbs_ray.files import appearing_folder
 from mbs_ray.model.block_files import block_file, recorded_digest
-from mbs_ray.model.checkpoint import INDEX, Checkpoint, TensorInfo, read_header
+from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, read_header
+from mbs_ray.model.checkpoint_files import INDEX
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.manifest import TEMPLATES, write_manifest
 from mbs_ray.model.packed import IntegerScheme, Schemes, check_loadable, write_quantization

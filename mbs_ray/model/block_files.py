@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mbs_ray.files import appearing, file_digest
-from mbs_ray.model.checkpoint import Checkpoint
-from mbs_ray.model.decoder import Decoder
+
+if TYPE_CHECKING:
+    # They load transformers, for which whoever only names files does not wait.
+    from mbs_ray.model.checkpoint import Checkpoint
+    from mbs_ray.model.decoder import Decoder
 
 BLOCK_SUFFIX, DIGEST_SUFFIX = ".safetensors", ".sha256"
 _METADATA = {"format": "pt"}
@@ -55,7 +59,7 @@ def read_block(folder: Path, index: int) -> dict[str, torch.Tensor] | None:
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
-def write_outside(checkpoint: Checkpoint, decoder: Decoder, path: Path) -> Path:
+def write_outside(checkpoint: "Checkpoint", decoder: "Decoder", path: Path) -> Path:
     """Write the tensors that no method touches (embeddings, norms, head), once for all runs of a model."""
     if not path.is_file():
         write_tensors(path, {name: checkpoint.read(name) for name in decoder.outside_tensors()})

@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
 from mbs_ray.errors import InputError, one_line
-from mbs_ray.model.configuration import CONFIG, read_config
+from mbs_ray.model.checkpoint_files import CONFIG, INDEX, SINGLE
+from mbs_ray.model.configuration import read_config
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _DTYPES = {
     "F64": torch.float64,

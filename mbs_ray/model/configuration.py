@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from mbs_ray.errors import InputError, one_line
+from mbs_ray.model.checkpoint_files import CONFIG
 
-CONFIG = "config.json"
 #: Attention kernels that need nothing installed. Any other is left to transformers' choice among these.
 _KERNELS = ("eager", "sdpa")
 _ROUTER_SWITCH = "output_router_logits"

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from mbs_ray.errors import InputError
 from mbs_ray.files import appearing, own_content, read_json
 from mbs_ray.model.checkpoint import Checkpoint, TensorInfo
-from mbs_ray.model.configuration import CONFIG
+from mbs_ray.model.checkpoint_files import CONFIG
 
 _CURE = "remove it, what it holds is found again"
 _CHUNK_BYTES = 64 * 2**20

@@ -10,8 +10,7 @@ from types import MappingProxyType
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import digest, file_digest, own_content, read_json_if_there
-from mbs_ray.model.checkpoint import SINGLE
-from mbs_ray.model.configuration import CONFIG
+from mbs_ray.model.checkpoint_files import CONFIG, SINGLE
 
 MANIFEST = "manifest.json"
 _MOST_THREADS = 8

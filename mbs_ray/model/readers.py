@@ -1,11 +1,13 @@
 """What programs that read packed checkpoints need, beyond the form itself: seen in them, version by version."""
 
 from collections.abc import Iterable
-
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.packed import Schemes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 TRANSFORMERS = "transformers"
 VLLM = "vllm"
@@ -18,7 +20,7 @@ _VLLM_BITS = (4, 8)
 _FUSED = "query_key_value"
 
 
-def refuse_unreadable(reader: str, config: PretrainedConfig, schemes: Schemes) -> None:
+def refuse_unreadable(reader: str, config: "PretrainedConfig", schemes: Schemes) -> None:
     """Raise :class:`InputError` where the reader would not load a model packed by these schemes, or load it wrong."""
     scheme = schemes.common
     if reader != VLLM:
@@ -40,7 +42,7 @@ def refuse_unreadable(reader: str, config: PretrainedConfig, schemes: Schemes) -
         )
 
 
-def left_out(reader: str, config: PretrainedConfig, tensors: Iterable[str]) -> set[str]:
+def left_out(reader: str, config: "PretrainedConfig", tensors: Iterable[str]) -> set[str]:
     """Return the tensors of a packed checkpoint that the reader stumbles over and does without.
 
     vLLM takes every tensor of BLOOM's fused linears apart by heads, also the two numbers of ``weight_shape``, which it

@@ -19,8 +19,8 @@ from transformers.core_model_loading import (
 )
 
 from mbs_ray.errors import InputError
-from mbs_ray.model.checkpoint import INDEX, Checkpoint
-from mbs_ray.model.configuration import CONFIG
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.checkpoint_files import CONFIG, INDEX
 from mbs_ray.model.experts import Origin
 from mbs_ray.model.slots import Slot
 from mbs_ray.model.wrapper import Wrapper

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from mbs_ray.errors import InputError, one_line
-from mbs_ray.model.configuration import CONFIG
+from mbs_ray.model.checkpoint_files import CONFIG
 from mbs_ray.model.recorder import Recorder
 
 Arguments = Sequence[tuple[tuple, Mapping[str, Any]]]

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from mbs_ray.errors import InputError
-from mbs_ray.model.configuration import CONFIG, empty_model
+from mbs_ray.model.checkpoint_files import CONFIG
+from mbs_ray.model.configuration import empty_model
 from mbs_ray.model.experts import routers_of
 from mbs_ray.model.linears import linears_of
 from mbs_ray.model.slots import Slot

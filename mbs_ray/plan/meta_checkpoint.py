@@ -11,7 +11,8 @@ from transformers import BloomConfig, PretrainedConfig
 
 from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint, TensorInfo, fetch
-from mbs_ray.model.configuration import CONFIG, empty_model, read_config
+from mbs_ray.model.checkpoint_files import CONFIG
+from mbs_ray.model.configuration import empty_model, read_config
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.model.support import failed_forward, refuse_config
 from mbs_ray.model.wrapper import find_wrapper

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import own_content, read_json
-from mbs_ray.model.configuration import CONFIG
+from mbs_ray.model.checkpoint_files import CONFIG
 from mbs_ray.run.directory import RUNS, SPEC, RunDirectory
 from mbs_ray.run.run_facts import RunFacts
 

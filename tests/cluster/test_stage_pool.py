@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,6 +65,35 @@ def test_the_same_stages_take_one_key_again_and_give_the_same_bits_also_after_a_
         assert seen[0] == seen[1] == seen[2] and pool.starts == 1
     assert digest(jobs[0].directory) == digest(jobs[2].directory)
     wait_until_gone(set(seen[0]))
+
+
+STARTED_AHEAD = """
+import time
+from mbs_ray.cluster.cluster_options import ClusterOptions
+from mbs_ray.cluster.connect import connected
+from mbs_ray.cluster.stage_pool import StagePool
+from tests.cluster.test_stage_pool import lend, wait_until_gone
+from tests.support.stages import stage_processes
+
+with connected("local", 2), StagePool() as pool:
+    pool.start_ahead(ClusterOptions(stages=2))
+    until = time.monotonic() + 120
+    while len(ahead := stage_processes()) < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    taken = lend(pool, 2)
+    assert len(taken) == 1 and taken < ahead, (taken, ahead)
+    wait_until_gone(ahead - taken)
+    assert lend(pool, 2) == taken and not lend(pool, 1) & ahead
+"""
+
+
+@pytest.mark.slow
+def test_the_first_pipeline_takes_actors_that_were_started_ahead_and_the_others_end() -> None:
+    """On a Ray of its own: that of the session has several nodes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", STARTED_AHEAD]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import ray
 
 from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
 
-# torch reads it once. The process may be one that served others of the job before: starting one takes seconds.
+# torch reads it once.
 os.environ.update(LARGE_PAGES)
 
 import torch
@@ -45,28 +45,34 @@ class Stage:
     ``process`` computes; meanwhile ``receive`` takes microbatches from the stage before and ``control`` methods
     answer. Nothing here is retried: a finished block is in the run directory.
     Every replica of a stage is such an actor, and hands over to the one of its number in the next stage.
+    An actor has no place among the stages until :meth:`connect`: its process imports what it needs before that.
     """
 
-    def __init__(self, place: StagePlace, numerics: Numerics) -> None:
-        self._place, self._device = place, numerics.device
-        self._worker = Worker(place, numerics)
-        self._metrics = StageMetrics(place)
+    _place: StagePlace
+    _device: str
+    _worker: Worker
+    _metrics: StageMetrics
+    _new_store: StoreMaker
+
+    def __init__(self) -> None:
         self._store: Any = None
         self._next: Any = None
-        self._new_store = StoreMaker(AUTO, "host", self._device)
         self._stores: dict[int, ActivationStore] = {}
         #: Submissions that ended here or were given up: microbatches of them that still arrive are dropped.
         self._over: set[int] = set()
         self._changed = threading.Condition()
 
     @ray.method(concurrency_group="control")
-    def connect(self, following: Any) -> int:
-        """Set the next stage, and return the id of this process.
+    def connect(self, place: StagePlace, numerics: Numerics, following: Any) -> int:
+        """Take a place, before the stage that is ``following``, and return the id of this process.
 
         Raises :class:`InputError` where this process has not the device that the stages were given.
         """
-        forward_device(self._device)
-        self._next = following
+        forward_device(numerics.device)
+        self._place, self._device, self._next = place, numerics.device, following
+        self._worker = Worker(place, numerics)
+        self._metrics = StageMetrics(place)
+        self._new_store = StoreMaker(AUTO, "host", self._device)
         return os.getpid()
 
     @ray.method(concurrency_group="control")

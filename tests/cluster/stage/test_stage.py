@@ -54,8 +54,8 @@ def as_many_threads(ray_cluster: Cluster) -> Iterator[None]:
 
 
 def stage(number: int, stages: int, following: Any = None) -> Stage:
-    one = Stage(Layout(stages).places()[number], ONE)
-    one.connect(following)
+    one = Stage()
+    one.connect(Layout(stages).places()[number], ONE, following)
     one.offload(AUTO, "host", 1)
     return one
 
