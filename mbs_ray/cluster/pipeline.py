@@ -127,11 +127,7 @@ class Pipeline:
         gpus = 1 if self.numerics.device == "cuda" else 0
         self._check_resources(gpus)
         actor: Any = StageActor
-        placed = actor.options(
-            num_cpus=self.numerics.threads,
-            num_gpus=gpus,
-            scheduling_strategy=self._reserve(gpus),
-        )
+        placed = actor.options(num_cpus=self.numerics.threads, num_gpus=gpus, scheduling_strategy=self._reserve(gpus))
         # Those that were started ahead compute on what is reserved here, though Ray has them elsewhere in its books.
         self._stages = [self._ahead.pop() if self._ahead else placed.remote() for _ in self._places]
         self._ahead = []  # actors that nothing refers to end
