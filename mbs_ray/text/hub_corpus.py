@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -152,6 +152,7 @@ class StreamShard:
     identity: tuple[str, ...]
     stream: datasets.IterableDataset
     chat: bool = False
+    remote: ClassVar[bool] = True
 
     @property
     def unit_count(self) -> int:

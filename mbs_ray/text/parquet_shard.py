@@ -40,6 +40,10 @@ class ParquetShard:
     def unit_count(self) -> int:
         return len(self.extents)
 
+    @property
+    def remote(self) -> bool:
+        return self.opener is not None
+
     @cached_property
     def metadata(self) -> pq.FileMetaData:
         """The footer, read once by whoever reads row groups."""

@@ -1,7 +1,7 @@
 """From a request to a written set of segments, here or through Ray Data; the same request gives the same bits."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,12 @@ import ray
 from mbs_ray.errors import InputError
 from mbs_ray.text.conversation_draw import ConversationDraw
 from mbs_ray.text.cpu_wait import await_cpu
-from mbs_ray.text.here import HERE_BYTES, gather_here
+from mbs_ray.text.here import HERE_BYTES, gather_here, reading_bytes
 from mbs_ray.text.language_draw import ChosenFromAll, LanguageDraw, LanguageSegments, Shortage, WholeText
 from mbs_ray.text.ray_data import Found, Recipe, gather
 from mbs_ray.text.segment_file import SegmentSet, write_segments
 from mbs_ray.text.segment_request import SegmentRequest
+from mbs_ray.text.shards import Shard
 from mbs_ray.text.spot_draw import BYTES_PER_TOKEN, SpotDraw
 from mbs_ray.text.text_counts import refuse_foreign_ids, refuse_markup, refuse_unknown, text_counts
 from mbs_ray.text.unit_draw import Ask, Excerpt
@@ -39,8 +40,8 @@ def draw_segments(
     """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it.
 
     Rows are ordered by language (table order), and by where they begin in its text. `progress` is called with the
-    units and spots done, and those asked for so far. Text of more than `here_bytes` is drawn through Ray Data, for
-    which Ray must be initialized. InputError for a corpus that is missing, malformed, or too short.
+    units and spots done, and those asked for so far. Where more than `here_bytes` of text must be read at once, Ray Data
+    does it, for which Ray must be initialized. InputError for a corpus that is missing, malformed, or too short.
     """
     path = directory / f"{request.fingerprint[:16]}.parquet"
     if (written := _written(path, request.fingerprint)) is not None:
@@ -70,15 +71,19 @@ def draw_per_language(
 
 def _drawn(request: SegmentRequest, progress: Notify | None, here_bytes: int) -> dict[str, LanguageSegments]:
     draws = language_draws(request)
-    if sum(sum(request.opened.extents(language)) for language in draws) <= here_bytes:
-        read: Reader = partial(gather_here, request.opened.shards, recipe_of(request))
-    else:
-        if not ray.is_initialized():
-            raise RuntimeError("Ray is not initialized: call ray.init() first")
-        await_cpu()
-        read = partial(gather, request.opened.shards, recipe_of(request), _tokenizers())
-    fill(draws, read, progress)
+    fill(draws, partial(_read, request.opened.shards, recipe_of(request), here_bytes), progress)
     return finished(request, draws)
+
+
+def _read(
+    shards: Mapping[str, tuple[Shard, ...]], recipe: Recipe, here_bytes: int, asks: Sequence[Ask]
+) -> Iterator[Found]:
+    if reading_bytes(shards, asks) <= here_bytes:
+        return gather_here(shards, recipe, asks)
+    if not ray.is_initialized():
+        raise RuntimeError("Ray is not initialized: call ray.init() first")
+    await_cpu()
+    return gather(shards, recipe, _tokenizers(), asks)
 
 
 def recipe_of(request: SegmentRequest) -> Recipe:

@@ -88,6 +88,11 @@ class Shard(Protocol):
         ...
 
     @property
+    def remote(self) -> bool:
+        """Whether its text is fetched from elsewhere when it is read."""
+        ...
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """Name, size and content digest: equal only if the text is."""
         ...

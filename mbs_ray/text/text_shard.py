@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import file_digest
@@ -43,6 +43,7 @@ class TextShard:
     parts: tuple[tuple[int, int], ...]
     identity: tuple[str, ...]
     chat: bool = False
+    remote: ClassVar[bool] = False
 
     @classmethod
     def open(cls, path: Path, name: str, text_column: str | None, cache: FactsCache, chat: bool = False) -> "TextShard":

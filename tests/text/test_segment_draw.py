@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from mbs_ray.errors import InputError
 from mbs_ray.text import segment_file
 from mbs_ray.text.corpus import open_corpus
+from mbs_ray.text.here import reading_bytes
 from mbs_ray.text.ray_data import gather
 from mbs_ray.text.segment_draw import check_request, draw_per_language, draw_segments, fill, language_draws, recipe_of
 from mbs_ray.text.segment_file import Segments, SegmentSet
@@ -67,7 +68,8 @@ def test_little_text_is_drawn_in_this_process_and_gives_the_same_file(
     drawn: SegmentSet, corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = request(corpus, tokenizer, ALLOCATION)
-    size = sum(sum(asked.opened.extents(language)) for language in LANGUAGES)
+    asks = [ask for draw in language_draws(asked).values() for ask in draw.asks()]
+    size = reading_bytes(asked.opened.shards, asks)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(RuntimeError, match=r"ray\.init"):
         draw_segments(asked, tmp_path, here_bytes=size - 1)
