@@ -40,8 +40,8 @@ def draw_segments(
     """Writes `<directory>/<fingerprint[:16]>.parquet`, or reuses it.
 
     Rows are ordered by language (table order), and by where they begin in its text. `progress` is called with the
-    units and spots done, and those asked for so far. Where more than `here_bytes` of text must be read at once, Ray Data
-    does it, for which Ray must be initialized. InputError for a corpus that is missing, malformed, or too short.
+    units and spots done, and those asked for so far. Where more than `here_bytes` of text must be read at once, Ray
+    Data does it, for which Ray must be initialized. InputError for a corpus that is missing, malformed, or too short.
     """
     path = directory / f"{request.fingerprint[:16]}.parquet"
     if (written := _written(path, request.fingerprint)) is not None:
