@@ -135,9 +135,9 @@ def _settled(options: ClusterOptions, runs: Sequence[PreparedRun], hardware: Har
         blocks=min(run.model.decoder.blocks for run in runs),
         microbatches=min(run.shared_microbatches for run in [*runs, *pilots(runs)]),
     )
-    if resources.numerics.device == "cpu":
-        return resources
-    return replace(resources, numerics=replace(resources.numerics, gpu=hardware.kinds_of_gpus))
+    device = resources.numerics.device
+    gpu = "" if device == "cpu" else hardware.kinds_of_gpus
+    return replace(resources, numerics=replace(resources.numerics, gpu=gpu, kernel=hardware.kernels(device)))
 
 
 def _refuse_changed(runs: Sequence[PreparedRun], resources: Resources, folders: SweepFolders) -> None:

@@ -122,18 +122,22 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
 
     Nothing is kept for other processes: what one CPU compiles for itself another one, with the same home, may not run.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), "g++")
     try:
         with tempfile.TemporaryDirectory() as folder:
             built = Path(folder, "kernels.so")
             given = (f"-DSTORED={_TYPES[dtype]}", f"-I{Path(torch.__file__).parent / 'include'}", str(_SOURCE))
-            command = [*shlex.split(compiler), *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
+            command = [*shlex.split(compiler()), *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
             subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300)
             return ctypes.CDLL(str(built))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
         _log.warning(WITHOUT_KERNEL, one_line(said))
         return None
+
+
+def compiler() -> str:
+    """Return the C++ compiler's command: that of the environment, or the first that there is, or would be."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), "g++")
 
 
 def _loaded_openmp() -> list[str]:

@@ -2,14 +2,17 @@
 
 import functools
 import logging
+import shlex
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mbs_ray.errors import one_line
-from mbs_ray.methods.cpu_kernel import WITHOUT_KERNEL, CpuKernel, cpu_library
+from mbs_ray.methods.cpu_kernel import WITHOUT_KERNEL, CpuKernel, compiler, cpu_library
 from mbs_ray.methods.grid import Grid, Quantization
 from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, descend_leaf, solve_leaf, updated
 
@@ -96,6 +99,16 @@ def kernel_for(work: Tensor, dtype: torch.dtype) -> Kernel:
         library = cpu_library(dtype) if large else None
         return TorchKernel(dtype, compiled=False) if library is None else CpuKernel(library, dtype)
     return TorchKernel(dtype, compiled=large and can_compile(work.device.type))
+
+
+def kernel_here(device: str) -> str:
+    """Name what solves wide linears on a kind of device of this machine: C++, Triton, or torch where nothing compiles.
+
+    Nothing is compiled to find out: a compiler that is there and fails is taken for one that works.
+    """
+    if device == "cpu":
+        return "C++" if shutil.which(next(iter(shlex.split(compiler())), "")) else "torch"
+    return "Triton" if find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang"))) else "torch"
 
 
 def _plain(finals: Finals) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:

@@ -45,6 +45,9 @@ class Node:
     """Why torch cannot use the GPUs that Ray counts on it."""
     capability: str = ""
     """CUDA's compute capability of the GPUs, as ``9.0``."""
+    cpu_kernel: str = ""
+    gpu_kernel: str = ""
+    """What solves wide linears here, by kind of device, as :func:`~mbs_ray.methods.kernel.kernel_here` names it."""
 
     @property
     def actors(self) -> int:
@@ -86,6 +89,11 @@ class Hardware:
         kinds = {f"{node.device} ({node.capability})" for node in self.nodes if node.gpus}
         return ", ".join(sorted(kinds))
 
+    def kernels(self, device: str) -> str:
+        """Return what solves wide linears on a kind of device, each once."""
+        on_cpu = device == "cpu"
+        return ", ".join(sorted({node.cpu_kernel if on_cpu else node.gpu_kernel for node in self.nodes} - {""}))
+
     @property
     def device(self) -> str:
         """Name of the devices, empty if unknown."""
@@ -119,6 +127,7 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     import torch
 
     from mbs_ray.compression.device import why_no_cuda
+    from mbs_ray.methods.kernel import kernel_here
 
     gpus = torch.cuda.device_count()
     memory = min((torch.cuda.mem_get_info(index)[0] for index in range(gpus)), default=0)
@@ -129,7 +138,18 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     host = host_memory()
     cpus = os.cpu_count() or 1
     return Node(
-        gpus, memory, host.total, nvme, cpus, name, host.used, host.kill_share, why_no_cuda(), capability=capability
+        gpus,
+        memory,
+        host.total,
+        nvme,
+        cpus,
+        name,
+        host.used,
+        host.kill_share,
+        why_no_cuda(),
+        capability,
+        cpu_kernel=kernel_here("cpu"),
+        gpu_kernel=kernel_here("cuda") if gpus else "",
     )
 
 

@@ -49,8 +49,8 @@ EXPERTS = "experts.parquet"
 #: What to do about a file that only a command writes that has work left to do in the run.
 _WITH_RESULT = f"remove it, and {RESULT} beside it, and give the mbs command of the run again"
 
-#: Fields of a signature that nobody asked for: versions and GPUs of the day.
-SURROUNDINGS = ("gpu", "torch", "transformers", "arithmetic")
+#: Fields of a signature that nobody asked for: versions, GPUs and compilers of the day.
+SURROUNDINGS = ("gpu", "torch", "transformers", "arithmetic", "kernel")
 
 #: Value of the field ``keep`` of a run that removes its weights.
 METRICS = "metrics"

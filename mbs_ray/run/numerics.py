@@ -9,12 +9,14 @@ import torch
 class Numerics:
     """Kind of device of the actors (``cuda`` or ``cpu``), and CPU threads of each.
 
-    ``gpu``: names and compute capabilities of the GPUs, for the signature; empty on CPUs.
+    For the signature, ``gpu``: names and compute capabilities of the GPUs, empty on CPUs; ``kernel``: what solves wide
+    linears.
     """
 
     device: str
     threads: int
     gpu: str = ""
+    kernel: str = ""
 
     def compute_dtype(self, asked: str, stored: torch.dtype) -> str:
         """Return the type of the forward: ``auto`` is the checkpoint's on CUDA and float32 on the CPU."""

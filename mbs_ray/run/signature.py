@@ -7,6 +7,8 @@ import torch
 import transformers
 
 from mbs_ray.methods import ARITHMETIC, Method, method_spec
+from mbs_ray.methods.kernel import LEAST_COLUMNS
+from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.directory import METRICS
 from mbs_ray.run.mixture_checks import has_mixtures
 from mbs_ray.run.numerics import Numerics
@@ -45,6 +47,7 @@ def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, 
         "per_language": run.spec.per_language,
         "replicas": replicas,
         "arithmetic": ARITHMETIC,
+        **({"kernel": numerics.kernel} if _has_wide_linears(run.model.decoder) else {}),
         **forward_fields(run, numerics),
     }
 
@@ -62,6 +65,13 @@ def finished_result(folders: SweepFolders, run: PreparedRun) -> Mapping[str, Any
 def _signed(method: Method) -> dict[str, Any]:
     """Describe a method, without what runs begun before it was there do not have."""
     return {field: value for field, value in method_spec(method).items() if (field, value) != ("refine", 0)}
+
+
+def _has_wide_linears(decoder: Decoder) -> bool:
+    """Return whether some linears are solved by a kernel, where there is one."""
+    return any(
+        columns >= LEAST_COLUMNS for index in range(decoder.blocks) for _, columns in decoder.linears(index).values()
+    )
 
 
 def _statistics(run: PreparedRun) -> dict[str, Any]:

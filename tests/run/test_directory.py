@@ -133,8 +133,15 @@ def test_a_run_that_goes_on_has_the_facts_of_now_and_a_finished_one_those_of_the
 
 def test_a_begun_run_stays_with_versions_and_gpus_and_a_finished_one_is_shown_by_any(directory: RunDirectory) -> None:
     signed = {"method": {"name": "wanda"}, "gpu": "A (8.0)", "torch": "2.13.0", "transformers": "5", "arithmetic": 1}
+    signed["kernel"] = "C++"
     directory.claim(signed, FACTS)
-    for field, other in {"gpu": "H (9.0)", "torch": "3", "transformers": "6", "arithmetic": 2}.items():
+    for field, other in {
+        "gpu": "H (9.0)",
+        "torch": "3",
+        "transformers": "6",
+        "arithmetic": 2,
+        "kernel": "torch",
+    }.items():
         with pytest.raises(InputError, match=f"was begun with {field} "):
             directory.refuse_changed({**signed, field: other})
         directory.refuse_changed({**signed, field: other}, finished=True)

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
+from mbs_ray.plan.hardware import Hardware, Node, this_machine
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.signature import signature
 from mbs_ray.run.sweep_spec import SweepSpec, validated
+from tests.support.models import write_bloom
 from tests.support.sweeps import prepared_runs
 
 
@@ -24,3 +28,21 @@ def test_fitting_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_pat
     plain, fitted = (signature(one, Numerics("cpu", 1), 1) for one in prepared_runs(sweep, tmp_path))
     assert fitted == {**plain, "fit_to": {"mode": "dense", "strength": "auto"}}
     assert "fit_to" not in plain
+
+
+def test_what_solves_wide_linears_is_signed_where_there_are_any(bloom: Path, corpus: Path, tmp_path: Path) -> None:
+    wide = write_bloom(tmp_path / "wide", layers=1, hidden=256)  # and 1,024 columns between its halves
+    run = {"corpus": str(corpus), "languages": ["en"], "segments": 2, "sequence_length": 8, "sampling": "equal"}
+    grid = {"model": [str(bloom), str(wide)]}
+    sweep = validated(SweepSpec, {"name": "signed", "run": {**run, "method": "wanda"}, "grid": grid})
+    narrow, broad = (signature(one, Numerics("cpu", 1, kernel="C++"), 1) for one in prepared_runs(sweep, tmp_path))
+    assert "kernel" not in narrow and broad["kernel"] == "C++"
+
+
+def test_what_solves_wide_linears_is_asked_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert this_machine().cpu_kernel in ("C++", "torch")
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    assert this_machine().cpu_kernel == "torch"
+    one, other = Node(0, 0, 1, cpu_kernel="torch"), Node(1, 1, 1, cpu_kernel="C++", gpu_kernel="Triton")
+    assert Hardware((one, other, one)).kernels("cpu") == "C++, torch"
+    assert Hardware((one, other)).kernels("cuda") == "Triton" and Hardware((one,)).kernels("cuda") == ""
