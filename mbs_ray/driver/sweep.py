@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mbs_ray.cluster.arrivals import nodes_awaited
@@ -72,9 +73,9 @@ def _conduct(
     runs = _prepared(sweep, folders, progress)
     uri = default_tracking_uri(folders.out)
     with ExitStack() as open_until_end:
-        open_until_end.enter_context(connected(options.address, options.cpus))
+        read = partial(read_models, runs, progress.work)
+        open_until_end.enter_context(connected(options.address, options.cpus, read))
         stages = pool or open_until_end.enter_context(StagePool())
-        read_models(runs, progress.work)
         connection = _connection(uri, folders, runs)
         open_until_end.enter_context(nodes_awaited(options, _useful_stages(runs), progress.say))
         hardware = live_cluster(options.nvme_path)
