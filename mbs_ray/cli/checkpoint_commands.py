@@ -7,12 +7,13 @@ import typer
 from rich.console import Console
 
 from mbs_ray.cli.cluster_arguments import with_cluster, without
-from mbs_ray.cli.inputs import TEXT_COLUMN, Begin, absolute, corpus_given, evaluation_sets, model_given, on_ray
+from mbs_ray.cli.inputs import TEXT_COLUMN, absolute, corpus_given, evaluation_sets, model_given, on_ray
 from mbs_ray.cli.options import Chat, ComputeDtype, Languages, Out, Revision, SequenceLength, TextColumn
 from mbs_ray.cluster.cluster_options import ClusterOptions
 from mbs_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from mbs_ray.cluster.stage_pool import StagePool
     from mbs_ray.driver.evaluate_tasks import TaskQuestion
 
 app = typer.Typer()
@@ -65,31 +66,35 @@ def evaluate(
     finished run, compared with the dense one.
     """
     with on_ray(cluster.address) as begin:
-        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, paired_table, score_table
-        from mbs_ray.driver.evaluate import TextQuestion
-        from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
-        from mbs_ray.driver.evaluate_tasks import TaskQuestion
-        from mbs_ray.driver.progress import Progress
         from mbs_ray.run.spec import EvaluationSpec
         from mbs_ray.run.sweep_checkpoints import is_sweep
         from mbs_ray.run.sweep_spec import validated
 
         if not corpus and tasks is None:
             raise InputError("nothing to score: give --corpus with text, or --tasks, or both")
+        whole = is_sweep(Path(model))
+        if whole:
+            _refuse_for_sweep(model, tasks is not None, bool(corpus), revision)
+        asked = {"sequence_length": sequence_length, "join": join}
+        sets = evaluation_sets(corpus or [], segments, text_column, chat).items()
+        named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
+        pool = begin(cluster)
+        # Loads much more, while stages do.
+        from mbs_ray.cli.terminal_tables import accuracy_table, answer_table, paired_table, score_table
+        from mbs_ray.driver.evaluate import TextQuestion
+        from mbs_ray.driver.evaluate import evaluate as evaluate_checkpoint
+        from mbs_ray.driver.evaluate_tasks import TaskQuestion
+        from mbs_ray.driver.progress import Progress
+
         console = Console()
         question = None
         if tasks is not None:
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             question = TaskQuestion(names, shots, limit, include_path)
-        if is_sweep(Path(model)):
-            _evaluate_sweep(begin, Path(model), question, bool(corpus), revision, compute_dtype, cluster, out)
+        if whole and question is not None:
+            _evaluate_sweep(Path(model), question, compute_dtype, cluster, out, pool)
             return
-        text = None
-        if corpus:
-            asked = {"sequence_length": sequence_length, "join": join}
-            sets = evaluation_sets(corpus, segments, text_column, chat).items()
-            named = {name: validated(EvaluationSpec, {**content, **asked}) for name, content in sets}
-            text = TextQuestion(languages, named)
+        text = TextQuestion(languages, named) if named else None
         result = evaluate_checkpoint(
             model_given(model),
             revision=revision,
@@ -99,7 +104,7 @@ def evaluate(
             cluster=cluster,
             out=absolute(out),
             progress=Progress(console),
-            pool=begin(cluster),
+            pool=pool,
         )
         for set_name, (path, scores) in result.texts.items():
             console.print(score_table(f"{Path(model).name} on {set_name}", scores))
@@ -114,29 +119,26 @@ def evaluate(
             console.print(f"written: {path}   (mbs ui {out})", highlight=False, soft_wrap=True)
 
 
-def _evaluate_sweep(
-    begin: Begin,
-    sweep: Path,
-    question: "TaskQuestion | None",
-    text: bool,
-    revision: str | None,
-    compute_dtype: str,
-    cluster: ClusterOptions,
-    out: Path,
-) -> None:
-    """Score the checkpoints of a sweep on tasks and print what came out; ``text``: whether any was to be scored."""
-    from mbs_ray.cli.terminal_tables import sweep_tasks_table
-    from mbs_ray.driver.evaluate_sweep import evaluate_sweep
-    from mbs_ray.driver.progress import Progress
-    from mbs_ray.run.sweep_folders import EVALUATED
-
-    if text or question is None:
+def _refuse_for_sweep(sweep: str, tasks: bool, text: bool, revision: str | None) -> None:
+    """Raise :class:`InputError` for what is asked of one checkpoint and not of a sweep's."""
+    if text or not tasks:
         raise InputError(
             f"{sweep}: is the folder of a sweep, whose runs its own evaluation has scored on text; give --tasks alone, "
             "or --corpus with one checkpoint"
         )
     if revision is not None:
         raise InputError(f"--revision {revision}: a sweep names the revisions of its models itself; leave it out")
+
+
+def _evaluate_sweep(
+    sweep: Path, question: "TaskQuestion", compute_dtype: str, cluster: ClusterOptions, out: Path, pool: "StagePool"
+) -> None:
+    """Score the checkpoints of a sweep on tasks and print what came out."""
+    from mbs_ray.cli.terminal_tables import sweep_tasks_table
+    from mbs_ray.driver.evaluate_sweep import evaluate_sweep
+    from mbs_ray.driver.progress import Progress
+    from mbs_ray.run.sweep_folders import EVALUATED
+
     console, whole, results = Console(), sweep.resolve(), absolute(out)
     found = evaluate_sweep(
         whole,
@@ -145,7 +147,7 @@ def _evaluate_sweep(
         cluster=cluster,
         out=results,
         progress=Progress(console),
-        pool=begin(cluster),
+        pool=pool,
     )
     console.print(sweep_tasks_table(f"{whole.name}: {question.shots} shots, against the dense model", found))
     said = f"written: {results / EVALUATED}   (mbs report {sweep}, mbs ui {out})"

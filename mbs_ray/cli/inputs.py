@@ -100,7 +100,7 @@ def _started_stages(until_printed: ExitStack, asked: ClusterOptions) -> "StagePo
     from mbs_ray.cluster.connect import connecting
 
     connect = until_printed.enter_context(connecting(asked.address, asked.cpus))
-    # Loads torch and transformers, for seconds in which Ray starts.
+    # Loads transformers, for seconds in which Ray starts.
     from mbs_ray.cluster.stage_pool import StagePool
 
     connect()

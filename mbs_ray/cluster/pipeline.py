@@ -128,7 +128,10 @@ class Pipeline:
         self._check_resources(gpus)
         actor: Any = StageActor
         placed = actor.options(num_cpus=self.numerics.threads, num_gpus=gpus, scheduling_strategy=self._reserve(gpus))
-        # Those that were started ahead compute on what is reserved here, though Ray has them elsewhere in its books.
+        # Those that were started ahead compute on what is reserved here, though Ray has them elsewhere in its books. A
+        # node that has come meanwhile may be what is reserved.
+        if gpus or sum(node["Alive"] for node in ray.nodes()) != 1:
+            self._ahead = []
         self._stages = [self._ahead.pop() if self._ahead else placed.remote() for _ in self._places]
         self._ahead = []  # actors that nothing refers to end
         replicas = self.layout.replicas

@@ -43,7 +43,7 @@ class StagePool:
         Only where all of them will be on one node, and on CPUs: which GPUs a process sees is settled when it starts.
         """
         # Ray keeps processes for later, but gives none that has run a task to an actor: only an actor imports for it.
-        nodes = _nodes()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if len(nodes) == 1 and (options.device == "cpu" or not nodes[0].get("GPU")):
             wanted = min((options.stages or 1) * (options.replicas or 1), int(nodes[0].get("CPU", 0)))
             actor: Any = StageActor
@@ -89,7 +89,7 @@ class StagePool:
     def _start(self, layout: Layout, numerics: Numerics) -> Pipeline:
         self._stop_idle(max(0, self._idle_cpus - layout.actors * numerics.threads))
         ahead, self._ahead = self._ahead, []
-        pipeline = Pipeline(layout, numerics, ahead=ahead if numerics.device == "cpu" and len(_nodes()) == 1 else ())
+        pipeline = Pipeline(layout, numerics, ahead=ahead)
         pipeline.start()
         self.starts += 1
         return pipeline
@@ -98,8 +98,3 @@ class StagePool:
         """Stop the pipelines that have waited longest, until the others hold at most this many CPUs."""
         while self._idle and sum(one.layout.actors * one.numerics.threads for one in self._idle) > cpus:
             self._idle.pop(0).stop()
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Return the resources of every node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

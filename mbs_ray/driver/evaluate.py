@@ -58,7 +58,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Score a checkpoint on text, on tasks, or on both with the same stages: those of ``pool`` where it is given.
 
-    Raises :class:`InputError` before any actor starts where the model, a text or a task cannot be used.
+    Raises :class:`InputError` before any stage works where the model, a text or a task cannot be used.
     """
     opened_tasks = None if tasks is None else open_question(tasks, out)
     check_ray(cluster.address)

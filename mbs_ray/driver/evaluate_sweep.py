@@ -49,7 +49,7 @@ def evaluate_sweep(
 
     What lies under ``out`` with the same settings is not scored again, so a command that was killed resumes. Models
     share the stages, or those of ``pool``, as far as they have the same layout. Raises :class:`InputError` before any
-    actor starts where a task or a checkpoint cannot be used, or no run has one.
+    stage works where a task or a checkpoint cannot be used, or no run has one.
     """
     checkpoints = sweep_checkpoints(sweep, progress.say)
     opened = open_question(tasks, out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mbs_ray.cluster.arrivals import nodes_awaited
 from mbs_ray.cluster.cluster_options import ClusterOptions
-from mbs_ray.cluster.connect import check_ray, connected
+from mbs_ray.cluster.connect import check_ray, connected, on_cluster
 from mbs_ray.cluster.resources import Resources, settle_resources, settled_device
 from mbs_ray.cluster.stage_pool import StagePool
 from mbs_ray.driver.adaptive import find_weights
@@ -78,7 +78,7 @@ def _conduct(
         stages = pool or open_until_end.enter_context(StagePool())
         connection = _connection(uri, folders, runs)
         open_until_end.enter_context(nodes_awaited(options, _useful_stages(runs), progress.say))
-        hardware = live_cluster(options.nvme_path)
+        hardware = live_cluster(options.nvme_path, on_cluster(options.address))
         device = settled_device(options.device)
         runs = with_kept_top_ups([replace(run, device=device) for run in runs], folders)
         resources = _settled(options, runs, hardware).shrunk_to_cluster(progress.say)

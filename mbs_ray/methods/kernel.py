@@ -5,6 +5,7 @@ import logging
 import shlex
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -107,7 +108,10 @@ def kernel_here(device: str) -> str:
     Nothing is compiled to find out: a compiler that is there and fails is taken for one that works.
     """
     if device == "cpu":
-        return "C++" if shutil.which(next(iter(shlex.split(compiler())), "")) else "torch"
+        with suppress(ValueError, IndexError):  # of a CXX that is no command
+            if shutil.which(shlex.split(compiler())[0]):
+                return "C++"
+        return "torch"
     return "Triton" if find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang"))) else "torch"
 
 

@@ -91,8 +91,9 @@ class Hardware:
 
     def kernels(self, device: str) -> str:
         """Return what solves wide linears on a kind of device, each once."""
-        on_cpu = device == "cpu"
-        return ", ".join(sorted({node.cpu_kernel if on_cpu else node.gpu_kernel for node in self.nodes} - {""}))
+        if device == "cpu":
+            return ", ".join(sorted({node.cpu_kernel for node in self.nodes}))
+        return ", ".join(sorted({node.gpu_kernel for node in self.nodes if node.gpus}))
 
     @property
     def device(self) -> str:
@@ -153,15 +154,18 @@ def this_machine(nvme_path: Path | None = None) -> Node:
     )
 
 
-def live_cluster(nvme_path: Path | None = None) -> Hardware:
-    """Ask every node of the connected Ray what it has free; raise :class:`InputError` if one does not answer."""
+def live_cluster(nvme_path: Path | None = None, joined: bool = False) -> Hardware:
+    """Ask every node of the connected Ray what it has free; raise :class:`InputError` if one does not answer.
+
+    ``joined``: the own node is asked, too, as the environment of its Ray may not be that of this process.
+    """
     import ray
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from mbs_ray.text.ray_deaths import DEATHS, why
 
-    own = ray.util.get_node_ip_address()
+    own = None if joined else ray.util.get_node_ip_address()
     ask: Any = ray.remote(this_machine)
     working = [node for node in ray.nodes() if node["Alive"] and node["Resources"].keys() & {"CPU", "GPU"}]
     asked = {}

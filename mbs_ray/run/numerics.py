@@ -1,6 +1,6 @@
 """Properties of machine and arithmetic that can change bits: kind of device, threads, type of the forward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,7 @@ class Numerics:
     device: str
     threads: int
     gpu: str = ""
-    kernel: str = ""
+    kernel: str = field(default="", compare=False)
 
     def compute_dtype(self, asked: str, stored: torch.dtype) -> str:
         """Return the type of the forward: ``auto`` is the checkpoint's on CUDA and float32 on the CPU."""

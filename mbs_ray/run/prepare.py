@@ -1,4 +1,4 @@
-"""Everything about a sweep that can be checked and resolved before any actor starts."""
+"""Everything about a sweep that can be checked and resolved before any stage works."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -10,26 +10,22 @@ from mbs_ray.text.unit_draw import Ask
 
 #: Up to so many bytes of text are read and tokenized here: seconds, as long as Ray Data takes to begin.
 HERE_BYTES = 32 * 2**20
-#: Bytes that are decoded in the time in which one is tokenized.
-_DECODED_PER_TOKENIZED = 16
 
 
 def reading_bytes(shards: Mapping[str, Sequence[Shard]], asks: Sequence[Ask]) -> int:
-    """Estimate how much text is read for the asks, in bytes that are tokenized.
-
-    A unit is; of a part only what is at its spots, the rest is decoded on the way there. Where it must be fetched first
-    the whole part counts.
-    """
-    parts = {name: [(one, extent) for one in own for extent in one.extents] for name, own in shards.items()}
-    units = {name: max(1, sum(one.unit_count for one in own)) for name, own in shards.items()}
+    """Estimate how much text is read for the asks, in bytes that are tokenized: a unit counts as the mean of all."""
+    parts, means = {}, {}
+    for language, own in shards.items():
+        parts[language] = [(shard, part) for shard in own for part in range(len(shard.extents))]
+        units = max(1, sum(shard.unit_count for shard in own))
+        means[language] = sum(sum(shard.extents) for shard in own) / units
     total = 0.0
     for ask in asks:
         if ask.spots is None:
-            total += sum(extent for _, extent in parts[ask.language]) / units[ask.language]
-            continue
-        shard, extent = parts[ask.language][ask.number]
-        tokenized = extent if shard.remote else min(extent, len(ask.spots) * ask.text_bytes)
-        total += tokenized + extent / _DECODED_PER_TOKENIZED
+            total += means[ask.language]
+        else:
+            shard, part = parts[ask.language][ask.number]
+            total += shard.spot_bytes(part, len(ask.spots) * ask.text_bytes)
     return round(total)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -152,11 +152,13 @@ class StreamShard:
     identity: tuple[str, ...]
     stream: datasets.IterableDataset
     chat: bool = False
-    remote: ClassVar[bool] = True
 
     @property
     def unit_count(self) -> int:
         return int(self.stream.num_shards)
+
+    def spot_bytes(self, part: int, wanted: int) -> int:
+        return self.extents[part]
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:
         for unit in units:

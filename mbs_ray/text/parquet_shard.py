@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mbs_ray.errors import InputError
 from mbs_ray.text.conversations import FIELDS, MalformedConversationError, conversation_text
-from mbs_ray.text.shards import Addressed, Document, Wanted
+from mbs_ray.text.shards import DECODED_PER_TOKENIZED, Addressed, Document, Wanted
 
 _LENGTH_BYTES = 4  # stand before each text of a plain page
 Opener = Callable[[str], BinaryIO]
@@ -40,9 +40,9 @@ class ParquetShard:
     def unit_count(self) -> int:
         return len(self.extents)
 
-    @property
-    def remote(self) -> bool:
-        return self.opener is not None
+    def spot_bytes(self, part: int, wanted: int) -> int:
+        extent = self.extents[part]
+        return extent if self.opener is not None else min(extent, wanted) + extent // DECODED_PER_TOKENIZED
 
     @cached_property
     def metadata(self) -> pq.FileMetaData:

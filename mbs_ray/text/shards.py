@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 DIGEST_BYTES = 16
 BEGINNING_CHARACTERS = 60
+#: Bytes that are decoded, on the way to a place, in the time in which one is tokenized.
+DECODED_PER_TOKENIZED = 16
 INVISIBLE = "ZC"  # Unicode categories of separators, controls, format characters
 
 
@@ -88,13 +90,15 @@ class Shard(Protocol):
         ...
 
     @property
-    def remote(self) -> bool:
-        """Whether its text is fetched from elsewhere when it is read."""
-        ...
-
-    @property
     def identity(self) -> tuple[str, ...]:
         """Name, size and content digest: equal only if the text is."""
+        ...
+
+    def spot_bytes(self, part: int, wanted: int) -> int:
+        """Estimate what coming to places of a part takes at which `wanted` bytes are read, in bytes that are tokenized.
+
+        All of a part that must be fetched first, or may be one document.
+        """
         ...
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO
 
 from mbs_ray.errors import InputError
 from mbs_ray.files import file_digest
 from mbs_ray.text.compressed_parts import Decoder, compressed_parts
 from mbs_ray.text.document_starts import follows_blank_line, start_of_line, start_of_paragraph
 from mbs_ray.text.file_facts import FactsCache, FileFacts
-from mbs_ray.text.shards import Addressed, Document, Wanted
+from mbs_ray.text.shards import DECODED_PER_TOKENIZED, Addressed, Document, Wanted
 from mbs_ray.text.text_pieces import MalformedTextError, Piece, json_lines, paragraphs
 
 UNIT_BYTES = 2**20
@@ -43,7 +43,6 @@ class TextShard:
     parts: tuple[tuple[int, int], ...]
     identity: tuple[str, ...]
     chat: bool = False
-    remote: ClassVar[bool] = False
 
     @classmethod
     def open(cls, path: Path, name: str, text_column: str | None, cache: FactsCache, chat: bool = False) -> "TextShard":
@@ -58,6 +57,12 @@ class TextShard:
     @property
     def extents(self) -> tuple[int, ...]:
         return tuple(extent for _, extent in self.parts)
+
+    def spot_bytes(self, part: int, wanted: int) -> int:
+        extent = self.extents[part]
+        if self.text_column is None:
+            return extent  # without a blank line all of it is one document
+        return min(extent, wanted) + (extent // DECODED_PER_TOKENIZED if self.compression else 0)
 
     def read(self, units: Sequence[int]) -> Iterator[Iterator[Document]]:
         for unit in units:

@@ -51,6 +51,13 @@ def test_help_waits_for_no_heavy_import() -> None:
     assert shown.returncode == 0 and "allocate" in shown.stdout
 
 
+def test_what_is_read_before_ray_begins_to_start_loads_no_transformers() -> None:
+    read = "mbs_ray.run.sweep_spec, mbs_ray.driver.requested_cluster, mbs_ray.run.sweep_checkpoints"
+    heavy = "transformers", "datasets", "mlflow", "matplotlib"
+    asked = f"import sys, {read}; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout.strip() == "[]"
+
+
 class Bad:
     """One bad input: what is done to model, corpus and sweep file, and what the error must name."""
 

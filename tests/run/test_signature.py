@@ -30,19 +30,28 @@ def test_fitting_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_pat
     assert "fit_to" not in plain
 
 
-def test_what_solves_wide_linears_is_signed_where_there_are_any(bloom: Path, corpus: Path, tmp_path: Path) -> None:
+def test_what_solves_wide_linears_is_signed_where_there_are_any_and_the_method_solves_columns(
+    bloom: Path, corpus: Path, tmp_path: Path
+) -> None:
     wide = write_bloom(tmp_path / "wide", layers=1, hidden=256)  # and 1,024 columns between its halves
     run = {"corpus": str(corpus), "languages": ["en"], "segments": 2, "sequence_length": 8, "sampling": "equal"}
-    grid = {"model": [str(bloom), str(wide)]}
-    sweep = validated(SweepSpec, {"name": "signed", "run": {**run, "method": "wanda"}, "grid": grid})
-    narrow, broad = (signature(one, Numerics("cpu", 1, kernel="C++"), 1) for one in prepared_runs(sweep, tmp_path))
-    assert "kernel" not in narrow and broad["kernel"] == "C++"
+    grid = {"model": [str(bloom), str(wide)], "method": ["gptq", "wanda"]}
+    sweep = validated(SweepSpec, {"name": "signed", "run": run, "grid": grid})
+    signed = [
+        (one.model.name, one.spec.method.name)
+        for one in prepared_runs(sweep, tmp_path)
+        if "kernel" in signature(one, Numerics("cpu", 1, kernel="C++"), 1)
+    ]
+    assert signed == [("wide", "gptq")]
 
 
 def test_what_solves_wide_linears_is_asked_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert this_machine().cpu_kernel in ("C++", "torch")
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
     assert this_machine().cpu_kernel == "torch"
-    one, other = Node(0, 0, 1, cpu_kernel="torch"), Node(1, 1, 1, cpu_kernel="C++", gpu_kernel="Triton")
+    monkeypatch.setenv("CXX", "no 'command")
+    assert this_machine().cpu_kernel == "torch"
+    one = Node(0, 0, 1, cpu_kernel="torch", gpu_kernel="torch")  # with a GPU that Ray does not count
+    other = Node(1, 1, 1, cpu_kernel="C++", gpu_kernel="Triton")
     assert Hardware((one, other, one)).kernels("cpu") == "C++, torch"
-    assert Hardware((one, other)).kernels("cuda") == "Triton" and Hardware((one,)).kernels("cuda") == ""
+    assert Hardware((one, other)).kernels("cuda") == "Triton"
