@@ -24,7 +24,8 @@ from mbs_ray.run.numerics import Numerics
 from mbs_ray.text.ray_deaths import DEATHS, fetched, shortage, stage_died
 
 PLACE_SECONDS = 30.0
-START_SECONDS = 180.0
+#: For processes that import torch from a cold disk, on cores that others use.
+START_SECONDS = 300.0
 #: A stage that does not answer for this long counts as dead: it is stopped, or its node is cut off.
 ANSWER_SECONDS = 60.0
 _LOOK_SECONDS = 2.0
@@ -46,11 +47,10 @@ class Outcome:
 class Pipeline:
     """The stages of a layout, also as a context manager; runs are submitted in order and end in about that order.
 
-    All runs may be submitted at once: a stage takes them one after the other, and a sender waits
-    while the next stage holds two runs already, so that memory is bounded whatever the number of runs.
-    ``say`` is called before long preparations; ``ahead`` are actors that were started, on the only node, before it was
-    known how many are needed. Entering raises :class:`InputError` where the stages, or the
-    activations of the runs as ``offload`` describes them, do not fit.
+    All runs may be submitted at once: a stage takes them one after the other, and a sender waits while the next stage
+    holds two runs already, so that memory is bounded whatever the number of runs. ``say`` is called before long
+    preparations; ``ahead`` are actors that were started, on the only node, before it was known how many are needed.
+    Entering raises :class:`InputError` where the stages, or activations as ``offload`` describes them, do not fit.
     """
 
     def __init__(
