@@ -9,6 +9,8 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray's workers are nicer than all others by default: beside the other process of `make test` they starve for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 import ray
