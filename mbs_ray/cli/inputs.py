@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from errno import ENOSPC
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,13 +98,13 @@ def on_ray(address: str | None) -> Iterator[Begin]:
 
 
 def _started_stages(until_printed: ExitStack, asked: ClusterOptions) -> "StagePool":
-    from mbs_ray.cluster.connect import connecting
+    from mbs_ray.cluster.connect import connected
 
-    connect = until_printed.enter_context(connecting(asked.address, asked.cpus))
-    # Loads transformers, for seconds in which Ray starts.
+    # Importing it loads transformers, for seconds in which Ray starts.
+    load = partial(import_module, "mbs_ray.cluster.stage_pool")
+    until_printed.enter_context(connected(asked.address, asked.cpus, load))
     from mbs_ray.cluster.stage_pool import StagePool
 
-    connect()
     pool = until_printed.enter_context(StagePool())
     pool.start_ahead(asked)
     return pool

@@ -57,38 +57,27 @@ def on_cluster(address: str | None) -> bool:
 
 
 @contextmanager
-def connected(address: str | None, cpus: int, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+def connected(address: str | None, cpus: int, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Provide a Ray connection for the length of a job; a Ray already running in this process is used as it is.
 
-    Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started; ``meanwhile`` is
-    called while it starts.
+    Without an address (and outside a Ray job) a local Ray with at least ``cpus`` CPU slots is started, which leaves
+    this process idle for seconds: ``meanwhile`` is called while it starts, or once a cluster is joined.
     Raises :class:`InputError` when the address does not answer, or no local Ray can be started.
     """
-    with connecting(address, cpus) as connect:
-        meanwhile()
-        connect()
-        yield
-
-
-@contextmanager
-def connecting(address: str | None, cpus: int) -> Iterator[Callable[[], None]]:
-    """Begin as :func:`connected` does, in a thread: for seconds a Ray that starts leaves this process idle.
-
-    The function that is provided returns once there is a connection, and raises what :func:`connected` does; a cluster
-    is joined before.
-    """
     if ray.is_initialized():
-        yield lambda: None
+        meanwhile()
+        yield
         return
     check_ray(address)
-
     # The thread stays until the end: Linux ends Ray's processes with the thread that started them.
     with ThreadPoolExecutor(1, thread_name_prefix="connect") as thread:
         begun = thread.submit(_connect, address, cpus)
         try:
             if _target(address)[0] is not None:
                 begun.result()  # takes a moment, and what listens there may be no Ray
-            yield begun.result
+            meanwhile()
+            begun.result()
+            yield
         finally:
             # Also where the thread is still at it: a Ray that was begun is ended.
             wait([begun])

@@ -59,7 +59,7 @@ class TextShard:
         return tuple(extent for _, extent in self.parts)
 
     def spot_bytes(self, part: int, wanted: int) -> int:
-        extent = self.extents[part]
+        _, extent = self.parts[part]
         if self.text_column is None:
             return extent  # without a blank line all of it is one document
         return min(extent, wanted) + (extent // DECODED_PER_TOKENIZED if self.compression else 0)

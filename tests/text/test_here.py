@@ -1,19 +1,24 @@
 """What is read for a draw, estimated before anything is: whether it is little enough for this process."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from mbs_ray.text.here import reading_bytes
-from mbs_ray.text.parquet_shard import ParquetShard
+from mbs_ray.text.parquet_shard import Opener, ParquetShard
 from mbs_ray.text.text_shard import TextShard
 from mbs_ray.text.unit_draw import Ask, Spot
 
 SPOTS = (Spot(0, 1.0), Spot(1, 20.0))
 
 
-def parquet(opener: bool = False) -> ParquetShard:
-    return ParquetShard("en", "en.parquet", "text", (1600, 3200, 4800), ("en",), open if opener else None)  # type: ignore[arg-type]
+def parquet(opener: Opener | None = None) -> ParquetShard:
+    return ParquetShard("en", "en.parquet", "text", (1600, 3200, 4800), ("en",), opener)
+
+
+def fetched(location: str) -> BinaryIO:
+    return Path(location).open("rb")
 
 
 def test_units_count_as_the_mean_of_all() -> None:
@@ -29,7 +34,7 @@ def test_of_a_row_group_count_its_spots_and_a_sixteenth_for_decoding_it() -> Non
 
 def test_spots_never_count_more_than_their_part_and_of_one_that_is_fetched_all_counts() -> None:
     assert reading_bytes({"en": [parquet()]}, [Ask("en", 0, SPOTS, 10**6)]) == 1600 + 100
-    assert reading_bytes({"en": [parquet(opener=True)]}, [Ask("en", 0, SPOTS, 1)]) == 1600
+    assert reading_bytes({"en": [parquet(fetched)]}, [Ask("en", 0, SPOTS, 1)]) == 1600
 
 
 @pytest.mark.parametrize(
