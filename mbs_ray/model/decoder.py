@@ -17,6 +17,7 @@ from mbs_ray.errors import InputError
 from mbs_ray.model.checkpoint import Checkpoint
 from mbs_ray.model.configuration import empty_model
 from mbs_ray.model.experts import Origin, chosen_of, expert_of, experts_of, list_experts
+from mbs_ray.model.gelu import hasten_gelu
 from mbs_ray.model.head import head_alone
 from mbs_ray.model.linears import lies_transposed, linears_of, shape_of, turned
 from mbs_ray.model.recorder import Recorder, hidden_states
@@ -61,6 +62,7 @@ class Decoder:
         origins = [list_experts(template) for template in self._templates]
         for index, template in enumerate(self._templates):
             refuse_stacked(folder, f"{self._path}.{index}", template)
+            hasten_gelu(template)
         self._linears = [
             {name: shape_of(linear) for name, linear in linears_of(template).items()} for template in self._templates
         ]
@@ -179,12 +181,12 @@ class Decoder:
     @property
     def vocabulary(self) -> int:
         """Rows of the head, one for each token of the vocabulary."""
-        return int(self._head_info().shape[0])
+        return int(self.checkpoint.tensors[self._stored_head].shape[0])
 
     @property
     def width(self) -> int:
         """Columns of the head."""
-        return int(self._head_info().shape[1])
+        return int(self.checkpoint.tensors[self._stored_head].shape[1])
 
     def head_rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rows of the head's weight and bias for a range of the vocabulary, on the device."""
@@ -295,6 +297,3 @@ class Decoder:
         beside = next(slot.stored.removesuffix(name) for name, slot in slots.items() if slot.stored.endswith(name))
         others = (name for name in self.checkpoint.tensors if name.startswith(beside) and name not in stored)
         return slots | {name.removeprefix(beside): Slot(name) for name in others}
-
-    def _head_info(self) -> Any:
-        return self.checkpoint.tensors[self._stored_head]
