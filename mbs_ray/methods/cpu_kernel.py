@@ -1,35 +1,14 @@
-"""Leaves and grids in C++ on CPUs: cpp/kernels.cpp, compiled by each process that needs it."""
+"""Leaves and grids in C++ on CPUs: the functions of cpp/kernels.cpp."""
 
 import ctypes
-import functools
-import logging
-import os
-import re
-import shlex
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbs_ray.errors import one_line
 from mbs_ray.methods.grid import Grid, Quantization, clip_shares, least_scale
 from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, updated
 
-_log = logging.getLogger(__name__)
-
-_SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
-_TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
-#: Products and sums are not fused: they round where torch rounds.
-_FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
-    "-shared", "-fPIC", "-Wl,--as-needed",
-)  # fmt: skip
-#: Said once in a process, with the reason.
-WITHOUT_KERNEL = "columns are solved without a kernel of their own, several times slower: %s"
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -114,36 +93,3 @@ def _fields(work: Tensor, square: Tensor, finals: Finals, written: Tensor) -> di
         fields |= {"scale": grid.scale, "zero": grid.zero, "grid_stride": grid.scale.stride(0), "top": grid.top}
         fields["codes"] = finals.codes
     return fields
-
-
-@functools.cache
-def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Compile kernels.cpp for weights of a dtype (2 s) and load it; None where that fails, with a warning of one line.
-
-    Nothing is kept for other processes: what one CPU compiles for itself another one, with the same home, may not run.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder, "kernels.so")
-            given = (f"-DSTORED={_TYPES[dtype]}", f"-I{Path(torch.__file__).parent / 'include'}", str(_SOURCE))
-            command = [*shlex.split(compiler()), *_FLAGS, *given, *_loaded_openmp(), "-o", str(built)]
-            subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300)
-            return ctypes.CDLL(str(built))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
-        _log.warning(WITHOUT_KERNEL, one_line(said))
-        return None
-
-
-def compiler() -> str:
-    """Return the C++ compiler's command: that of the environment, or the first that there is, or would be."""
-    return os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), "g++")
-
-
-def _loaded_openmp() -> list[str]:
-    """Return the file of the OpenMP that torch has loaded: threads of another one would wait for those, which spin."""
-    maps, own = Path("/proc/self/maps"), str(Path(torch.__file__).parent)
-    lines = maps.read_text(errors="replace").splitlines() if maps.exists() else []
-    files = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
-    found = [file for file in files if re.match(r"lib(gomp|iomp5|omp)\b", Path(file).name)]
-    return sorted(found, key=lambda file: (not file.startswith(own), file))[:1]

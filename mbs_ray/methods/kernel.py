@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor
 
 from mbs_ray.errors import one_line
-from mbs_ray.methods.cpu_kernel import WITHOUT_KERNEL, CpuKernel, compiler, cpu_library
+from mbs_ray.methods.cpu_kernel import CpuKernel
+from mbs_ray.methods.cpu_library import WITHOUT_KERNEL, compiler, cpu_library
 from mbs_ray.methods.grid import Grid, Quantization
 from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, descend_leaf, solve_leaf, updated
 
 _log = logging.getLogger(__name__)
 
-#: Columns from which a linear is solved in C++, or by what torch compiles: below, compiling (2 and about 10 s in a
-#: process) takes longer than it saves in a whole model.
+#: Columns from which a linear is solved by what torch compiles: below, compiling (about 10 s in a process) takes longer
+#: than it saves in a whole model. What is in C++ is compiled once for all processes.
 LEAST_COLUMNS = 1024
 
 
@@ -95,22 +95,27 @@ class TorchKernel:
 
 def kernel_for(work: Tensor, dtype: torch.dtype) -> Kernel:
     """Choose how a weight of this dtype, held as [columns, rows], is solved; warn once where nothing compiles."""
-    large = len(work) >= LEAST_COLUMNS
     if work.device.type == "cpu":
-        library = cpu_library(dtype) if large else None
+        library = cpu_library(dtype)
         return TorchKernel(dtype, compiled=False) if library is None else CpuKernel(library, dtype)
-    return TorchKernel(dtype, compiled=large and can_compile(work.device.type))
+    device = work.device.type
+    return TorchKernel(dtype, compiled=len(work) >= least_columns(device) and can_compile(device))
+
+
+def least_columns(device: str) -> int:
+    """Return the columns from which a linear is solved by a kernel on this kind of device, where anything compiles."""
+    return 1 if device == "cpu" else LEAST_COLUMNS
 
 
 def kernel_here(device: str) -> str:
-    """Name what solves wide linears on a kind of device of this machine: C++, Triton, or torch where nothing compiles.
+    """Name what solves such linears on a kind of device of this machine: C++, Triton, or torch where nothing compiles.
 
     Nothing is compiled to find out: a compiler that is there and fails is taken for one that works.
     """
     if device == "cpu":
-        with suppress(ValueError, IndexError):  # of a CXX that is no command
-            if shutil.which(shlex.split(compiler())[0]):
-                return "C++"
+        with suppress(OSError, ValueError):
+            compiler()
+            return "C++"
         return "torch"
     return "Triton" if find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang"))) else "torch"
 

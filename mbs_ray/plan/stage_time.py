@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mbs_ray.cluster.sharding import assign_longest_first
 from mbs_ray.compression.collect import needs_last_output
 from mbs_ray.methods import HELD_OUT, Factored, Method, Statistic
-from mbs_ray.methods.kernel import LEAST_COLUMNS
+from mbs_ray.methods.kernel import least_columns
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.plan.expert_work import all_tokens_seconds, joining_seconds, loading_seconds
 from mbs_ray.plan.planned_work import PlannedRun, PlannedWork, TokenBatches
@@ -115,7 +115,7 @@ def products_of(method: Method) -> int:
     return 1 + 2 * method.refine if isinstance(method, Factored) else 0
 
 
-def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates) -> float:
+def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates, cuda: bool) -> float:
     """Estimate the seconds of a block's columns and weights; without measuring, only OBS solvers go by columns."""
     of_weight = rates.weight
     of_column = of_compiled = 0.0
@@ -125,8 +125,9 @@ def _besides_products(decoder: Decoder, index: int, method: Method, rates: Rates
     elif isinstance(method, Factored):
         times = 1 + method.refine
         of_column, of_compiled, of_weight = times * rates.column, times * rates.compiled_column, times * rates.weight
+    least = least_columns("cuda" if cuda else "cpu")
     return sum(
-        columns * (of_compiled if columns >= LEAST_COLUMNS else of_column) + rows * columns * of_weight
+        columns * (of_compiled if columns >= least else of_column) + rows * columns * of_weight
         for rows, columns in decoder.linears(index).values()
     )
 
@@ -157,7 +158,7 @@ def _block(work: PlannedWork, index: int, rates: Rates, tier: str, cuda: bool) -
             parts["moments"] += squares * calibration.tokens / rates.moments
         factors, solved = solve_operations(decoder, index)
         weights = sum(rows * columns for rows, columns in decoder.linears(index).values())
-        parts["solve"] = _besides_products(decoder, index, method, rates)
+        parts["solve"] = _besides_products(decoder, index, method, rates, cuda)
         if isinstance(method, Factored):
             parts["factorise"] = factors / rates.factor
             parts["solve"] += solved * products_of(method) / rates.product

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from mbs_ray.methods import ARITHMETIC, Factored, Method, method_spec
-from mbs_ray.methods.kernel import LEAST_COLUMNS
+from mbs_ray.methods.kernel import least_columns
 from mbs_ray.run.directory import METRICS
 from mbs_ray.run.mixture_checks import has_mixtures
 from mbs_ray.run.numerics import Numerics
@@ -46,7 +46,7 @@ def signature(run: PreparedRun, numerics: Numerics, replicas: int) -> dict[str, 
         "per_language": run.spec.per_language,
         "replicas": replicas,
         "arithmetic": ARITHMETIC,
-        **({"kernel": numerics.kernel} if _meets_kernel(run) else {}),
+        **({"kernel": numerics.kernel} if _meets_kernel(run, numerics.device) else {}),
         **forward_fields(run, numerics),
     }
 
@@ -66,11 +66,11 @@ def _signed(method: Method) -> dict[str, Any]:
     return {field: value for field, value in method_spec(method).items() if (field, value) != ("refine", 0)}
 
 
-def _meets_kernel(run: PreparedRun) -> bool:
+def _meets_kernel(run: PreparedRun, device: str) -> bool:
     """Return whether the method solves some linears by a kernel, where there is one."""
-    decoder = run.model.decoder
+    decoder, least = run.model.decoder, least_columns(device)
     shapes = (shape for index in range(decoder.blocks) for shape in decoder.linears(index).values())
-    return isinstance(run.spec.method, Factored) and any(columns >= LEAST_COLUMNS for _, columns in shapes)
+    return isinstance(run.spec.method, Factored) and any(columns >= least for _, columns in shapes)
 
 
 def _statistics(run: PreparedRun) -> dict[str, Any]:

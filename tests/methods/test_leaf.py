@@ -15,10 +15,11 @@ from torch import Tensor
 
 import mbs_ray.methods.columns
 from mbs_ray.methods import GPTQ, SparseGPT, SparseGPTQ
-from mbs_ray.methods.cpu_kernel import CpuKernel, cpu_library
+from mbs_ray.methods.cpu_kernel import CpuKernel
+from mbs_ray.methods.cpu_library import cpu_library
 from mbs_ray.methods.factored import Factored
 from mbs_ray.methods.grid import Grid
-from mbs_ray.methods.kernel import LEAST_COLUMNS, Kernel, TorchKernel
+from mbs_ray.methods.kernel import Kernel, TorchKernel
 from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor
 from tests.support.examples import examples
 
@@ -192,7 +193,7 @@ def test_a_grid_fitted_in_cpp_is_as_good(
 def test_a_linear_solved_in_cpp_is_the_linear_solved_by_torch(
     method: Factored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weight, inputs = draw(48, LEAST_COLUMNS, tokens=2 * LEAST_COLUMNS)
+    weight, inputs = draw(48, 1024, tokens=2048)
     moment = full_moment(inputs)
     one = method.compress(weight, moment)
     monkeypatch.setattr(mbs_ray.methods.columns, "kernel_for", lambda work, dtype: plain(dtype))
@@ -226,9 +227,8 @@ def test_compiled_by_torch_it_has_the_same_bits(dtype: torch.dtype, parts: set[s
 def test_where_nothing_compiles_one_line_says_so_and_columns_are_solved_all_the_same() -> None:
     program = (
         "import torch; from mbs_ray.methods import GPTQ, Moment, Statistic\n"
-        "from mbs_ray.methods.kernel import LEAST_COLUMNS as columns\n"
-        "moment = Moment.zeros(columns, Statistic.FULL); moment.add(torch.randn(9, columns))\n"
-        "for _ in range(2): print(GPTQ(bits=8, group_size=64).compress(torch.randn(4, columns), moment).sparsity < 0.1)"
+        "moment = Moment.zeros(64, Statistic.FULL); moment.add(torch.randn(9, 64))\n"
+        "for _ in range(2): print(GPTQ(bits=8, group_size=64).compress(torch.randn(4, 64), moment).sparsity < 0.1)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from mbs_ray.cluster.layout import Layout
 from mbs_ray.errors import InputError
-from mbs_ray.methods import build_method
-from mbs_ray.plan import stage_time
+from mbs_ray.methods import build_method, kernel
 from mbs_ray.plan.hardware import Hardware, Node, cluster_file, this_machine
 from mbs_ray.plan.make_plan import fitting_plan, make_plan, refuse, reserved_memory
 from mbs_ray.plan.measured_rates import measure_rates
@@ -166,12 +165,12 @@ def test_operations_in_closed_form(decoder):
 
 
 def test_columns_take_the_time_of_their_way_and_only_with_obs_solvers(works, monkeypatch):
-    """Those of linears with 1,024 columns or more have a kernel."""
+    """On GPUs those of linears with 1,024 columns or more have a kernel, on CPUs all."""
     nothing = replace(RATES, column=0.0, compiled_column=0.0, solve={})
 
-    def added(work, **rates):
+    def added(work, cuda=True, **rates):
         before, after = (
-            stage_seconds(work, range(1), False, one, "host", True).parts["solve"]
+            stage_seconds(work, range(1), False, one, "host", cuda).parts["solve"]
             for one in (nothing, replace(nothing, **rates))
         )
         return after - before
@@ -182,8 +181,10 @@ def test_columns_take_the_time_of_their_way_and_only_with_obs_solvers(works, mon
     assert added(replace(large, method=build_method("wanda")), column=1.0, compiled_column=1.0) == 0
     small = replace(large, decoder=MetaDecoder(meta_checkpoint("bigscience/bloom-560m"), torch.bfloat16))
     assert added(small, compiled_column=1.0) == pytest.approx(3 * 1024 + 4096)
-    monkeypatch.setattr(stage_time, "LEAST_COLUMNS", 1025)
+    monkeypatch.setattr(kernel, "LEAST_COLUMNS", 1025)
     assert added(small, column=1.0) == pytest.approx(3 * 1024)
+    assert added(small, cuda=False, column=1.0) == 0
+    assert added(small, cuda=False, compiled_column=1.0) == pytest.approx(3 * 1024 + 4096)
     weights = 12 * 14336**2
     measured = added(large, solve={large.method.label: (2.0, 0.0)})
     assert measured == pytest.approx(2 * columns - weights * RATES.weight)

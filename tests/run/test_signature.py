@@ -30,22 +30,20 @@ def test_fitting_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_pat
     assert "fit_to" not in plain
 
 
-def test_what_solves_wide_linears_is_signed_where_there_are_any_and_the_method_solves_columns(
+def test_what_solves_linears_is_signed_where_the_method_solves_columns_and_on_gpus_some_are_wide(
     bloom: Path, corpus: Path, tmp_path: Path
 ) -> None:
     wide = write_bloom(tmp_path / "wide", layers=1, hidden=256)  # and 1,024 columns between its halves
     run = {"corpus": str(corpus), "languages": ["en"], "segments": 2, "sequence_length": 8, "sampling": "equal"}
     grid = {"model": [str(bloom), str(wide)], "method": ["gptq", "wanda"]}
     sweep = validated(SweepSpec, {"name": "signed", "run": run, "grid": grid})
-    signed = [
-        (one.model.name, one.spec.method.name)
-        for one in prepared_runs(sweep, tmp_path)
-        if "kernel" in signature(one, Numerics("cpu", 1, kernel="C++"), 1)
-    ]
-    assert signed == [("wide", "gptq")]
+    runs = prepared_runs(sweep, tmp_path)
+    for device, models in (("cpu", [bloom.name, "wide"]), ("cuda", ["wide"])):
+        signed = [one for one in runs if "kernel" in signature(one, Numerics(device, 1, kernel="any"), 1)]
+        assert [(one.model.name, one.spec.method.name) for one in signed] == [(name, "gptq") for name in models]
 
 
-def test_what_solves_wide_linears_is_asked_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_solves_linears_is_asked_of_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert this_machine().cpu_kernel in ("C++", "torch")
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
     assert this_machine().cpu_kernel == "torch"

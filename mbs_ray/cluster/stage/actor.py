@@ -8,14 +8,6 @@ from typing import Any
 
 import numpy as np
 import ray
-
-from mbs_ray.cluster.activations.host_memory import LARGE_PAGES
-from mbs_ray.cluster.garbage import collect_garbage_rarely
-
-# torch reads it once.
-os.environ.update(LARGE_PAGES)
-collect_garbage_rarely()
-
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 

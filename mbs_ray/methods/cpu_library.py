@@ -1,0 +1,112 @@
+"""cpp/kernels.cpp as a library for this CPU: compiled once, and kept for the processes to come."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from mbs_ray.errors import one_line
+
+_log = logging.getLogger(__name__)
+
+_SOURCES = Path(__file__).with_name("cpp")
+_TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
+#: Products and sums are not fused: they round where torch rounds.
+_FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",
+    "-shared", "-fPIC", "-Wl,--as-needed",
+)  # fmt: skip
+#: Said once in a process, with the reason.
+WITHOUT_KERNEL = "columns are solved without a kernel of their own, several times slower: %s"
+#: What -march=native looks at, of the first processor.
+_OF_CPU = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+
+
+@functools.cache
+def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """Load kernels.cpp as compiled for weights of a dtype, which takes 2 s the first time that this CPU needs it.
+
+    None where nothing compiles, with a warning of one line.
+    """
+    try:
+        command = _command(dtype)
+        folder = _kept_folder()
+        kept = None if folder is None else folder / f"kernels-{_key(command)}.so"
+        if kept is not None and kept.is_file():
+            with suppress(OSError):  # what is no library is compiled again
+                return ctypes.CDLL(str(kept))
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            built = Path(place, "kernels.so")
+            subprocess.run(
+                [*command, "-o", str(built)],
+                capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300,
+            )  # fmt: skip
+            library = ctypes.CDLL(str(built))
+            if kept is not None:
+                built.replace(kept)
+            return library
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
+        _log.warning(WITHOUT_KERNEL, one_line(said))
+        return None
+
+
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler: the environment's ``CXX``, or the first there is.
+
+    Raises OSError or ValueError where that is no command.
+    """
+    command = shlex.split(os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++")), "g++"))
+    if not command or shutil.which(command[0]) is None:
+        raise FileNotFoundError(f"there is no {command[0] if command else 'CXX'}; install g++, or set CXX")
+    return command
+
+
+def _command(dtype: torch.dtype) -> list[str]:
+    include = Path(torch.__file__).parent / "include"
+    return [
+        *compiler(), *_FLAGS, f"-DSTORED={_TYPES[dtype]}", f"-I{include}", str(_SOURCES / "kernels.cpp"),
+        *_loaded_openmp(),
+    ]  # fmt: skip
+
+
+def _kept_folder() -> Path | None:
+    """Return the folder of what was compiled, ``mbs_ray`` in the user's cache; None where others may write into it."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = (given if given.is_absolute() else Path.home() / ".cache") / "mbs_ray"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError):  # no home
+        return None
+    own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return folder if own and os.access(folder, os.W_OK) else None
+
+
+def _key(command: list[str]) -> str:
+    """Digest all that the library depends on: one home may be that of many CPUs, and of several versions."""
+    cpu = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
+    said = [*command, torch.__version__, *(line for line in cpu if line.startswith(_OF_CPU))]
+    digest = hashlib.sha256("\n".join(said).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _loaded_openmp() -> list[str]:
+    """Return the file of the OpenMP that torch has loaded: threads of another one would wait for those, which spin."""
+    maps, own = Path("/proc/self/maps"), str(Path(torch.__file__).parent)
+    lines = maps.read_text(errors="replace").splitlines() if maps.exists() else []
+    files = {line.split(maxsplit=5)[5] for line in lines if "/" in line}
+    found = [file for file in files if re.match(r"lib(gomp|iomp5|omp)\b", Path(file).name)]
+    return sorted(found, key=lambda file: (not file.startswith(own), file))[:1]
