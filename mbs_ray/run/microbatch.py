@@ -4,9 +4,9 @@ from typing import Literal
 
 #: Tokens in one forward: a GPU wants many, to be busy.
 _MOST_TOKENS = 4096
-#: On a CPU as many as its caches hold the hidden states of, in numbers: of four times as many a forward takes half as
-#: long again per token. Below so few tokens products are slow, whatever the caches hold.
-_CACHED_NUMBERS, _LEAST_TOKENS = 2**19, 512
+#: On a CPU as many as its caches hold the hidden states of, in numbers: of four times as many a forward takes a fifth
+#: longer per token. Of fewer tokens than that many, products are slow, whatever the caches hold.
+_CACHED_NUMBERS, _LEAST_TOKENS = 2**18, 1024
 
 
 def auto_microbatch(sequence_length: int, device: str, hidden_size: int) -> int:
