@@ -11,8 +11,8 @@ from mbs_ray.run.microbatch import auto_microbatch, settled_microbatch
         (2048, "cuda", 14336, 2),
         (128, "cuda", 64, 32),
         (8192, "cuda", 64, 1),  # never none
-        (256, "cpu", 1024, 4),  # 1,024 tokens of a wide model
-        (256, "cpu", 14336, 4),
+        (256, "cpu", 1024, 2),  # 512 tokens of a wide model
+        (256, "cpu", 14336, 2),
         (128, "cpu", 192, 10),  # as many numbers of a narrow one
         (128, "cpu", 16, 32),  # but no more than on a GPU
         (2048, "cpu", 1024, 1),
