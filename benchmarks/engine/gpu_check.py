@@ -32,7 +32,7 @@ from benchmarks.engine.block_176b import (
 from mbs_ray.cluster.activations.copies import CudaCopies
 from mbs_ray.cluster.activations.memory_tier import MemoryTier, PinnedTier
 from mbs_ray.cluster.activations.store import ActivationStore
-from mbs_ray.methods import GPTQ, Method, Moment, SparseGPT, SparseGPTQ, Statistic, kernel
+from mbs_ray.methods import GPTQ, Method, Moment, SparseGPT, SparseGPTQ, Statistic, columns, kernel
 
 METHODS: tuple[Method, ...] = (
     SparseGPT(sparsity=0.5),
@@ -89,8 +89,10 @@ def kernel_against_torch(rows: int, columns: int) -> list[dict[str, Any]]:
 
 def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool) -> tuple[Any, list[float]]:
     """Result, and seconds of each repetition after a first one that is not counted."""
-    least, seconds = kernel.LEAST_COLUMNS, []
-    kernel.LEAST_COLUMNS = 0 if compiled else weight.shape[1] + 1
+    chosen, least, seconds = columns.kernel_for, kernel.LEAST_COLUMNS, []
+    kernel.LEAST_COLUMNS = 0
+    if not compiled:
+        columns.kernel_for = lambda work, dtype: kernel.TorchKernel(dtype, compiled=False)
     try:
         for _ in range(REPEATS + 1):
             begun = time.monotonic()
@@ -98,7 +100,7 @@ def _timed(method: Method, weight: torch.Tensor, moment: Moment, compiled: bool)
             settle()
             seconds.append(time.monotonic() - begun)
     finally:
-        kernel.LEAST_COLUMNS = least
+        columns.kernel_for, kernel.LEAST_COLUMNS = chosen, least
     return result, seconds[1:]
 
 

@@ -108,7 +108,7 @@ def main() -> None:
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
     method = build_method(next(spec for spec in METHODS if spec["name"] == arguments.method))
-    # A leaf is compiled once in a process, which a stage of many blocks does not notice.
+    # The kernel is compiled at its first use, which a stage of many blocks does not notice.
     with torch.inference_mode():
         moment = Moment.zeros(2048, method.statistic)
         moment.add(torch.randn(4096, 2048))

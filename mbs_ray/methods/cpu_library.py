@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -30,6 +31,7 @@ _FLAGS = (
 WITHOUT_KERNEL = "columns are solved without a kernel of their own, several times slower: %s"
 #: What -march=native looks at, of the first processor.
 _OF_CPU = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+_DIGEST = hashlib.sha256().digest_size
 
 
 @functools.cache
@@ -39,21 +41,23 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
     None where nothing compiles, with a warning of one line.
     """
     try:
-        command = _command(dtype)
+        command, openmp = compiler(), _loaded_openmp()
         folder = _kept_folder()
-        kept = None if folder is None else folder / f"kernels-{_key(command)}.so"
-        if kept is not None and kept.is_file():
-            with suppress(OSError):  # what is no library is compiled again
+        kept = None if folder is None else folder / f"kernels-{_key(command, dtype, openmp)}.so"
+        if kept is not None and _is_whole(kept):
+            with suppress(OSError):  # of a file system from which nothing may be executed
                 return ctypes.CDLL(str(kept))
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        include = Path(torch.__file__).parent / "include"
+        given = (f"-DSTORED={_TYPES[dtype]}", f"-I{include}", str(_SOURCES / "kernels.cpp"), *openmp)
+        with tempfile.TemporaryDirectory() as place:
             built = Path(place, "kernels.so")
             subprocess.run(
-                [*command, "-o", str(built)],
+                [*command, *_FLAGS, *given, "-o", str(built)],
                 capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300,
             )  # fmt: skip
             library = ctypes.CDLL(str(built))
             if kept is not None:
-                built.replace(kept)
+                _keep(built.read_bytes(), kept)
             return library
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
@@ -72,14 +76,6 @@ def compiler() -> list[str]:
     return command
 
 
-def _command(dtype: torch.dtype) -> list[str]:
-    include = Path(torch.__file__).parent / "include"
-    return [
-        *compiler(), *_FLAGS, f"-DSTORED={_TYPES[dtype]}", f"-I{include}", str(_SOURCES / "kernels.cpp"),
-        *_loaded_openmp(),
-    ]  # fmt: skip
-
-
 def _kept_folder() -> Path | None:
     """Return the folder of what was compiled, ``mbs_ray`` in the user's cache; None where others may write into it."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -93,14 +89,43 @@ def _kept_folder() -> Path | None:
     return folder if own and os.access(folder, os.W_OK) else None
 
 
-def _key(command: list[str]) -> str:
+def _key(command: list[str], dtype: torch.dtype, openmp: list[str]) -> str:
     """Digest all that the library depends on: one home may be that of many CPUs, and of several versions."""
-    cpu = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
-    said = [*command, torch.__version__, *(line for line in cpu if line.startswith(_OF_CPU))]
-    digest = hashlib.sha256("\n".join(said).encode())
+    found = Path(shutil.which(command[0]) or command[0]).resolve()
+    of_compiler = (str(found), found.stat().st_size, found.stat().st_mtime_ns)
+    file = Path("/proc/cpuinfo")
+    cpu = file.read_text(errors="replace").split("\n\n")[0].splitlines() if file.exists() else [platform.processor()]
+    of_cpu = [line for line in cpu if line.startswith(_OF_CPU)] or cpu
+    said = [command, of_compiler, _FLAGS, str(dtype), torch.__version__, [Path(one).name for one in openmp], of_cpu]
+    digest = hashlib.sha256(repr(said).encode())
     for source in sorted(_SOURCES.iterdir()):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
+
+
+def _keep(content: bytes, kept: Path) -> None:
+    """Write a library for later processes, its digest behind it; nothing where that fails."""
+    own = kept.with_name(f"{kept.name}.{os.getpid()}")
+    try:
+        with own.open("wb") as file:
+            file.write(content + hashlib.sha256(content).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        own.chmod(0o700)
+        own.replace(kept)
+    except OSError:
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
+
+
+def _is_whole(kept: Path) -> bool:
+    """Check the digest of a library, and that nobody else may have written it: what is cut off ends a process."""
+    try:
+        status, content = kept.stat(), kept.read_bytes()
+    except OSError:
+        return False
+    own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return own and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
 
 def _loaded_openmp() -> list[str]:

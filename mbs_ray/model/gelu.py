@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from transformers.models.bloom.modeling_bloom import BloomGelu
 
 #: Numbers of a part for each thread: the input, the output and what is between stay in a core's second cache.
 _PART = 65_536
@@ -13,23 +12,30 @@ def hasten_gelu(block: nn.Module) -> None:
 
     transformers writes it as ten operations, each through fresh memory as large as its input: a tenth of a forward.
     """
-    found = [(one, name) for one in block.modules() for name, inner in one.named_children() if type(inner) is BloomGelu]
-    for parent, name in found:
-        setattr(parent, name, _PartedGelu())
+    named = [(parent, name, one) for parent in block.modules() for name, one in parent.named_children()]
+    for parent, name, one in named:
+        # By its name: a model of another architecture does not load the file it is in.
+        if type(one).__name__ == "BloomGelu":
+            setattr(parent, name, PartedGelu(one))
 
 
-class _PartedGelu(BloomGelu):
+class PartedGelu(nn.Module):
     """Part by part on CPUs where no gradient is asked for; elsewhere transformers' own."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self._own = own
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.requires_grad:
-            return super().forward(x)
+            whole: Tensor = self._own(x)
+            return whole
         inputs = x.reshape(-1)
         outputs = torch.empty_like(inputs)
         part = max(1, min(len(inputs), _PART * torch.get_num_threads()))
-        between = torch.empty(part, dtype=x.dtype)
-        for own, result in zip(inputs.split(part), outputs.split(part), strict=True):
-            _gelu(own, result, between[: len(own)])
+        between = inputs.new_empty(part)
+        for one, result in zip(inputs.split(part), outputs.split(part), strict=True):
+            _gelu(one, result, between[: len(one)])
         return outputs.view(x.shape)
 
 

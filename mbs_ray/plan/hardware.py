@@ -47,7 +47,7 @@ class Node:
     """CUDA's compute capability of the GPUs, as ``9.0``."""
     cpu_kernel: str = ""
     gpu_kernel: str = ""
-    """What solves wide linears here, by kind of device, as :func:`~mbs_ray.methods.kernel.kernel_here` names it."""
+    """What solves linears here, by kind of device, as :func:`~mbs_ray.methods.kernel.kernel_here` names it."""
 
     @property
     def actors(self) -> int:
@@ -90,7 +90,7 @@ class Hardware:
         return ", ".join(sorted(kinds))
 
     def kernels(self, device: str) -> str:
-        """Return what solves wide linears on a kind of device, each once."""
+        """Return what solves linears on a kind of device, each once."""
         if device == "cpu":
             return ", ".join(sorted({node.cpu_kernel for node in self.nodes}))
         return ", ".join(sorted({node.gpu_kernel for node in self.nodes if node.gpus}))

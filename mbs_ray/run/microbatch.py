@@ -4,8 +4,8 @@ from typing import Literal
 
 #: Tokens in one forward: a GPU wants many, to be busy.
 _MOST_TOKENS = 4096
-#: On a CPU as many as its caches hold the hidden states of, in numbers: of twice to four times as many a forward takes up
-#: to a fifth longer per token. Of fewer tokens than that many, products are slow, whatever the caches hold.
+#: On a CPU as many as its caches hold the hidden states of, in numbers: of two to four times as many, a forward takes
+#: up to a fifth longer per token. Of fewer tokens than that many, products are slow, whatever the caches hold.
 _CACHED_NUMBERS, _LEAST_TOKENS = 2**18, 512
 
 

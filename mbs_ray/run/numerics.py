@@ -9,7 +9,7 @@ import torch
 class Numerics:
     """Kind of device of the actors (``cuda`` or ``cpu``), and CPU threads of each.
 
-    For the signature, ``gpu``: names and compute capabilities of the GPUs, empty on CPUs; ``kernel``: what solves wide
+    For the signature, ``gpu``: names and compute capabilities of the GPUs, empty on CPUs; ``kernel``: what solves
     linears.
     """
 

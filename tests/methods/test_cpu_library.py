@@ -46,11 +46,28 @@ def test_it_is_compiled_once(compiler: Compiler, monkeypatch: pytest.MonkeyPatch
     assert len(list(compiler.kept.iterdir())) == 2
 
 
-def test_what_is_no_library_is_compiled_again(compiler: Compiler) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_what_is_not_whole_is_compiled_again(compiler: Compiler, share: float) -> None:
     assert compiler.load()
     (kept,) = compiler.kept.iterdir()
-    kept.write_bytes(b"cut off")
+    content = kept.read_bytes()
+    kept.unlink()  # this process has it loaded
+    kept.write_bytes(content[: int(share * (len(content) - 1))])
+    kept.chmod(0o700)
     assert compiler.load() and not compiler.load()
+
+
+def test_what_others_may_have_written_is_not_loaded(compiler: Compiler) -> None:
+    assert compiler.load()
+    (kept,) = compiler.kept.iterdir()
+    kept.chmod(0o720)
+    assert compiler.load() and not compiler.load()
+
+
+def test_another_compiler_of_the_same_name_makes_another(compiler: Compiler) -> None:
+    assert compiler.load()
+    compiler.command.write_text(compiler.command.read_text() + "\n")
+    assert compiler.load() and len(list(compiler.kept.iterdir())) == 2
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(compiler: Compiler) -> None:

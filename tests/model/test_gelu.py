@@ -1,18 +1,23 @@
 """BLOOM's GELU a part at a time: the bits of transformers', whatever the dtype and the size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from transformers.models.bloom.modeling_bloom import BloomGelu
 
 from mbs_ray.model import gelu
-from mbs_ray.model.gelu import hasten_gelu
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
+from mbs_ray.model.gelu import PartedGelu, hasten_gelu
 
 
 @pytest.fixture
 def hastened() -> nn.Module:
     block = nn.Sequential(nn.Sequential(BloomGelu()))
     hasten_gelu(block)
+    assert any(isinstance(one, PartedGelu) for one in block.modules())
     return block
 
 
@@ -48,3 +53,10 @@ def test_gradients_are_those_of_transformers(hastened: nn.Module) -> None:
     BloomGelu()(theirs).sum().backward()
     assert ours.grad is not None and theirs.grad is not None
     assert torch.equal(ours.grad, theirs.grad) and bool(ours.grad.any())
+
+
+def test_blocks_of_bloom_have_it_and_no_other_tensors_for_it(bloom: Path) -> None:
+    decoder = Decoder(Checkpoint(bloom), torch.float32)
+    block = decoder.load_block(0, decoder.read_block(0))
+    assert sum(isinstance(one, PartedGelu) for one in block.modules()) == 1
+    assert not list(PartedGelu(BloomGelu()).state_dict())

@@ -1,4 +1,4 @@
-// What is called from cpu_kernel.py, which compiles this file with STORED, the dtype of the weight. Every operation rounds
+// What is called from cpu_kernel.py. cpu_library.py compiles it with STORED, the dtype of the weight. Every operation rounds
 // as torch's does.
 
 #include "grid.hpp"
