@@ -10,16 +10,14 @@ from ray.cluster_utils import Cluster
 FEW, MANY = 2_000, 50_000
 
 
-class Looking:
-    """An actor that imports what a stage's imports."""
-
-    def threshold(self) -> int:
-        import mbs_ray.cluster.stage.actor  # noqa: F401
-
-        return gc.get_threshold()[0]
-
-
 def test_a_stage_looks_for_garbage_rarely(ray_cluster: Cluster) -> None:
+    # Local, so that its code travels with it: Ray's workers cannot import tests.
+    class Looking:
+        def threshold(self) -> int:
+            import mbs_ray.cluster.stage.actor  # noqa: F401
+
+            return gc.get_threshold()[0]
+
     looking = ray.remote(Looking).remote()
     assert ray.get(looking.threshold.remote(), timeout=120) == MANY
     ray.kill(looking)
