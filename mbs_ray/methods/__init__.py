@@ -1,6 +1,6 @@
 """Compress one linear: (weight, second moment of its inputs) -> compressed linear. Needs torch alone.
 
-Imports: ``errors`` alone, so that it can be used as a library.
+Imports: ``errors`` and ``files`` alone, so that it can be used as a library.
 Begin with ``sparsegpt.py``: a method is a frozen dataclass that is its own configuration.
 """
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mbs_ray.errors import one_line
+from mbs_ray.files import appearing
 
 _log = logging.getLogger(__name__)
 
@@ -105,17 +106,9 @@ def _key(command: list[str], dtype: torch.dtype, openmp: list[str]) -> str:
 
 def _keep(content: bytes, kept: Path) -> None:
     """Write a library for later processes, its digest behind it; nothing where that fails."""
-    own = kept.with_name(f"{kept.name}.{os.getpid()}")
-    try:
-        with own.open("wb") as file:
-            file.write(content + hashlib.sha256(content).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        own.chmod(0o700)
-        own.replace(kept)
-    except OSError:
-        with suppress(OSError):
-            own.unlink(missing_ok=True)
+    with suppress(OSError), appearing(kept) as unfinished:
+        unfinished.write_bytes(content + hashlib.sha256(content).digest())
+        unfinished.chmod(0o700)
 
 
 def _is_whole(kept: Path) -> bool:
