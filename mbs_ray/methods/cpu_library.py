@@ -83,11 +83,9 @@ def _kept_folder() -> Path | None:
     try:
         folder = (given if given.is_absolute() else Path.home() / ".cache") / "mbs_ray"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        return folder if _is_own(folder) else None
     except (OSError, RuntimeError):  # no home
         return None
-    own = status.st_uid == os.getuid() and not status.st_mode & 0o022
-    return folder if own and os.access(folder, os.W_OK) else None
 
 
 def _key(command: list[str], dtype: torch.dtype, openmp: list[str]) -> str:
@@ -114,11 +112,16 @@ def _keep(content: bytes, kept: Path) -> None:
 def _is_whole(kept: Path) -> bool:
     """Check the digest of a library, and that nobody else may have written it: what is cut off ends a process."""
     try:
-        status, content = kept.stat(), kept.read_bytes()
+        content = kept.read_bytes()
+        return _is_own(kept) and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
     except OSError:
         return False
-    own = status.st_uid == os.getuid() and not status.st_mode & 0o022
-    return own and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _is_own(path: Path) -> bool:
+    """Check that a file or folder is this user's, and that nobody else may write to it."""
+    status = path.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _loaded_openmp() -> list[str]:

@@ -95,10 +95,10 @@ class TorchKernel:
 
 def kernel_for(work: Tensor, dtype: torch.dtype) -> Kernel:
     """Choose how a weight of this dtype, held as [columns, rows], is solved; warn once where nothing compiles."""
-    if work.device.type == "cpu":
+    device = work.device.type
+    if device == "cpu":
         library = cpu_library(dtype)
         return TorchKernel(dtype, compiled=False) if library is None else CpuKernel(library, dtype)
-    device = work.device.type
     return TorchKernel(dtype, compiled=len(work) >= least_columns(device) and can_compile(device))
 
 

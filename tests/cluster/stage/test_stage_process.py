@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from importlib import import_module
 
 import ray
 from ray.cluster_utils import Cluster
@@ -14,8 +15,7 @@ def test_a_stage_looks_for_garbage_rarely(ray_cluster: Cluster) -> None:
     # Local, so that its code travels with it: Ray's workers cannot import tests.
     class Looking:
         def threshold(self) -> int:
-            import mbs_ray.cluster.stage.actor  # noqa: F401
-
+            import_module("mbs_ray.cluster.stage.actor")
             return gc.get_threshold()[0]
 
     looking = ray.remote(Looking).remote()
