@@ -1,4 +1,4 @@
-"""cpp/kernels.cpp as a library for this CPU: compiled once, and kept for the processes to come."""
+"""Files of cpp/ as libraries for this CPU: compiled once, and kept for the processes to come."""
 
 import ctypes
 import functools
@@ -30,28 +30,32 @@ _FLAGS = (
 )  # fmt: skip
 #: Said once in a process, with the reason.
 WITHOUT_KERNEL = "columns are solved without a kernel of their own, several times slower: %s"
+_WITHOUT = {
+    "kernels.cpp": WITHOUT_KERNEL,
+    "moments.cpp": "second moments are summed without this CPU's matrix units, at half the speed: %s",
+}
 #: What -march=native looks at, of the first processor.
 _OF_CPU = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 _DIGEST = hashlib.sha256().digest_size
 
 
 @functools.cache
-def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """Load kernels.cpp as compiled for weights of a dtype, which takes 2 s the first time that this CPU needs it.
+def cpu_library(source: str, dtype: torch.dtype) -> ctypes.CDLL | None:
+    """Load a file of cpp/ as compiled for numbers of a dtype, which takes 2 s the first time that this CPU needs it.
 
     None where nothing compiles, with a warning of one line.
     """
     try:
         command, openmp = compiler(), _loaded_openmp()
         folder = _kept_folder()
-        kept = None if folder is None else folder / f"kernels-{_key(command, dtype, openmp)}.so"
+        kept = None if folder is None else folder / f"{Path(source).stem}-{_key(command, dtype, openmp)}.so"
         if kept is not None and _is_whole(kept):
             with suppress(OSError):  # of a file system from which nothing may be executed
                 return ctypes.CDLL(str(kept))
         include = Path(torch.__file__).parent / "include"
-        given = (f"-DSTORED={_TYPES[dtype]}", f"-I{include}", str(_SOURCES / "kernels.cpp"), *openmp)
+        given = (f"-DSTORED={_TYPES[dtype]}", f"-I{include}", str(_SOURCES / source), *openmp)
         with tempfile.TemporaryDirectory() as place:
-            built = Path(place, "kernels.so")
+            built = Path(place, "library.so")
             subprocess.run(
                 [*command, *_FLAGS, *given, "-o", str(built)],
                 capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=300,
@@ -62,7 +66,7 @@ def cpu_library(dtype: torch.dtype) -> ctypes.CDLL | None:
             return library
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = OSError(error.stderr) if isinstance(error, subprocess.CalledProcessError) else error
-        _log.warning(WITHOUT_KERNEL, one_line(said))
+        _log.warning(_WITHOUT[source], one_line(said))
         return None
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mbs_ray.errors import one_line
 from mbs_ray.methods.cpu_kernel import CpuKernel
 from mbs_ray.methods.cpu_library import WITHOUT_KERNEL, compiler, cpu_library
+from mbs_ray.methods.cpu_moments import has_matrix_units
 from mbs_ray.methods.grid import Grid, Quantization
 from mbs_ray.methods.leaf import LEAF, Finals, LeafFactor, descend_leaf, solve_leaf, updated
 
@@ -97,7 +98,7 @@ def kernel_for(work: Tensor, dtype: torch.dtype) -> Kernel:
     """Choose how a weight of this dtype, held as [columns, rows], is solved; warn once where nothing compiles."""
     device = work.device.type
     if device == "cpu":
-        library = cpu_library(dtype)
+        library = cpu_library("kernels.cpp", dtype)
         return TorchKernel(dtype, compiled=False) if library is None else CpuKernel(library, dtype)
     return TorchKernel(dtype, compiled=len(work) >= least_columns(device) and can_compile(device))
 
@@ -110,12 +111,13 @@ def least_columns(device: str) -> int:
 def kernel_here(device: str) -> str:
     """Name what solves such linears on a kind of device of this machine: C++, Triton, or torch where nothing compiles.
 
-    Nothing is compiled to find out: a compiler that is there and fails is taken for one that works.
+    "C++ and AMX" where second moments are summed on a CPU's matrix units, too. Nothing is compiled to find out: a
+    compiler that is there and fails is taken for one that works.
     """
     if device == "cpu":
         with suppress(OSError, ValueError):
             compiler()
-            return "C++"
+            return "C++ and AMX" if has_matrix_units() else "C++"
         return "torch"
     return "Triton" if find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang"))) else "torch"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mbs_ray.methods.cpu_moments import add_squares
 from mbs_ray.methods.precision import exact_float32
 
 #: Columns of a panel, by whether it is on a GPU: narrow ones waste less above the diagonal, wide ones launch less.
@@ -73,10 +74,14 @@ class Moment:
         """Mirror the lower triangle of a full moment to the upper one, once after many :meth:`accumulate`."""
         if self.statistic is Statistic.FULL:
             for start, stop in self._panels():
+                on_diagonal = self.sum[start:stop, start:stop]
+                on_diagonal.copy_(on_diagonal.tril() + on_diagonal.tril(-1).t())
                 self.sum[start:stop, stop:] = self.sum[stop:, start:stop].t()
 
     def _add_square(self, tokens: Tensor) -> None:
-        """Add tokensᵀ tokens to the lower triangle and its blocks on the diagonal, in panels of columns."""
+        """Add tokensᵀ tokens to the lower triangle, in panels of columns or by a CPU's matrix units."""
+        if self.sum.device.type == "cpu" and add_squares(self.sum, tokens):
+            return
         tokens = tokens.to(torch.float32) if _is_wide(tokens) else tokens
         for start, stop in self._panels():
             add_product(self.sum[start:, start:stop], tokens[:, start:], tokens[:, start:stop])

@@ -38,7 +38,7 @@ class Solved(NamedTuple):
 
 
 def in_cpp(dtype: torch.dtype) -> CpuKernel:
-    library = cpu_library(dtype)
+    library = cpu_library("kernels.cpp", dtype)
     assert library is not None
     return CpuKernel(library, dtype)
 

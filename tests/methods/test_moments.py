@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from method_cases import collected, draw, hessian64
 from torch import Tensor
 
-from mbs_ray.methods import Moment, Statistic, squared_outputs
+from mbs_ray.methods import Moment, Statistic, moments, squared_outputs
 from mbs_ray.methods.precision import exact_float32
 from tests.support.examples import examples
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["kernel", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether sums are left to the matrix units of a CPU that has some; else torch sums."""
+    if not request.param:
+        monkeypatch.setattr(moments, "add_squares", lambda *_: False)
+
 
 BOTH = [Statistic.FULL, Statistic.DIAGONAL]
 
