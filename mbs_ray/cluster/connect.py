@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Usage reporting is off unless the user turns it on; Ray reads this when it is imported.
@@ -81,7 +81,15 @@ def connected(address: str | None, cpus: int, meanwhile: Callable[[], object] = 
         finally:
             # Also where the thread is still at it: a Ray that was begun is ended.
             wait([begun])
+            _end_monitor()
             ray.shutdown()
+
+
+def _end_monitor() -> None:
+    """End the monitor of a Ray of one's own: Ray would first end what it takes leave of, and wait for it for a second."""
+    # Of a cluster that was joined there is none here.
+    with suppress(AttributeError):
+        ray._private.worker._global_node.kill_monitor(check_alive=False)
 
 
 def _connect(address: str | None, cpus: int) -> None:

@@ -26,7 +26,7 @@ from mbs_ray.cluster.stage.replicas import (
 from mbs_ray.cluster.stage.stage_run import StageStatus
 from mbs_ray.cluster.stage.timeline import Span
 from mbs_ray.cluster.stage.worker import Worker
-from mbs_ray.compression.device import forward_device
+from mbs_ray.compression.device import compute_alone, forward_device
 from mbs_ray.run.numerics import Numerics
 
 # numpy knows no bfloat16: 16-bit types travel as int16 of the same bits.
@@ -126,6 +126,7 @@ class Stage:
                 self._stores[submission] = self._new_store()
             store = self._stores[submission]
             self._changed.notify_all()
+        compute_alone()
         # The array is the object store's and read-only: the store below makes the one copy.
         with torch.no_grad():
             store.put(microbatch, block, _unpack(carried, dtype))

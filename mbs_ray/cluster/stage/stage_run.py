@@ -15,6 +15,7 @@ from mbs_ray.cluster.layout import StagePlace
 from mbs_ray.cluster.stage.replicas import StageReplicas
 from mbs_ray.cluster.stage.timeline import Timeline
 from mbs_ray.compression.block_report import BlockReport
+from mbs_ray.compression.device import compute_alone
 from mbs_ray.model.decoder import Decoder
 from mbs_ray.text.segment_file import SegmentSet
 
@@ -46,7 +47,7 @@ class StageProcess:
     place: StagePlace
     replicas: StageReplicas
     timeline: Timeline = field(default_factory=Timeline)
-    ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    ahead: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, initializer=compute_alone))
     hashing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     status: StageStatus = StageStatus()
     blocks_done: int = 0
