@@ -86,7 +86,7 @@ def connected(address: str | None, cpus: int, meanwhile: Callable[[], object] = 
 
 
 def _end_monitor() -> None:
-    """End the monitor of a Ray of one's own: Ray would first end what it takes leave of, and wait for it for a second."""
+    """End the monitor of a Ray of one's own: Ray first ends what it talks to, and then waits for it for a second."""
     # Of a cluster that was joined there is none here.
     with suppress(AttributeError):
         ray._private.worker._global_node.kill_monitor(check_alive=False)

@@ -82,7 +82,7 @@ def measure_files(
     token_ids = {}
     for language, path in texts.items():
         rows = SegmentSet.open(path)
-        ids = rows.rows(0, min(segments, len(rows))).token_ids
+        ids = rows.token_ids(0, min(segments, len(rows)))
         token_ids[language] = torch.from_numpy(ids.astype(np.int64))
     decoder = Decoder(Checkpoint(model), getattr(torch, compute_dtype), forward_device(numerics.device).type)
     _check_host_memory(decoder, sum(ids.numel() for ids in token_ids.values()))

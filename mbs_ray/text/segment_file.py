@@ -1,7 +1,7 @@
 """A calibration set on disk: one parquet row per segment, named and described by its fingerprint."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -79,13 +79,7 @@ class SegmentSet:
 
     def rows(self, start: int, stop: int) -> Segments:
         """Read segments start…stop-1; only the row groups that hold them are read."""
-        if not 0 <= start < stop <= len(self):
-            raise IndexError(f"rows {start} to {stop} of {len(self)}")
-        with pq.ParquetFile(self.path) as file:
-            group_rows = file.metadata.row_group(0).num_rows
-            groups = range(start // group_rows, -(-stop // group_rows))
-            table = file.read_row_groups(list(groups))
-        table = table.slice(start - groups[0] * group_rows, stop - start)
+        table = self._table(start, stop)
         return Segments(
             self._matrix(table, "token_ids"),
             self._matrix(table, "document_index"),
@@ -93,6 +87,19 @@ class SegmentSet:
             table["language"].to_pylist(),
             table["documents"].to_pylist(),
         )
+
+    def token_ids(self, start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Read nothing but the token ids of segments start…stop-1, [segments, sequence_length]."""
+        return self._matrix(self._table(start, stop, ["token_ids"]), "token_ids")
+
+    def _table(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of {len(self)}")
+        with pq.ParquetFile(self.path) as file:
+            group_rows = file.metadata.row_group(0).num_rows
+            groups = range(start // group_rows, -(-stop // group_rows))
+            table = file.read_row_groups(list(groups), columns=columns)
+        return table.slice(start - groups[0] * group_rows, stop - start)
 
     def sources(self) -> dict[str, list[Source]]:
         """List the documents that have a token in a segment, each once, by language."""

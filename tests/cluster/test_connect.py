@@ -120,3 +120,40 @@ def test_a_job_asks_for_its_ray_before_it_reads_a_model(
     )
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: RAY_ADDRESS={nobody}")
+
+
+MONITORS = """
+import os
+from pathlib import Path
+
+import ray
+
+from mbs_ray.cluster.connect import connected
+
+
+def monitors() -> int:
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
+            found += parent == os.getpid() and "monitor.py" in process.joinpath("cmdline").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def shutdown(own=ray.shutdown) -> None:
+    print(monitors())
+    own()
+
+
+ray.shutdown = shutdown
+with connected(None, 1):
+    print(monitors())
+"""
+
+
+def test_a_ray_of_ones_own_is_ended_without_waiting_for_its_monitor() -> None:
+    """Which ends at once only while what it talks to is still there: else Ray waits a second, and kills it."""
+    done = subprocess.run([sys.executable, "-c", MONITORS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["1", "0"], done.stderr

@@ -205,6 +205,7 @@ def test_rows_read_alone_are_the_rows_of_all(
         assert (some.bytes == everything.bytes[start:stop]).all()
         assert some.language == everything.language[start:stop]
         assert some.documents == everything.documents[start:stop]
+        assert (small.token_ids(start, stop) == some.token_ids).all()
     with pytest.raises(IndexError):
         small.rows(59, 61)
 

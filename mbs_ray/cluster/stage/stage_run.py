@@ -154,8 +154,8 @@ class StageRun:
 
 def token_ids_of(microbatch: Microbatch) -> torch.Tensor:
     """Read the token ids of a microbatch: int64 [segments, length]."""
-    rows = SegmentSet.open(microbatch.file.path).rows(microbatch.start, microbatch.stop)
-    return torch.from_numpy(rows.token_ids.astype(np.int64))
+    token_ids = SegmentSet.open(microbatch.file.path).token_ids(microbatch.start, microbatch.stop)
+    return torch.from_numpy(token_ids.astype(np.int64))
 
 
 def read_tokens(microbatch: Microbatch) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """A stage in this process: the bits of plain workers, what it hands over, how it gives a run up, a group of its own."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mbs_ray.cluster.layout import Layout
 from mbs_ray.cluster.offload import AUTO
 from mbs_ray.cluster.stage.actor import Stage
 from mbs_ray.cluster.stage.replicas import ReplicaGroup
+from mbs_ray.cluster.stage.worker import Worker
 from mbs_ray.compression.block_report import read_block_reports
 from mbs_ray.errors import InputError
 from mbs_ray.text.segment_file import SegmentSet
@@ -133,3 +135,15 @@ def test_a_group_of_one_gives_the_bits_of_a_stage_alone_and_is_told_when_its_run
         assert only._stores == {}
     finally:
         dist.destroy_process_group()
+
+
+def test_threads_beside_the_one_that_computes_compute_alone() -> None:
+    """With others of their own there would be more than CPUs, which then sleep between operations."""
+    torch.set_num_threads(3)
+    worker = Worker(Layout(1).places()[0], ONE)
+    assert worker.process.ahead.submit(torch.get_num_threads).result() == 1
+    last = stage(1, 2)
+    with ThreadPoolExecutor(1) as receiving:
+        receiving.submit(last.receive, 0, 0, 1, np.zeros((1, 4, 8), dtype=np.float32), torch.float32).result()
+        assert receiving.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == 3
