@@ -77,7 +77,7 @@ def evaluate(
     ):
         files = _drawn(requests, out, progress)
         longest = max((one.sequence_length for one in requests.values()), default=1)
-        together = auto_microbatch(longest, settled_device(cluster.device), opened.checkpoint.hidden_size)
+        together = auto_microbatch(longest, settled_device(cluster.device), opened.decoder)
         shared = [-(-len(file.languages) // together) for file in files.values()]
         if opened_tasks is not None:
             shared.append(shared_requests(cluster))

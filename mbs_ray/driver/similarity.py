@@ -118,7 +118,7 @@ def language_similarity(
         similarity = measure_similarity(
             Decoder(opened.checkpoint, getattr(torch, dtype), device),
             token_ids,
-            auto_microbatch(sequence_length, device, opened.checkpoint.hidden_size),
+            auto_microbatch(sequence_length, device, opened.decoder),
             ActivationStore(MemoryTier(torch.device("cpu"))),
             notify,
         )

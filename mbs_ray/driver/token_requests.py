@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from mbs_ray.cluster.job import JobText
 from mbs_ray.evaluation.token_scores import RequestScore
+from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.directory import scores_file
 from mbs_ray.run.microbatch import auto_microbatch
 from mbs_ray.text.language_draw import LanguageSegments
@@ -36,10 +37,10 @@ class TokenRequests:
         """Tokens of all distinct sequences."""
         return sum(length * len(rows) for length, rows in self._by_length.items())
 
-    def write(self, device: str, hidden_size: int) -> tuple[JobText, ...]:
+    def write(self, device: str, decoder: Decoder) -> tuple[JobText, ...]:
         """Write a file of segments for each length, with a microbatch that suits it, the device and the model."""
         return tuple(
-            self._write(length, rows, auto_microbatch(length, device, hidden_size))
+            self._write(length, rows, auto_microbatch(length, device, decoder))
             for length, rows in self._by_length.items()
         )
 

@@ -53,8 +53,7 @@ class Decoder:
         folder, config = checkpoint.folder, checkpoint.config.get_text_config()
         refuse_config(folder, checkpoint.config)
         refuse_block_count(folder, config, len(checkpoint.tensors))
-        model = empty_model(folder, config, compute_dtype)
-        self._model = model
+        self._model = model = empty_model(folder, config, compute_dtype)
         self._wrapper = find_wrapper(folder, checkpoint.config, model, compute_dtype)
         self._names = StoredNames(checkpoint, model, self._wrapper)
         self._path, block_list = find_blocks(folder, model)
@@ -86,6 +85,11 @@ class Decoder:
     def blocks(self) -> int:
         """Number of blocks."""
         return len(self._templates)
+
+    @property
+    def holds_scores(self) -> bool:
+        """Whether attention writes its scores into memory, instead of going through them in parts."""
+        return bool(self._model.config._attn_implementation == "eager")
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -143,10 +147,8 @@ class Decoder:
     def load_block(self, index: int, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Build the block as a module on the device, in ``compute_dtype``, from the tensors of :meth:`read_block`."""
         block = copy.deepcopy(self._templates[index])
-        wanted = block.state_dict().keys()
-        own = {name: tensor for name, tensor in tensors.items() if name in wanted}
-        weights = {f"{name}.weight" for name in self.transposed(index)}
-        held = {name: turned(tensor) if name in weights else tensor for name, tensor in own.items()}
+        wanted, weights = block.state_dict().keys(), {f"{name}.weight" for name in self.transposed(index)}
+        held = {name: turned(one) if name in weights else one for name, one in tensors.items() if name in wanted}
         state = {name: self._placed(name, tensor) for name, tensor in held.items()}
         block.load_state_dict(state, assign=True, strict=False)
         return block.requires_grad_(False).to(self.device)
@@ -192,9 +194,8 @@ class Decoder:
         """Rows of the head's weight and bias for a range of the vocabulary, on the device."""
         name, bias = self._stored_head, self._stored_bias
         weight = self.checkpoint.read_rows(name, start, stop).to(self.device, self.compute_dtype)
-        if bias is None:
-            return weight, None
-        return weight, self.checkpoint.read_rows(bias, start, stop).to(self.device, self.compute_dtype)
+        own = None if bias is None else self.checkpoint.read_rows(bias, start, stop).to(self.device, self.compute_dtype)
+        return weight, own
 
     def logits(self, finished: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Compute logits [..., rows of weight] by the model's own head (with its scaling or capping, if any)."""

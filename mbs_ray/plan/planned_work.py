@@ -170,9 +170,7 @@ def planned_runs(specs: Sequence[RunSpec], labels: Sequence[str], outlines: Meta
         if spec.statistics is not None:
             # As if every run collected its own moments: what runs share depends on all of them.
             segments = spec.statistics.segments_per_language * len(spec.sampling.weights(distribution, codes))
-        microbatch = settled_microbatch(
-            spec.microbatch, spec.sequence_length, outlines.device, decoder.checkpoint.hidden_size
-        )
+        microbatch = settled_microbatch(spec.microbatch, spec.sequence_length, outlines.device, decoder)
         calibration = routed = TokenBatches(segments, spec.sequence_length, microbatch)
         if further := _further_segments(spec):
             calibration = replace(calibration, segments=segments + further)

@@ -136,8 +136,7 @@ class PreparedRun:
     @property
     def microbatch(self) -> int:
         """Number of segments in one forward on the run's device."""
-        spec, width = self.spec, self.model.checkpoint.hidden_size
-        return settled_microbatch(spec.microbatch, spec.sequence_length, self.device, width)
+        return settled_microbatch(self.spec.microbatch, self.spec.sequence_length, self.device, self.model.decoder)
 
     @property
     def shared_microbatches(self) -> int:

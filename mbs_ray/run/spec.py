@@ -109,7 +109,8 @@ class RunSpec(FrozenSpec):
         "auto", description="data type of the forward; auto: the checkpoint's on CUDA, float32 on CPU"
     )
     microbatch: PositiveInt | Literal["auto"] = Field(
-        "auto", description="segments in one forward; auto: of about 4,096 tokens on GPUs, 512 and more on CPUs"
+        "auto",
+        description="segments in one forward; auto: about 4,096 tokens on GPUs, 512 or 1,024 and more on CPUs",
     )
     statistics: StatisticsField = Field(
         None,

@@ -136,7 +136,7 @@ def monitors() -> int:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parent = int(process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[1])
-            found += parent == os.getpid() and "monitor.py" in process.joinpath("cmdline").read_text()
+            found += parent == os.getpid() and "/monitor.py" in process.joinpath("cmdline").read_text()
         except OSError:  # it has ended meanwhile
             continue
     return found

@@ -32,6 +32,8 @@ from mbs_ray.driver.stage_driver import StageDriver
 from mbs_ray.driver.token_requests import TokenRequests
 from mbs_ray.errors import InputError
 from mbs_ray.evaluation.token_scores import RequestScore
+from mbs_ray.model.checkpoint import Checkpoint
+from mbs_ray.model.decoder import Decoder
 from mbs_ray.run.numerics import Numerics
 from mbs_ray.run.prepare import open_model
 from mbs_ray.text.tokenizer_files import load_tokenizer
@@ -211,7 +213,7 @@ def test_sequences_of_all_lengths_are_scored_as_by_the_plain_model(kind: str, bl
     plain = score_plainly(folder)
     sequences = some_sequences(plain)
     requests = TokenRequests(tmp_path / "segments", sequences)
-    files = requests.write("cpu", 64)
+    files = requests.write("cpu", Decoder(Checkpoint(folder), torch.float32))
     assert [(file.name, len(file.languages)) for file in files] == [
         ("length-17", 1), ("length-9", 3), ("length-5", 1), ("length-2", 2),
     ]  # fmt: skip
@@ -227,7 +229,7 @@ def test_replicas_share_the_lengths(ray_cluster: Cluster, bloom: Path, tmp_path:
     with scoring(bloom, tmp_path, 1, 2) as score:
         assert_scored(score(sequences), plain(sequences))
     assert list((tmp_path / "evaluated").iterdir()) == []
-    files = TokenRequests(tmp_path / "segments", sequences).write("cpu", 64)
+    files = TokenRequests(tmp_path / "segments", sequences).write("cpu", Decoder(Checkpoint(bloom), torch.float32))
     job = Job("shared", bloom, "float32", 1, tmp_path, (range(4),), Score(), files, replicas=2)
     shares = [[one.file.name for one in job.microbatches(replica)] for replica in range(2)]
     assert shares == [["length-9", "length-2"], ["length-17", "length-5"]]

@@ -52,6 +52,11 @@ def test_microbatches_of_changing_sizes_do_not_disturb_one_another(bloom: Path) 
     torch.testing.assert_close(short, whole[:, :7])
 
 
+def test_blooms_attention_holds_scores_and_llamas_does_not(bloom: Path, llama: Path) -> None:
+    assert Decoder(Checkpoint(bloom), torch.float32).holds_scores
+    assert not Decoder(Checkpoint(llama), torch.float32).holds_scores
+
+
 def test_linears_and_tensors_of_a_block_are_those_of_the_checkpoint(bloom: Path, hub_bloom: Path) -> None:
     for folder, prefix in ((bloom, "transformer.h.1."), (hub_bloom, "h.1.")):
         decoder = Decoder(Checkpoint(folder), torch.float32)
