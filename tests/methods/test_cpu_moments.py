@@ -114,8 +114,10 @@ def test_a_nan_of_all_ones_stays_one() -> None:
     assert squares(inputs).isnan().all()
 
 
-def test_other_dtypes_are_left_to_torch() -> None:
+def test_other_dtypes_and_turned_sums_are_left_to_torch() -> None:
     assert not add_squares(torch.zeros(2, 2), torch.ones(3, 2, dtype=torch.float64))
+    turned = torch.zeros(2, 3)[:, :2].t()
+    assert not add_squares(turned, torch.ones(3, 2)) and not turned.any()
 
 
 def test_torch_multiplies_on_as_before() -> None:

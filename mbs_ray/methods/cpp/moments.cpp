@@ -42,17 +42,18 @@ struct alignas(64) Config {
 static_assert(sizeof(Config) == 64);
 const Config ALL_TILES{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-// The tiles of this thread as this object finds them: torch's own products remember how they have set them.
+// The tiles of this thread, set for the life of this object and then as they were: torch's own products remember how they
+// have set them. Not the compiler's own functions, of whose operands it takes 8 of the 64 bytes to be read or written.
 class Tiles {
  public:
   Tiles() {
-    _tile_storeconfig(&before_);
-    _tile_loadconfig(&ALL_TILES);
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    asm volatile("ldtilecfg %0" ::"m"(ALL_TILES));
   }
-  ~Tiles() { _tile_loadconfig(&before_); }
+  ~Tiles() { asm volatile("ldtilecfg %0" ::"m"(before_)); }
 
  private:
-  Config before_{};
+  Config before_;
 };
 
 inline __m512 loaded(const float* from, __mmask16 columns) { return _mm512_maskz_loadu_ps(columns, from); }
