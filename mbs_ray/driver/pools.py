@@ -20,7 +20,7 @@ from mbs_ray.run.signature import finished_result, forward_fields
 from mbs_ray.run.sweep_folders import SweepFolders, is_listed
 from mbs_ray.text.segment_request import SegmentRequest
 
-FORMAT = 2  # raise it with any change that gives other moments for the same text
+FORMAT = 3  # raise it with any change that gives other moments for the same text
 
 
 @dataclass(frozen=True)

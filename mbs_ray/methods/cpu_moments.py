@@ -41,10 +41,10 @@ def add_squares(sum_: Tensor, tokens: Tensor) -> bool:
     """Add tokensᵀ tokens to the lower triangle of a float32 tensor on a CPU, in place; False where that cannot be done.
 
     sum_: [columns, columns]. tokens: [tokens, columns], of any float dtype. Sums are float32; products are
-    exact for 16 bits, else to four roundings of float32, which leaves sums of many tokens as exact as torch's.
+    exact for 16 bits, else to four roundings of float32, which leaves the sum over a microbatch as exact as torch's.
     """
     function = _function(tokens.dtype) if tokens.dtype in _PARTS else None
-    if function is None or not sum_.is_contiguous():
+    if function is None or not sum_.is_contiguous() or tokens.device.type != "cpu":
         return False
     if tokens.stride(1) != 1:
         tokens = tokens.contiguous()

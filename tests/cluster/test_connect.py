@@ -154,6 +154,6 @@ with connected(None, 1):
 
 
 def test_a_ray_of_ones_own_is_ended_without_waiting_for_its_monitor() -> None:
-    """Which ends at once only while what it talks to is still there: else Ray waits a second, and kills it."""
+    """Ray would ask it to end, wait for a second in vain, and then kill it."""
     done = subprocess.run([sys.executable, "-c", MONITORS], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1", "0"], done.stderr

@@ -25,9 +25,11 @@ def test_fitting_is_signed_where_there_is_any(bloom: Path, corpus: Path, tmp_pat
     run = {"model": str(bloom), "corpus": str(corpus), "languages": ["en"], "segments": 16, "sequence_length": 8}
     grid = {"method": ["wanda"], "fit_to": ["propagated", "dense"]}
     sweep = validated(SweepSpec, {"name": "signed", "run": {**run, "sampling": "equal"}, "grid": grid})
-    plain, fitted = (signature(one, Numerics("cpu", 1), 1) for one in prepared_runs(sweep, tmp_path))
-    assert fitted == {**plain, "fit_to": {"mode": "dense", "strength": "auto"}}
-    assert "fit_to" not in plain
+    numerics = Numerics("cpu", 1, kernel="C++ and AMX")
+    plain, fitted = (signature(one, numerics, 1) for one in prepared_runs(sweep, tmp_path))
+    # It needs full moments, which a kernel sums.
+    assert fitted == {**plain, "fit_to": {"mode": "dense", "strength": "auto"}, "kernel": "C++ and AMX"}
+    assert not {"fit_to", "kernel"} & set(plain)
 
 
 def test_what_solves_linears_is_signed_where_the_method_solves_columns_and_on_gpus_some_are_wide(

@@ -138,6 +138,7 @@ inline void multiply() {
 
 // Adds the products of 32 × 32 columns to `sum`, whose rows are `stride` apart.
 void add_block(const uint16_t* left, const uint16_t* right, int64_t steps, float* sum, int64_t stride) {
+  asm volatile("" ::: "memory");  // the compiler does not know that tiles are read from memory
   const int64_t bytes = stride * sizeof(float);
   float* lower = sum + TILE * stride;
   _tile_loadd(0, sum, bytes);
@@ -146,7 +147,7 @@ void add_block(const uint16_t* left, const uint16_t* right, int64_t steps, float
   _tile_loadd(3, lower + TILE, bytes);
   for (int64_t step = 0; step < steps; ++step, left += STEP, right += STEP) {
     load_left(left, 0);
-    for (int64_t part = PARTS - 1; part >= 0; --part) {  // the smallest products first
+    for (int64_t part = PARTS - 1; part >= 0; --part) {  // of this part the smallest products first
       load_right(right, part);
       multiply();
     }

@@ -142,6 +142,7 @@ def test_threads_beside_the_one_that_computes_compute_alone() -> None:
     torch.set_num_threads(3)
     worker = Worker(Layout(1).places()[0], ONE)
     assert worker.process.ahead.submit(torch.get_num_threads).result() == 1
+    torch.set_num_threads(3)  # also what threads that have not computed yet begin with
     last = stage(1, 2)
     with ThreadPoolExecutor(1) as receiving:
         receiving.submit(last.receive, 0, 0, 1, np.zeros((1, 4, 8), dtype=np.float32), torch.float32).result()
