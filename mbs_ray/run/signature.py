@@ -67,11 +67,11 @@ def _signed(method: Method) -> dict[str, Any]:
 
 
 def _meets_kernel(run: PreparedRun, device: str) -> bool:
-    """Return whether the method solves some linears by a kernel, where there is one."""
-    decoder, least = run.model.decoder, least_columns(device)
-    shapes = (shape for index in range(decoder.blocks) for shape in decoder.linears(index).values())
+    """Return whether a kernel, where there is one, solves some linears, or sums what they are fitted by."""
     if device == "cpu" and run.spec.fit_to is not None:  # full moments, whatever the method
         return True
+    decoder, least = run.model.decoder, least_columns(device)
+    shapes = (shape for index in range(decoder.blocks) for shape in decoder.linears(index).values())
     return isinstance(run.spec.method, Factored) and any(columns >= least for _, columns in shapes)
 
 

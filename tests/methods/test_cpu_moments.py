@@ -19,6 +19,13 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ROUNDING = 2**-24
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def normal(tokens: int, columns: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     scales = torch.randn(columns, generator=generator).exp()
@@ -49,13 +56,9 @@ def test_any_shape_is_summed_as_in_float32(dtype: torch.dtype, tokens: int, colu
 @pytest.mark.parametrize("columns", [32, 300, 700])
 def test_whole_numbers_are_summed_exactly_by_any_number_of_threads(columns: int) -> None:
     inputs = torch.randint(-30, 31, (77, columns), generator=torch.Generator().manual_seed(columns)).float()
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(squares(inputs), (inputs.T @ inputs).tril())
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(squares(inputs), (inputs.T @ inputs).tril())
 
 
 def test_a_product_is_exact_to_four_roundings() -> None:
@@ -68,20 +71,17 @@ def test_a_product_is_exact_to_four_roundings() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_are_those_of_one_thread(dtype: torch.dtype) -> None:
     inputs = normal(150, 333, dtype)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = squares(inputs)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(squares(inputs), alone)
+    torch.set_num_threads(1)
+    alone = squares(inputs)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(squares(inputs), alone)
 
 
 @pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_moments, "_PACKED_BYTES", 0)
     monkeypatch.setattr(cpu_moments, "_LEAST_TOKENS", 64)
-    yield
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -61,7 +61,7 @@ def test_diagonal_methods_keep_vectors(largest):
 
 @pytest.fixture
 def without_matrix_units(monkeypatch):
-    """Those of a CPU pack tokens, at most 30 MiB that no plan counts."""
+    """Those of a CPU pack tokens, which no plan counts: 30 MiB, and 84 for the widest linears."""
     monkeypatch.setattr(moments, "add_squares", lambda *_: False)
 
 
