@@ -7,9 +7,9 @@
 # it computes, avoids it: torch counts threads for each thread that sets them.
 #
 # Seen on two CPUs (2 × 38,400 numbers multiplied by two, every 0.1 ms; medians):
-#   alone:                                      12.5 µs
-#   beside a thread that has computed alone:    12.6 µs
-#   beside a thread that has computed with two: 85.8 µs
+#   alone:                                      16.3 µs
+#   beside a thread that has computed alone:    16.3 µs
+#   beside a thread that has computed with two: 102.1 µs
 #
 # Needs two CPUs. Takes a minute.
 set -eu
